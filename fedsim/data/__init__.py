@@ -1,0 +1,1 @@
+"""Data: named real sets, your own tables, parties and the membership game."""

@@ -1,0 +1,399 @@
+"""Scenario: one validated TOML file describes one experiment.
+
+Read with `load`; a key that a person can get wrong is answered with one sentence that names the file, the
+key, the value and the nearest valid choice. What only the data can tell (party names, columns) is checked
+when the data are read, still before any work starts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedsim.errors import InputError, suggestion
+from fedsim.files import cannot_read, write_text
+
+Sector = Literal["hospital", "bank", "employer"]
+Partition = Literal[
+    "auto",
+    "natural",
+    "iid",
+    "dirichlet",
+    "pathological",
+    "shards",
+    "linear",
+    "square",
+    "exponential",
+]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Which records: a named set of the catalogue, or tables of your own."""
+
+    name: str | None = Field(None, description="a named data set: `fedsim data list`")
+    path: str | dict[str, str] | None = Field(
+        None, description="your own CSV or Parquet file; or one file per party, {party = file}"
+    )
+    label: str | None = Field(None, description="the column to predict")
+    party: str | None = Field(None, description="the column that names the party of a record")
+    person: str | None = Field(None, description="the column that names the person of a record")
+    ignore: list[str] = Field([], description="columns that are neither features nor keys")
+    kinds: dict[str, Literal["number", "category"]] = Field(
+        {}, description="column kinds where the guess from public records would be wrong"
+    )
+    bounds: dict[str, tuple[float, float]] = Field(
+        {},
+        description="public lower and upper bound of numeric columns; values are clipped to them",
+    )
+    categories: dict[str, list[str]] = Field(
+        {}, description="public values of categorical columns; any other value counts as unseen"
+    )
+    missing: list[str] = Field(
+        ["", "?", "NA", "N/A", "NaN", "nan", "null", "None"],
+        description="spellings of a missing value",
+    )
+    public: str | None = Field(
+        None, description="a table of public records, from which undeclared bounds are taken"
+    )
+    public_share: Share = Field(
+        0.05,
+        description="share of the records set aside as public, in no party, "
+        "when a column is undeclared and there is no `public` table",
+    )
+    max_records: Annotated[int, Field(ge=10)] | None = Field(
+        None, description="keep a random subset of this many records"
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_in_order(cls, bounds: dict[str, tuple[float, float]]) -> dict:
+        for column, (low, high) in bounds.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"the bounds of '{column}' are [{low}, {high}]; "
+                    "they must be two finite numbers, the lower one first"
+                )
+        return bounds
+
+    @model_validator(mode="after")
+    def _own_table_needs_a_label(self) -> DataSettings:
+        if self.name is not None and self.path is not None:
+            raise ValueError("both 'name' and 'path' are set; keep one of them")
+        if self.path is not None and self.label is None:
+            raise ValueError("'path' needs 'label', the column to predict")
+        return self
+
+
+class PartySettings(Settings):
+    """Who takes part and how the records are dealt to them."""
+
+    sector: Sector = Field("hospital", description="what the parties are: decides the defaults")
+    count: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="number of parties; default 5, or as many as the data name"
+    )
+    partition: Partition = Field(
+        "auto", description="'natural' follows the party column; 'auto' does so where there is one"
+    )
+    alpha: Positive = Field(0.5, description="concentration of the Dirichlet partition")
+    classes: Annotated[int, Field(ge=1)] = Field(
+        2,
+        description="classes per party of the pathological partition, shards per party of 'shards'",
+    )
+    member_share: Share = Field(
+        0.5, description="share of a party's records that it trains on; the others are held out"
+    )
+
+
+class ModelSettings(Settings):
+    """The torch model that the parties train together."""
+
+    name: str = Field(
+        "mlp", description="'logistic', 'mlp', 'cnn', or your own factory as 'module:callable'"
+    )
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(
+        [64, 64], description="widths of the MLP's hidden layers; channels of the CNN"
+    )
+    folder: str | None = Field(
+        None, description="where to import 'module:callable' from; default: the scenario's folder"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        choices = ("logistic", "mlp", "cnn")
+        if name not in choices and not re.fullmatch(r"[\w.]+:\w+", name):
+            raise ValueError(f"unknown model{suggestion(name, choices)} (or 'module:callable')")
+        return name
+
+
+STRATEGIES = (
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian",
+    "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg",
+)  # fmt: skip
+
+
+class FederationSettings(Settings):
+    """Rounds and aggregation."""
+
+    rounds: Annotated[int, Field(ge=1)] = Field(40, description="number of rounds T")
+    strategy: str = Field("fedavg", description=f"one of {', '.join(STRATEGIES)}")
+    options: dict[str, float | int] = Field(
+        {}, description="the strategy's own options, e.g. {proximal_mu = 0.1}"
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the parties that train in a round"
+    )
+    min_parties: Annotated[int, Field(ge=1)] = Field(
+        1, description="a round with fewer usable replies ends the run"
+    )
+    timeout: Positive = Field(3600.0, description="seconds to wait for a party's reply")
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES:
+            raise ValueError(f"unknown strategy{suggestion(name, STRATEGIES)}")
+        return name
+
+
+class TrainingSettings(Settings):
+    """A party's local training in one round."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = Field(0.1, description="learning rate")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="SGD momentum")
+    l2: NonNegative = Field(0.0, description="weight decay of the optimizer")
+    batch: Annotated[int, Field(ge=1)] = Field(16, description="(expected) batch size")
+    epochs: Annotated[int, Field(ge=1)] = Field(5, description="passes over the records a round")
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimizer steps a round, instead of epochs"
+    )
+
+
+class DPSettings(Settings):
+    """Local DP-SGD of one party. The unit is one record; neighbouring by add/remove."""
+
+    epsilon: Positive | None = Field(
+        None, description="target ε of the whole planned run; the noise multiplier is solved for it"
+    )
+    noise_multiplier: Positive | None = Field(
+        None, description="noise multiplier σ, instead of a target ε"
+    )
+    delta: Share = Field(1e-5, description="δ of the guarantee")
+    clipping_norm: Positive = Field(1.0, description="bound C on the norm of a per-sample gradient")
+    budget: Positive | None = Field(
+        None, description="ε at which the party stops training; default: the target ε"
+    )
+    accountant: Literal["rdp", "prv"] = Field(
+        "prv", description="how ε is composed: PRV (tight) or RDP (fast, looser)"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_epsilon_and_noise(self) -> DPSettings:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set exactly one of 'epsilon' and 'noise_multiplier'")
+        return self
+
+
+class AdversarySettings(Settings):
+    """The malicious client, and what it is assumed to own."""
+
+    party: str | None = Field(None, description="the malicious party; default: the first one")
+    attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
+    candidates: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="at most this many candidates, drawn at random; default: all records"
+    )
+
+
+class Scenario(Settings):
+    """One experiment: data, parties, model, federation, training, DP per party, adversary, seed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "scenario", description="names the run's folder"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="one seed, one result, bit for bit")
+    games: Annotated[int, Field(ge=1)] = Field(
+        1, description="draws of the membership, each with a federation of its own"
+    )
+    device: str = Field("cpu", description="torch device, e.g. 'cpu' or 'cuda'")
+    data: DataSettings = DataSettings()
+    parties: PartySettings = PartySettings()
+    model: ModelSettings = ModelSettings()
+    federation: FederationSettings = FederationSettings()
+    training: TrainingSettings = TrainingSettings()
+    dp: dict[str, DPSettings | Literal["off"]] = Field(
+        {}, description="DP-SGD by party name; 'all' holds for every party without its own entry"
+    )
+    adversary: AdversarySettings = AdversarySettings()
+
+    def dp_of(self, party: str) -> DPSettings | None:
+        """Return the party's DP-SGD settings, or None where it is off."""
+        settings = self.dp.get(party, self.dp.get("all", "off"))
+        return None if isinstance(settings, str) else settings
+
+
+def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> Scenario:
+    """Read the scenario file at ``path``.
+
+    overrides: ``key.path=value`` texts, the value in TOML's syntax or a bare word.
+    dp: ``party=ε`` texts ('all' for every party, 'off' or 'inf' to switch it off).
+
+    Raises:
+        InputError: in one sentence, what is wrong and what would be valid.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise cannot_read(path, error) from error
+    document.setdefault(
+        "name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario"
+    )
+    for text in overrides:
+        _override(document, text)
+    for text in dp:
+        _switch_dp(document, text)
+    return parse(document, source=str(path), folder=path.resolve().parent)
+
+
+def parse(
+    document: Mapping[str, Any], source: str = "scenario", folder: Path | None = None
+) -> Scenario:
+    """Validate ``document``; relative paths in it are taken from ``folder``.
+
+    Raises:
+        InputError: see `load`.
+    """
+    try:
+        scenario = Scenario.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_sentence(error)}") from error
+    return scenario if folder is None else _with_absolute_paths(scenario, folder)
+
+
+def save(scenario: Scenario, path: Path) -> None:
+    """Write the scenario with every default filled in, so that running the file repeats the run."""
+    write_text(path, tomli_w.dumps(scenario.model_dump(exclude_none=True)))
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise InputError(f"--set {text}: expected key=value, such as training.lr=0.05")
+    *sections, last = [part.strip() for part in key.split(".")]
+    table = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {text}: '{section}' is a value, not a section")
+    table[last] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string
+
+
+def _switch_dp(document: dict[str, Any], text: str) -> None:
+    party, sign, value = text.rpartition("=")
+    if not sign or not party:
+        raise InputError(f"--dp {text}: expected party=ε, such as all=8 or hospital-2=3")
+    switch = document.setdefault("dp", {})
+    if value in ("off", "inf", "∞"):
+        switch[party] = "off"
+        return
+    try:
+        epsilon = float(value)
+    except ValueError:
+        raise InputError(
+            f"--dp {text}: ε is '{value}'; it must be a number above 0 or 'off'"
+        ) from None
+    inherited = switch.get(party, switch.get("all", {}))
+    kept = dict(inherited) if isinstance(inherited, dict) else {}
+    kept.pop("noise_multiplier", None)
+    switch[party] = {**kept, "epsilon": epsilon}
+
+
+def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+    def absolute(path: str) -> str:
+        return str((folder / Path(path).expanduser()).resolve())
+
+    data = scenario.data
+    path = data.path
+    if isinstance(path, str):
+        path = absolute(path)
+    elif path is not None:
+        path = {party: absolute(file) for party, file in path.items()}
+    public = absolute(data.public) if data.public else None
+    model = scenario.model
+    if ":" in model.name:
+        model = model.model_copy(update={"folder": absolute(model.folder or ".")})
+    data = data.model_copy(update={"path": path, "public": public})
+    return scenario.model_copy(update={"data": data, "model": model})
+
+
+def _sentence(error: ValidationError) -> str:
+    """Say the first problem of ``error`` in one sentence: key, value, what is valid."""
+    problem = error.errors()[0]
+    # Pydantic puts the tried member of a union into the location; only real keys are wanted.
+    location = [str(part) for part in problem["loc"] if not _UNION_TAG.match(str(part))]
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        where = f" in [{'.'.join(location[:-1])}]" if location[:-1] else ""
+        return f"unknown key '{location[-1]}'{where}{suggestion(location[-1], known)}"
+    key = ".".join(location)
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    message = message.replace("it should be a valid dictionary or instance of DPSettings", _DP_HINT)
+    shown = problem["input"]
+    if isinstance(shown, dict):
+        return f"[{key}] {message}" if key else message
+    return f"{key} = {shown!r}: {message}"
+
+
+_UNION_TAG = re.compile(r"^(function-|literal\[|dict\[|DPSettings$|str$|int$|float$)")
+
+
+_DP_HINT = "it should be 'off' or a table such as {epsilon = 8}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """Return the valid keys of the section at ``location``."""
+    section: type[BaseModel] | None = Scenario
+    for part in location:
+        if section is None:
+            return []
+        field = section.model_fields.get(part)
+        section = _settings_in(field.annotation) if field else section
+    return list(section.model_fields) if section else []
+
+
+def _settings_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_args(annotation):
+        for part in typing.get_args(annotation):
+            found = _settings_in(part)
+            if found:
+                return found
+    return None
