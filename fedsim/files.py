@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     try:
         write(Path(temporary))
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -44,9 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the one-sentence error for a file that could not be written."""
     if error.errno == errno.ENOSPC:
-        return InputError(
-            f"cannot write {path}: the disk is full; free some space and use --resume"
-        )
+        return InputError(f"cannot write {path}: the disk is full; free some space and use --resume")
     reason = error.strerror or str(error)
     return InputError(f"cannot write {path}: {reason}; choose another folder with --out")
 

@@ -31,9 +31,7 @@ def generator(
     seed: int, purpose: str, *, game: int = 0, party: str = "", round: int = 0
 ) -> np.random.Generator:
     """Return the NumPy stream of this key (PCG64 seeded with 128 hashed bits)."""
-    return np.random.default_rng(
-        integer(seed, purpose, game=game, party=party, round=round, bits=128)
-    )
+    return np.random.default_rng(integer(seed, purpose, game=game, party=party, round=round, bits=128))
 
 
 def torch_generator(

@@ -125,9 +125,7 @@ class PartySettings(Settings):
 class ModelSettings(Settings):
     """The torch model that the parties train together."""
 
-    name: str = Field(
-        "mlp", description="'logistic', 'mlp', 'cnn', or your own factory as 'module:callable'"
-    )
+    name: str = Field("mlp", description="'logistic', 'mlp', 'cnn', or your own factory as 'module:callable'")
     hidden: list[Annotated[int, Field(ge=1)]] = Field(
         [64, 64], description="widths of the MLP's hidden layers; channels of the CNN"
     )
@@ -194,9 +192,7 @@ class DPSettings(Settings):
     epsilon: Positive | None = Field(
         None, description="target ε of the whole planned run; the noise multiplier is solved for it"
     )
-    noise_multiplier: Positive | None = Field(
-        None, description="noise multiplier σ, instead of a target ε"
-    )
+    noise_multiplier: Positive | None = Field(None, description="noise multiplier σ, instead of a target ε")
     delta: Share = Field(1e-5, description="δ of the guarantee")
     clipping_norm: Positive = Field(1.0, description="bound C on the norm of a per-sample gradient")
     budget: Positive | None = Field(
@@ -265,9 +261,7 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise cannot_read(path, error) from error
-    document.setdefault(
-        "name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario"
-    )
+    document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario")
     for text in overrides:
         _override(document, text)
     for text in dp:
@@ -275,9 +269,7 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     return parse(document, source=str(path), folder=path.resolve().parent)
 
 
-def parse(
-    document: Mapping[str, Any], source: str = "scenario", folder: Path | None = None
-) -> Scenario:
+def parse(document: Mapping[str, Any], source: str = "scenario", folder: Path | None = None) -> Scenario:
     """Validate ``document``; relative paths in it are taken from ``folder``.
 
     Raises:
@@ -326,9 +318,7 @@ def _switch_dp(document: dict[str, Any], text: str) -> None:
     try:
         epsilon = float(value)
     except ValueError:
-        raise InputError(
-            f"--dp {text}: ε is '{value}'; it must be a number above 0 or 'off'"
-        ) from None
+        raise InputError(f"--dp {text}: ε is '{value}'; it must be a number above 0 or 'off'") from None
     inherited = switch.get(party, switch.get("all", {}))
     kept = dict(inherited) if isinstance(inherited, dict) else {}
     kept.pop("noise_multiplier", None)
