@@ -1,0 +1,204 @@
+"""What an adversary saw of a federation: the only input an attack has.
+
+A `ParticipantView` is the view of one ordinary party: the global models it was sent, its own answers, its
+own records and the settings that are public. It holds no membership bit of anyone but its owner. The
+malicious client writes it as the run goes (`record_*`), a file per round, and reads it back (`load_view`):
+
+    settings.json            what everybody knows
+    own.safetensors          the owner's training and held-out records
+    round-003.safetensors    w_3, the global model after 3 rounds, as it was sent (round-000: w_0)
+    reply-003.safetensors    the owner's answer in round 3, trained from w_2
+    candidates.safetensors   the records whose membership is asked
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from attacks import signals
+from fedsim.data.records import Records
+from fedsim.errors import InputError
+from fedsim.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.scenario import ModelSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = dict[str, np.ndarray]
+
+AVERAGING = ("fedavg", "fedprox")
+"""The strategies whose new model is the average of the answers, so that one's own part can be taken out."""
+
+
+@dataclass(frozen=True)
+class PublicSettings:
+    """What every participant is told.
+
+    input_shape: of one record's features; participants: parties that train in a round.
+    """
+
+    model: ModelSettings
+    input_shape: tuple[int, ...]
+    classes: int
+    rounds: int
+    parties: int
+    participants: int
+    training: TrainingSettings
+    strategy: str
+
+
+@dataclass(frozen=True, eq=False)
+class ParticipantView:
+    """What one party saw: in round t (1..T) it is sent w_{t−1} and answers, w_t is the answers' aggregate.
+
+    models: round t → w_t, by parameter name; w_T last. Rounds it was not asked in are missing.
+    own_replies: round t → the model it answered in round t.
+    """
+
+    settings: PublicSettings
+    models: dict[int, Weights]
+    own_replies: dict[int, Weights]
+    own_train: Records
+    own_heldout: Records
+    # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
+    _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def final_round(self) -> int:
+        """The last round whose model was seen."""
+        return max(self.models)
+
+    @property
+    def final_model(self) -> Weights:
+        """The last global model that was seen, w_T in a whole run."""
+        return self.models[self.final_round]
+
+    @property
+    def trained_rounds(self) -> list[int]:
+        """The rounds t ≥ 1 whose w_t was seen, in order."""
+        return sorted(t for t in self.models if t > 0)
+
+    def module(self, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
+        """Return the public architecture with these weights, in evaluation mode."""
+        import torch
+
+        from fedsim import models
+
+        module = models.build(self.settings.model, self.settings.input_shape, self.settings.classes)
+        module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+        return module.eval()
+
+    def logits(self, t: int, records: Records) -> np.ndarray:
+        """Return the answers of w_t on ``records``, (n, classes) float64; computed once."""
+        key = (t, id(records))
+        if key not in self._kept:
+            answers = signals.logits(self.module(self.models[t]), records.features)
+            self._kept[key] = (records, answers.astype(np.float32))  # float32 is what the model computed
+        return self._kept[key][1].astype(np.float64)
+
+    def others_update(self, t: int) -> Weights | None:
+        """Return the others' part of the step w_t − w_{t−1}, float64 by parameter name.
+
+        The owner's part is (own reply − w_{t−1}) / participants: it is not told how many records the others
+        have, so it assumes equal weights in the average. Nothing is taken out in a round it did not answer
+        in, nor under a strategy that does not average. None where either model was not seen.
+        """
+        if t not in self.models or t - 1 not in self.models:
+            return None
+        before = {name: array.astype(np.float64) for name, array in self.models[t - 1].items()}
+        step = {name: self.models[t][name] - array for name, array in before.items()}
+        reply = self.own_replies.get(t)
+        if reply is None or self.settings.strategy not in AVERAGING:
+            return step
+        share = 1 / self.settings.participants
+        return {name: step[name] - share * (reply[name] - array) for name, array in before.items()}
+
+    def as_outsider_of_itself(self) -> ParticipantView:
+        """Return the same view with nothing to take out of an update.
+
+        For calibration: on the owner's own records the owner's own update is the signal.
+        """
+        return replace(self, own_replies={})
+
+
+def record_settings(folder: Path, settings: PublicSettings, own_train: Records, own_heldout: Records) -> None:
+    """Write what the owner has before round 1."""
+    write_json(folder / "settings.json", TypeAdapter(PublicSettings).dump_python(settings, mode="json"))
+    write_arrays(
+        folder / "own.safetensors",
+        {
+            "train_features": own_train.features,
+            "train_labels": own_train.labels,
+            "heldout_features": own_heldout.features,
+            "heldout_labels": own_heldout.labels,
+        },
+    )
+
+
+def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
+    """Write w_t of t = ``round`` as it was sent; writing it again changes nothing."""
+    write_arrays(folder / f"round-{round:03d}.safetensors", weights)
+
+
+def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the owner's answer in ``round`` (1..T); writing it again changes nothing."""
+    write_arrays(folder / f"reply-{round:03d}.safetensors", weights)
+
+
+def record_candidates(folder: Path, records: Records) -> None:
+    """Write the records whose membership is asked."""
+    write_arrays(folder / "candidates.safetensors", {"features": records.features, "labels": records.labels})
+
+
+def load_view(folder: Path) -> ParticipantView:
+    """Read what the owner kept in ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt, or no trained model was ever seen.
+    """
+    file = folder / "settings.json"
+    try:
+        settings = TypeAdapter(PublicSettings).validate_python(read_json(file))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"cannot read {file}: {key}: {problem['msg'].lower()}") from error
+    models = _read_rounds(folder, "round")
+    if not any(t > 0 for t in models):
+        raise InputError(f"{folder}: no model of a finished round was observed; run at least one round")
+    own = folder / "own.safetensors"
+    return ParticipantView(
+        settings, models, _read_rounds(folder, "reply"), _records(own, "train_"), _records(own, "heldout_")
+    )
+
+
+def load_candidates(folder: Path) -> Records:
+    """Read the candidates kept in ``folder``.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return _records(folder / "candidates.safetensors")
+
+
+def _records(file: Path, prefix: str = "") -> Records:
+    arrays = read_arrays(file)
+    try:
+        return Records(arrays[f"{prefix}features"], arrays[f"{prefix}labels"])
+    except KeyError as error:
+        raise InputError(f"cannot read {file}: it has no array {error}") from error
+
+
+def _read_rounds(folder: Path, kind: str) -> dict[int, Weights]:
+    found = ((re.fullmatch(rf"{kind}-(\d+)", path.stem), path) for path in folder.glob("*.safetensors"))
+    rounds = {int(match[1]): path for match, path in found if match}
+    return {round: read_arrays(rounds[round]) for round in sorted(rounds)}
