@@ -171,6 +171,10 @@ class FederationSettings(Settings):
             raise ValueError(f"unknown strategy{suggestion(name, STRATEGIES)}")
         return name
 
+    def participants(self, parties: int) -> int:
+        """Number of the ``parties`` that train in one round: the nearest to the fraction, at least 1."""
+        return max(1, math.floor(parties * self.fraction + 0.5))
+
 
 class TrainingSettings(Settings):
     """A party's local training in one round."""

@@ -1,0 +1,72 @@
+"""The adversary inside the federation: an ordinary participant that also keeps what it is sent.
+
+It trains and answers as the protocol asks, writes every global model it receives and every update it
+sends to its own disk, and after the last round runs its attacks from that view alone (DESIGN §5). Its
+process is never given a membership bit of another party.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+
+from attacks import observer, suite
+from clients import messages, participant
+from clients.party import Party
+from fedsim.data.records import Records
+
+
+def introduce(party: Party, context: Context) -> RecordDict:
+    """Introduce itself like anyone else, and open its notebook."""
+    scenario = party.scenario
+    parties = int(context.node_config.get("num-partitions", scenario.parties.count or 0))
+    settings = observer.PublicSettings(
+        model=scenario.model,
+        input_shape=party.records.train.shape,
+        classes=party.classes,
+        rounds=scenario.federation.rounds,
+        parties=parties,
+        participants=scenario.federation.participants(parties),
+        training=scenario.training,
+        strategy=scenario.federation.strategy,
+    )
+    observer.record_settings(_notebook(party), settings, party.records.train, party.records.heldout)
+    return participant.introduce(party, context)
+
+
+def train(party: Party, message: Message, context: Context) -> RecordDict:
+    """Keep the model it was sent, train as asked, keep its own answer."""
+    round = messages.server_round(message)
+    observer.record_model(_notebook(party), round - 1, messages.global_model(message))
+    answer = participant.train(party, message, context)
+    if "arrays" in answer:
+        reply = messages.to_numpy(answer.array_records["arrays"])
+        observer.record_reply(_notebook(party), round, reply)
+    return answer
+
+
+def evaluate(party: Party, message: Message) -> RecordDict:
+    """Keep the model it was sent, evaluate as asked."""
+    round = messages.server_round(message)
+    observer.record_model(_notebook(party), round, messages.global_model(message))
+    return participant.evaluate(party, message)
+
+
+def attack(party: Party, message: Message) -> RecordDict:
+    """Run the attacks on the candidates of the message; answer scores and thresholds."""
+    asked = messages.to_numpy(message.content.array_records["candidates"])
+    candidates = Records(asked["features"], asked["labels"])
+    observer.record_candidates(_notebook(party), candidates)
+    view = observer.load_view(_notebook(party))
+    scenario = party.scenario
+    findings = suite.run(view, candidates, scenario.adversary.attacks, scenario.seed, party.game)
+    scores = {name: finding.scores for name, finding in findings.items()}
+    thresholds = {name: finding.threshold for name, finding in findings.items()}
+    return RecordDict({"scores": messages.to_arrays(scores), "thresholds": messages.metrics(thresholds)})
+
+
+def _notebook(party: Party) -> Path:
+    if party.observations is None:
+        raise PermissionError(f"{party.name} is an honest party; it keeps nothing and attacks no one")
+    return party.observations

@@ -1,0 +1,80 @@
+"""A party's own process: what it finds on its own disk, and nothing of anyone else's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+
+from fedsim import models
+from fedsim.data.store import PartyRecords, read_party
+from fedsim.errors import InputError
+from fedsim.results import RunDirectory
+from fedsim.scenario import DPSettings, Scenario
+
+
+@dataclass(frozen=True)
+class Party:
+    """One organisation: its records, its settings, and the model it trains.
+
+    module is scratch space: its weights are replaced at the start of every message.
+    observations is where the malicious party keeps what it sees, None for an honest one.
+    """
+
+    name: str
+    partition: int
+    game: int
+    scenario: Scenario
+    records: PartyRecords
+    module: torch.nn.Module
+    classes: int
+    observations: Path | None
+
+    @property
+    def dp(self) -> DPSettings | None:
+        """The party's own DP-SGD switch, None where it is off."""
+        return self.scenario.dp_of(self.name)
+
+
+def party_of(context: Context) -> Party:
+    """Return the party whose partition id and run the Flower context names."""
+    # More than one thread made small models 36-58 times slower, and could change the last bit.
+    torch.set_num_threads(1)
+    folder = run_folder(context)
+    game = int(context.run_config.get("game", 0))
+    return _load(folder, game, int(context.node_config["partition-id"]))
+
+
+def run_folder(context: Context) -> Path:
+    """Return the run's folder: ``run`` of the run config, or a folder of Flower's run id."""
+    configured = str(context.run_config.get("run", ""))
+    if configured:
+        return Path(configured)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "fedsim" / "flower" / str(context.run_id)
+
+
+@lru_cache(maxsize=64)
+def _load(folder: Path, game: int, partition: int) -> Party:
+    run = RunDirectory.open(folder)
+    pattern = f"{partition:03d}-*"
+    found = sorted(run.party_folder(game, partition, "x").parent.glob(pattern))
+    if not found:
+        raise InputError(f"{run.path}: there is no party with partition id {partition} in game {game}")
+    records, info = read_party(found[0])
+    scenario = run.scenario
+    module = models.build(scenario.model, records.train.shape, info["classes"])
+    return Party(
+        name=records.name,
+        partition=partition,
+        game=game,
+        scenario=scenario,
+        records=records,
+        module=module.to(scenario.device),
+        classes=info["classes"],
+        observations=run.observations(game) if info["malicious"] else None,
+    )

@@ -1,0 +1,273 @@
+"""The command line: a thin shell over `fedsim.runner`, without logic of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from fedsim import __version__
+from fedsim.errors import FedsimError, InputError
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+class _Commands(click.Group):
+    """Turns fedsim's own errors into one line and an exit code; bugs keep their trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FedsimError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"fedsim: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("fedsim: stopped; go on with the same command and --resume", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show stack traces.")
+def main(debug: bool) -> None:
+    """Measure what a participant of a federation could learn about who is in your data.
+
+    \b
+    Examples:
+      fedsim run experiments/hospitals.toml
+      fedsim run experiments/heart.toml --dp all=8 --set federation.rounds=20
+      fedsim show runs/heart
+    """
+
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    envvar="FEDSIM_DATA",
+    help="Folder with data sets, used instead of downloads. [env: FEDSIM_DATA]",
+)
+
+
+@main.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key.")
+@click.option("--dp", multiple=True, metavar="PARTY=ε", help="DP-SGD of a party; 'all=8', 'x=off'.")
+@_data_dir
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<name>]")
+@click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+def run(
+    scenario: Path,
+    overrides: tuple[str, ...],
+    dp: tuple[str, ...],
+    data_dir: Path | None,
+    out: Path | None,
+    engine: str,
+    workers: int,
+    resume: bool,
+) -> None:
+    """Run SCENARIO (a TOML file, or the folder of an earlier run) and show the result.
+
+    \b
+    Examples:
+      fedsim run experiments/hospitals.toml
+      fedsim run experiments/hospitals.toml --dp all=8 --dp hospital-2=3
+      fedsim run experiments/banks.toml --data-dir data --workers 4
+      fedsim run runs/banks --resume
+    """
+    from fedsim import live, runner, tables
+
+    if resume:
+        if overrides or dp:
+            raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
+        folder = _resumable(scenario, out)
+    else:
+        folder = _prepare(scenario, overrides, dp, data_dir, out)
+    runner.check_engine(engine)
+    _header(folder)
+    with live.follow(folder, _err):
+        runner.federate(folder, engine, workers)
+    tables.show(folder, _out)
+
+
+def _prepare(
+    path: Path, overrides: tuple[str, ...], dp: tuple[str, ...], data_dir: Path | None, out: Path | None
+) -> Any:
+    from fedsim import runner
+    from fedsim.results import new_run_path
+    from fedsim.scenario import load
+
+    file = path / "scenario.toml" if path.is_dir() else path
+    scenario = load(file, overrides, dp)
+    with _err.status("Reading the records…"):
+        prepared = runner.check(scenario, data_dir)
+        return runner.prepare(prepared, out or new_run_path(Path("runs"), scenario.name))
+
+
+def _resumable(scenario: Path, out: Path | None) -> Any:
+    from fedsim import runner
+    from fedsim.results import RunDirectory
+    from fedsim.scenario import load
+
+    if out is not None or scenario.is_dir():
+        return RunDirectory.open(out or scenario)
+    return runner.latest_unfinished(Path("runs"), load(scenario).name)
+
+
+def _header(folder: Any) -> None:
+    manifest, scenario = folder.manifest, folder.scenario
+    sizes = ", ".join(f"{name} ({n})" for name, n in manifest["parties"].items())
+    source = scenario.data.name or scenario.data.path
+    _err.print(f"[bold]{scenario.name}[/bold]: {source}; {sizes}", highlight=False)
+    _err.print(f"Adversary: {manifest['adversary']}; run folder: {folder.path}", highlight=False)
+    for notice in manifest["notices"]:
+        _err.print(f"[yellow]{notice}[/yellow]", highlight=False)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def show(folder: Path) -> None:
+    """Show the tables of a run: utility, guarantee and leakage side by side.
+
+    \b
+    Example:
+      fedsim show runs/hospitals
+    """
+    from fedsim import tables
+    from fedsim.results import RunDirectory
+
+    tables.show(RunDirectory.open(folder), _out)
+
+
+@main.command()
+@click.argument("parent", default="runs", type=click.Path(path_type=Path))
+def runs(parent: Path) -> None:
+    """List the runs in PARENT (default: runs)."""
+    from fedsim import tables
+    from fedsim.results import runs_in
+
+    _out.print(tables.runs(runs_in(parent)))
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
+def attack(folder: Path, attacks: str | None) -> None:
+    """Repeat the attacks of RUN offline, from what the adversary kept.
+
+    \b
+    Examples:
+      fedsim attack runs/hospitals
+      fedsim attack runs/hospitals --attacks loss,update-cosine
+    """
+    from fedsim import runner, tables
+    from fedsim.results import RunDirectory
+
+    run = RunDirectory.open(folder)
+    names = [name.strip() for name in attacks.split(",")] if attacks else None
+    with _err.status("Attacking…"):
+        runner.attack(run, names)
+    tables.show(run, _out)
+
+
+@main.group()
+def attacks() -> None:
+    """The attacks there are."""
+
+
+@attacks.command("list")
+def attacks_list() -> None:
+    """List the attacks: what each needs, sees, assumes, and its source."""
+    from rich.table import Table
+
+    from attacks.suite import SUITE
+
+    table = Table()
+    for heading in ("attack", "sees", "needs", "assumes", "source"):
+        table.add_column(heading)
+    for item in SUITE.values():
+        table.add_row(item.name, item.sees, item.needs, item.assumes, item.source)
+    _out.print(table)
+
+
+@main.group()
+def scenario() -> None:
+    """Scenario files: check one, or print the schema."""
+
+
+@scenario.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key.")
+@_data_dir
+def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None:
+    """Check FILE and its data without running anything, and say what it would do."""
+    from fedsim import runner
+    from fedsim.scenario import load
+
+    prepared = runner.check(load(file, overrides), data_dir)
+    for notice in prepared.encoded.notices:
+        _err.print(f"[yellow]{notice}[/yellow]", highlight=False)
+    sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
+    click.echo(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")
+
+
+@scenario.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from fedsim.scenario import Scenario
+
+    click.echo(json.dumps(Scenario.model_json_schema(), indent=2))
+
+
+@main.group()
+def data() -> None:
+    """The named data sets."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the named data sets."""
+    from rich.table import Table
+
+    from fedsim.data import catalogue
+
+    table = Table()
+    for heading in ("name", "what", "records", "licence", "download"):
+        table.add_column(heading)
+    for name in catalogue.names():
+        entry = catalogue.get(name)
+        table.add_row(*catalogue.summary(entry))
+    _out.print(table)
+
+
+@data.command("show")
+@click.argument("name")
+@_data_dir
+def data_show(name: str, data_dir: Path | None) -> None:
+    """Show origin, licence, hashes and columns of NAME."""
+    from fedsim.data import catalogue
+
+    click.echo(catalogue.describe(catalogue.get(name), data_dir))
+
+
+@data.command("fetch")
+@click.argument("name")
+@_data_dir
+def data_fetch(name: str, data_dir: Path | None) -> None:
+    """Download NAME, or check it in --data-dir, against its hash."""
+    from fedsim.data import catalogue
+
+    for path in catalogue.fetch(name, data_dir):
+        click.echo(f"{path}: hash as expected")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The names of Flower that are not public, all in one place.
+
+A ``Grid`` of one's own cannot do without them (flwr 1.41): a message takes its sender from the process-wide
+task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
+public serialisation. `tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Set before flwr is imported: nothing is sent anywhere and nothing is looked up.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1
+
+
+def assume_identity(run_id: int) -> None:
+    """Let this process create messages of run ``run_id``."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.task_id = 0
+
+
+def empty_run(run_id: int) -> Run:
+    """Return the description of a run without an app bundle."""
+    return Run.create_empty(run_id)
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message the id that the SuperLink would give it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def failure(message: Message, error: BaseException) -> Message:
+    """Return the reply of a client that raised ``error``."""
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def to_bytes(state: RecordDict) -> bytes:
+    """Serialise a ``Context.state``."""
+    return recorddict_to_proto(state).SerializeToString(deterministic=True)
+
+
+def from_bytes(state: bytes) -> RecordDict:
+    """Undo `to_bytes`."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(state))

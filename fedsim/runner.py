@@ -1,0 +1,277 @@
+"""From a scenario to a finished run: check, prepare, federate game by game, evaluate."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attacks import evaluation, observer, suite
+from clients.sectors import SECTORS
+from fedsim import models, privacy, rng, strategy
+from fedsim.data import catalogue, membership, parties
+from fedsim.data import encode as encoding
+from fedsim.data import table as tables
+from fedsim.data.store import write_party
+from fedsim.errors import FedsimError, InputError, suggestion
+from fedsim.results import RunDirectory, runs_in, scores_table
+from fedsim.scenario import Scenario
+
+ENGINES = ("inprocess", "ray")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario whose every choice has been checked against the data, before anything is written.
+
+    rows: party name → row indices in ``encoded``
+    """
+
+    scenario: Scenario
+    encoded: encoding.Encoded
+    rows: dict[str, np.ndarray]
+    adversary: str
+
+
+def with_sector_defaults(scenario: Scenario) -> Scenario:
+    """Fill in what the sector decides: its first table and its model, where the scenario is silent."""
+    sector = SECTORS[scenario.parties.sector]
+    changes: dict[str, Any] = {}
+    if scenario.data.name is None and scenario.data.path is None:
+        changes["data"] = scenario.data.model_copy(update={"name": sector.tables[0]})
+    if "model" not in scenario.model_fields_set:
+        changes["model"] = sector.model
+    return scenario.model_copy(update=changes)
+
+
+def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
+    """Read the data and check all that only the data can tell.
+
+    Raises:
+        InputError: in one sentence, what is wrong and what would be valid.
+    """
+    scenario = with_sector_defaults(scenario)
+    suite.select(scenario.adversary.attacks)
+    strategy.build(scenario.federation, scenario.training)
+    encoded = read_records(scenario, data_dir)
+    rows = parties.deal(encoded, scenario.parties, scenario.seed)
+    scenario = scenario.model_copy(
+        update={"parties": scenario.parties.model_copy(update={"count": len(rows)})}
+    )
+    adversary = scenario.adversary.party or next(iter(rows))
+    _check_names(scenario, rows, adversary)
+    _check_private_training(scenario, encoded, rows)
+    scenario = scenario.model_copy(
+        update={"adversary": scenario.adversary.model_copy(update={"party": adversary})}
+    )
+    return Prepared(scenario, encoded, rows, adversary)
+
+
+def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
+    """Read and encode the scenario's records; nothing is learnt from private ones (DESIGN §7)."""
+    data = scenario.data
+    source = tables.read(data) if data.name is None else catalogue.load(data.name, data_dir)
+    stream = rng.generator(scenario.seed, "public records")
+    bounds = SECTORS[scenario.parties.sector].bounds
+    return encoding.encode(source, data, stream, sector_bounds=bounds)
+
+
+def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:
+    if adversary not in rows:
+        raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
+    for name in scenario.dp:
+        if name != "all" and name not in rows:
+            raise InputError(f"dp.{name}: no such party{suggestion(name, ['all', *rows])}")
+
+
+def _check_private_training(
+    scenario: Scenario, encoded: encoding.Encoded, rows: dict[str, np.ndarray]
+) -> None:
+    module = models.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    for name, index in rows.items():
+        settings = scenario.dp_of(name)
+        if settings is None:
+            continue
+        if scenario.federation.strategy == "qfedavg":
+            raise InputError(
+                f"dp.{name}: federation.strategy = 'qfedavg' needs every party's training loss, "
+                "which a party under DP keeps to itself; switch one of them off"
+            )
+        models.check_dp_ready(module)
+        n = max(1, round(len(index) * scenario.parties.member_share))
+        privacy.plan(settings, scenario.training, n, scenario.federation.rounds)
+
+
+def prepare(prepared: Prepared, path: Path) -> RunDirectory:
+    """Create the run's folder: each party's own records of every game, the candidates, the truth."""
+    scenario, encoded = prepared.scenario, prepared.encoded
+    games = [
+        membership.draw_game(
+            encoded,
+            prepared.rows,
+            seed=scenario.seed,
+            game=game,
+            member_share=scenario.parties.member_share,
+            adversary=prepared.adversary,
+            max_candidates=scenario.adversary.candidates,
+        )
+        for game in range(scenario.games)
+    ]
+    run = RunDirectory.create(path, scenario)
+    for number, game in enumerate(games):
+        _write_game(run, prepared, number, game)
+    run.write_table(
+        "truth", pd.concat([game.truth.assign(game=k) for k, game in enumerate(games)], ignore_index=True)
+    )
+    run.update_manifest(
+        adversary=prepared.adversary,
+        parties={name: len(index) for name, index in prepared.rows.items()},
+        input_shape=list(encoded.features.shape[1:]),
+        classes=list(encoded.classes),
+        notices=encoded.notices,
+        data_sha256=encoded.hashes,
+        seed=scenario.seed,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        prepared=True,
+        **_machine(),
+    )
+    return run
+
+
+def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: membership.Game) -> None:
+    run.write_candidates(number, game.candidates)
+    for partition, (name, records) in enumerate(game.parties.items()):
+        info = {
+            "partition": partition,
+            "sector": run.scenario.parties.sector,
+            "malicious": name == prepared.adversary,
+            "classes": len(prepared.encoded.classes),
+        }
+        write_party(run.party_folder(number, partition, name), records, info)
+
+
+def _machine() -> dict[str, Any]:
+    packages = ("fedsim", "flwr", "torch", "opacus", "numpy", "pandas", "safetensors")
+    return {
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+        "machine": {"system": platform.platform(), "cpu": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def federate(run: RunDirectory, engine: str = "inprocess", workers: int = 1) -> None:
+    """Run every game that is not finished, then evaluate all of them.
+
+    Raises:
+        FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
+    """
+    if not run.manifest.get("prepared"):
+        raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
+    run.update_manifest(engine=engine, workers=workers)
+    for game in range(run.scenario.games):
+        if _finished(run, game):
+            continue
+        started = time.monotonic()
+        _run_game(run, game, engine, workers)
+        _note_game(run, game, time.monotonic() - started)
+    evaluate(run)
+    run.update_manifest(complete=True)
+
+
+def _finished(run: RunDirectory, game: int) -> bool:
+    return str(game) in run.manifest.get("games", {})
+
+
+def _run_game(run: RunDirectory, game: int, engine: str, workers: int) -> None:
+    if engine == "inprocess":
+        from fedsim.engines import inprocess
+
+        inprocess.run_game(run, game, workers)
+    elif engine == "ray":
+        from fedsim.engines import ray
+
+        ray.run_game(run, game, workers)
+    else:
+        raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
+
+
+def _note_game(run: RunDirectory, game: int, seconds: float) -> None:
+    last = run.last_round(game)
+    digest = hashlib.sha256(run.model_path(game, last).read_bytes()).hexdigest()
+    entry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}
+    run.update_manifest(games={**run.manifest.get("games", {}), str(game): entry})
+
+
+def evaluate(run: RunDirectory) -> None:
+    """Join the adversary's scores with the truth and write ``leakage.parquet``."""
+    scores = run.table("scores")
+    thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
+    leakage = evaluation.evaluate(
+        scores[["game", "attack", "candidate", "score"]], thresholds, run.table("truth"), seed=run.scenario.seed
+    )
+    run.write_table("leakage", leakage)
+
+
+def attack(run: RunDirectory, names: list[str] | None = None) -> None:
+    """Repeat the attacks offline, from what the adversary kept and nothing else, and evaluate them.
+
+    names: attacks to run, default those of the scenario; other attacks' scores are kept.
+
+    Raises:
+        InputError: unknown attack, or a game whose observations are missing.
+    """
+    wanted = names or run.scenario.adversary.attacks
+    suite.select(wanted)
+    for game in range(run.scenario.games):
+        folder = run.observations(game)
+        if not (folder / "candidates.safetensors").exists():
+            raise InputError(
+                f"{folder} holds no candidates: game {game} has not come to its attacks; "
+                f"finish it with `fedsim run {run.path} --resume`"
+            )
+        view, candidates = observer.load_view(folder), observer.load_candidates(folder)
+        findings = suite.run(view, candidates, wanted, run.scenario.seed, game)
+        _keep_findings(run, game, findings)
+    evaluate(run)
+
+
+def _keep_findings(run: RunDirectory, game: int, findings: dict[str, suite.Finding]) -> None:
+    fresh = scores_table(
+        {name: finding.scores for name, finding in findings.items()},
+        {name: finding.threshold for name, finding in findings.items()},
+    )
+    if run.has("scores"):
+        before = run.table("scores")
+        mine = before[(before["game"] == game) & ~before["attack"].isin(list(findings))]
+        fresh = pd.concat([mine.drop(columns="game"), fresh], ignore_index=True)
+    run.write_game("scores", game, fresh)
+
+
+def latest_unfinished(parent: Path, name: str) -> RunDirectory:
+    """Return the newest run of scenario ``name`` below ``parent`` that is not complete.
+
+    Raises:
+        FedsimError: there is none.
+    """
+    for run in reversed(runs_in(parent)):
+        if not run.manifest.get("complete") and run.scenario.name == name:
+            return run
+    raise FedsimError(f"no unfinished run of '{name}' in {parent}; start one without --resume")
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an unknown engine, or one that is not installed, before any work starts."""
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise InputError("--engine ray needs Ray; install it with: pip install 'fedsim[ray]'")

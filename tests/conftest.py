@@ -1,0 +1,20 @@
+"""What all tests share: where the real data are, and one thread for torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data sets; the test is skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FEDSIM_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not at {folder} (set FEDSIM_DATA)")
+    return folder
