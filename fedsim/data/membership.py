@@ -1,0 +1,123 @@
+"""The membership game (DESIGN §6), and the only part of the data that knows the truth.
+
+Attacks and clients never import this module; what they may see is a party's own folder (`store`) and the
+candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedsim import rng
+from fedsim.data.encode import Encoded
+from fedsim.data.parties import units_of
+from fedsim.data.records import Records
+from fedsim.data.store import PartyRecords
+from fedsim.errors import InputError, suggestion
+
+MIN_PER_SIDE = 2
+
+
+@dataclass(frozen=True)
+class Game:
+    """One draw of which records are members.
+
+    candidates: the records whose membership the adversary is asked to infer, shuffled.
+    truth: one row a candidate: candidate (0 … n-1), record (its row in the encoded table), party, member
+        (bool), label (class index).
+    """
+
+    parties: dict[str, PartyRecords]
+    candidates: Records
+    truth: pd.DataFrame
+
+
+def draw_game(
+    encoded: Encoded,
+    rows: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    game: int,
+    member_share: float,
+    adversary: str,
+    max_candidates: int | None,
+) -> Game:
+    """Draw members and held-out records of each party, and the candidates among them.
+
+    rows: party → (n_k,) row indices of ``encoded``, from `deal`.
+    member_share: share of a party's records that it trains on. A person with several records is on one side
+        with all of them, in all parties, so that the share is met to within one person.
+    max_candidates: at most this many candidates, half of them members as nearly as there are enough.
+
+    Raises:
+        InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
+    """
+    if adversary not in rows:
+        raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
+    member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
+    parties = {}
+    for name, mine in rows.items():
+        train, heldout = mine[member[mine]], mine[~member[mine]]
+        if min(len(train), len(heldout)) < MIN_PER_SIDE:
+            raise InputError(
+                f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
+                f"records with parties.member_share = {member_share:g}; each side needs {MIN_PER_SIDE}"
+            )
+        parties[name] = PartyRecords(name, encoded.records(train), encoded.records(heldout))
+    truth = _truth(encoded, rows, member, adversary)
+    stream = rng.generator(seed, "candidates", game=game)
+    chosen = _choose(truth["member"].to_numpy(dtype=bool), max_candidates, stream)
+    truth = truth.iloc[chosen].reset_index(drop=True)
+    truth.insert(0, "candidate", np.arange(len(truth)))
+    return Game(parties, encoded.records(truth["record"].to_numpy()), truth)
+
+
+def draw_members(
+    encoded: Encoded, rows: Mapping[str, np.ndarray], *, seed: int, game: int, share: float
+) -> np.ndarray:
+    """Return a (n,) mask of the members; every record of a person has the same value.
+
+    Parties draw one after the other in the order of their names; a person that an earlier party has drawn
+    keeps its side.
+    """
+    units, first = units_of(encoded)
+    side = np.full(len(first), -1)  # of a unit: 1 member, 0 held out, -1 not drawn yet
+    for party in sorted(rows):
+        mine = units[rows[party]]
+        stream = rng.generator(seed, "membership", game=game, party=party)
+        _draw_sides(side, mine, round(share * len(mine)), stream)
+    return side[units] == 1
+
+
+def _draw_sides(side: np.ndarray, mine: np.ndarray, wanted: int, stream: np.random.Generator) -> None:
+    """Draw sides, in place, for the units in ``mine``, so that about ``wanted`` records are members."""
+    sizes = np.bincount(mine, minlength=len(side))
+    order = stream.permutation(np.unique(mine))
+    order = order[side[order] < 0]
+    before = sizes[side == 1].sum() + np.cumsum(sizes[order]) - sizes[order]
+    side[order] = before < wanted
+
+
+def _truth(
+    encoded: Encoded, rows: Mapping[str, np.ndarray], member: np.ndarray, adversary: str
+) -> pd.DataFrame:
+    others = [name for name in rows if name != adversary]
+    record = np.concatenate([rows[name] for name in others])
+    party = np.repeat(np.array(others, dtype=object), [len(rows[name]) for name in others])
+    return pd.DataFrame(
+        {"record": record, "party": party, "member": member[record], "label": encoded.labels[record]}
+    )
+
+
+def _choose(member: np.ndarray, most: int | None, stream: np.random.Generator) -> np.ndarray:
+    """Return shuffled indices of at most ``most`` candidates, the two sides as equal as can be."""
+    order = stream.permutation(len(member))
+    if most is None or most >= len(member):
+        return order
+    inside, outside = order[member[order]], order[~member[order]]
+    from_inside = min(len(inside), max(most // 2, most - len(outside)))
+    return stream.permutation(np.concatenate([inside[:from_inside], outside[: most - from_inside]]))

@@ -1,0 +1,60 @@
+"""A party's own folder: all the data that a client process can see.
+
+``records.safetensors`` holds the party's training and held-out records, ``party.json`` what else it may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.data.records import Records
+from fedsim.errors import InputError
+from fedsim.files import read_arrays, read_json, write_arrays, write_json
+
+
+@dataclass(frozen=True)
+class PartyRecords:
+    """One party's records: those it trains on and those it holds out."""
+
+    name: str
+    train: Records
+    heldout: Records
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.heldout)
+
+
+def write_party(folder: Path, party: PartyRecords, info: Mapping[str, Any]) -> None:
+    """Write the party's records and ``info`` (JSON values) into ``folder``.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    arrays = {
+        "train.features": party.train.features,
+        "train.labels": party.train.labels,
+        "heldout.features": party.heldout.features,
+        "heldout.labels": party.heldout.labels,
+    }
+    write_arrays(folder / "records.safetensors", arrays)
+    write_json(folder / "party.json", {"name": party.name, "info": dict(info)})
+
+
+def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
+    """Return what `write_party` wrote into ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    arrays = read_arrays(folder / "records.safetensors")
+    about = read_json(folder / "party.json")
+    try:
+        train, heldout = (
+            Records(arrays[f"{split}.features"], arrays[f"{split}.labels"]) for split in ("train", "heldout")
+        )
+        return PartyRecords(about["name"], train, heldout), about["info"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"cannot read {folder}: it is not a party's folder ({error})") from error
