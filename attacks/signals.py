@@ -171,6 +171,7 @@ def _vmapped_products(
         return torch.nn.functional.cross_entropy(functional_call(module, weights, (x[None],)), y[None])
 
     weights = {name: value.detach() for name, value in module.named_parameters()}
+    module = copy.deepcopy(module)  # functional_call does not put back a layer that is used twice
     gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0))(weights, features, labels)
     dot, square = torch.zeros(len(labels)).double(), torch.zeros(len(labels)).double()
     for name, gradient in gradients.items():
