@@ -1,0 +1,351 @@
+"""One party's local training in one round, and the evaluation of a model on records.
+
+Plain stacks of linear layers and ReLU, which most tabular models are, take a path with the forward and the
+backward pass written out on one flat parameter vector; every other module takes torch.nn and torch.optim.
+Which path is taken depends on the module's type alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim import rng
+from fedsim.data.records import Records
+from fedsim.models import linear_stack
+from fedsim.privacy import steps_per_round
+from fedsim.scenario import TrainingSettings
+
+Update = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What one round of local training says about itself.
+
+    steps: optimizer steps made
+    loss: mean cross-entropy (nats) of the round's batches, each before its step; None under DP, where it
+        would be an answer about private records outside the accounting
+    """
+
+    steps: int
+    loss: float | None = None
+
+
+def train(
+    module: nn.Module,
+    records: Records,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    *,
+    proximal_mu: float = 0.0,
+    device: str = "cpu",
+) -> TrainingReport:
+    """Train ``module`` in place on ``records`` for one round, the optimizer's state starting fresh.
+
+    Minimises the cross-entropy plus FedProx's proximal term μ/2 ‖w − w_t‖² (Li et al. 2020, eq. 2), w_t
+    being the weights on entry. Every epoch goes through the records in a fresh permutation drawn from
+    ``generator`` (CPU).
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if len(records) == 0:
+        raise ValueError("a party without records cannot train")
+    module.to(device).train()
+    features, labels = tensors(records, device)
+    run = _train_any if linear_stack(module) is None else _train_stack
+    return run(module, features, labels, settings, generator, proximal_mu)
+
+
+def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return features (n, …) float32 and labels (n,) int64 on ``device``."""
+    features = torch.from_numpy(np.ascontiguousarray(records.features, dtype=np.float32))
+    labels = torch.from_numpy(np.ascontiguousarray(records.labels, dtype=np.int64))
+    return features.to(device), labels.to(device)
+
+
+def minibatches(
+    data: tuple[Tensor, Tensor], settings: TrainingSettings, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of one round: a permutation per epoch, cut into pieces; the last may be smaller."""
+    n = len(data[0])
+    left = steps_per_round(settings, n)
+    while left:
+        order = torch.randperm(n, generator=generator).to(data[0].device)
+        # Gathered once an epoch: the batches are then views.
+        shuffled = [part[order].split(settings.batch) for part in data]
+        for batch in list(zip(*shuffled, strict=True))[:left]:
+            left -= 1
+            yield batch
+
+
+def make_optimizer(settings: TrainingSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return torch's optimizer for ``settings``; L2 is its (coupled) weight decay."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.l2)
+    return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.l2)
+
+
+@contextmanager
+def seeded_globally(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global stream, from which dropout in a user's module draws, for a while.
+
+    The seed is a hash of the seed of ``generator``, whose own draws are left as they are.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(rng.integer(generator.initial_seed(), "global torch stream"))
+        yield
+
+
+def _train_any(
+    module: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    proximal_mu: float,
+) -> TrainingReport:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    anchor = [p.detach().clone() for p in parameters]
+    optimizer = make_optimizer(settings, parameters)
+    losses, sizes = [], []
+    with seeded_globally(generator):
+        for x, y in minibatches((features, labels), settings, generator):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(module(x), y)
+            loss.backward()
+            add_proximal_gradient(parameters, anchor, proximal_mu)
+            optimizer.step()
+            losses.append(loss.detach())
+            sizes.append(len(y))
+    mean = np.average(torch.stack(losses).cpu().numpy(), weights=sizes)
+    return TrainingReport(len(losses), float(mean))
+
+
+def add_proximal_gradient(parameters: list[nn.Parameter], anchor: list[Tensor], mu: float) -> None:
+    """Add μ(w − w_t), the gradient of FedProx's proximal term, to the parameters' gradients."""
+    if mu == 0:
+        return
+    for p, start in zip(parameters, anchor, strict=True):
+        if p.grad is not None:
+            p.grad.add_(p.detach() - start, alpha=mu)
+
+
+def _train_stack(
+    module: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    proximal_mu: float,
+) -> TrainingReport:
+    with torch.inference_mode():
+        stack = LinearStack(module)
+        update = stack.updater(settings, proximal_mu)
+        data = with_ones(features.flatten(1)), functional.one_hot(labels, stack.classes).float()
+        outputs, targets = [], []
+        for x, target in minibatches(data, settings, generator):
+            logits = stack.forward(x)
+            # ∂(mean cross-entropy)/∂logits = (softmax − one-hot) / batch
+            stack.backward(torch.softmax(logits, 1).sub_(target).div_(len(x)))
+            update(stack.gradient)
+            outputs.append(logits)
+            targets.append(target)
+        stack.store()
+        loss = functional.cross_entropy(torch.cat(outputs), torch.cat(targets))
+    return TrainingReport(len(outputs), loss.item())
+
+
+def with_ones(features: Tensor) -> Tensor:
+    """Return ``features`` (n, d) with a column of ones appended: (n, d + 1)."""
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+
+
+class LinearStack:
+    """The layers of a Linear-ReLU-…-Linear module on one flat parameter vector, without autograd.
+
+    A layer's weight and bias are one matrix (out, in + 1) and its inputs carry a column of ones: one matrix
+    product instead of a product and a sum, which is what small layers cost.
+
+    flat, gradient: (p,) float32, the layers' matrices one after the other. Use under `torch.inference_mode`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = linear_stack(module) or []
+        self.flat = self.in_layout([p.detach() for p in module.parameters()])
+        self.gradient = torch.zeros_like(self.flat)
+        self._matrices = self._views(self.flat)
+        self._gradients = self._views(self.gradient)
+        self._transposed = [matrix.t() for matrix in self._matrices]
+        self._weights = [matrix[:, :-1] for matrix in self._matrices]
+        self.classes = len(self._matrices[-1])
+        self._buffers: list[Tensor] = []
+        self._hidden: list[tuple[Tensor, Tensor]] = []  # (with the column of ones, without), a layer each
+        self._inputs: list[Tensor] = []
+
+    def in_layout(self, parameters: list[Tensor]) -> Tensor:
+        """Return tensors in the order of ``module.parameters()`` as a vector (p,) laid out as `flat` is."""
+        pairs = zip(parameters[::2], parameters[1::2], strict=True)
+        return torch.cat([torch.cat([weight, bias[:, None]], 1).flatten() for weight, bias in pairs])
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        shapes = [(layer.out_features, layer.in_features + 1) for layer in self._layers]
+        pieces = flat.split([rows * columns for rows, columns in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (n, k) of ``x`` (n, d + 1), see `with_ones`; keep the layers' inputs."""
+        self._make_room(len(x))
+        self._inputs = [x]
+        for transposed, (inputs, hidden) in zip(self._transposed, self._hidden, strict=False):
+            torch.clamp_min(torch.mm(x, transposed), 0, out=hidden)
+            self._inputs.append(x := inputs)
+        return torch.mm(x, self._transposed[-1])
+
+    def _make_room(self, n: int) -> None:
+        """Cut the hidden layers' buffers to ``n`` rows."""
+        widths = [layer.out_features for layer in self._layers[:-1]]
+        if not self._buffers or n > len(self._buffers[0]):
+            self._buffers = [self.flat.new_ones(n, width + 1) for width in widths]
+        if not self._hidden or n != len(self._hidden[0][0]):
+            self._hidden = [(buffer[:n], buffer[:n, :-1]) for buffer in self._buffers]
+
+    def errors(self, error: Tensor) -> list[Tensor]:
+        """Return δ_l = ∂loss/∂(layer's output) (n, width) for every layer, given the last one's (n, k)."""
+        errors = [error]
+        for weight, (_, hidden) in zip(self._weights[:0:-1], self._hidden[::-1], strict=True):
+            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0.
+            errors.append(torch.ops.aten.threshold_backward(torch.mm(errors[-1], weight), hidden, 0))
+        return errors[::-1]
+
+    def backward(self, error: Tensor) -> None:
+        """Write into ``gradient`` the gradient of the loss whose ∂loss/∂logits is ``error`` (n, k)."""
+        self.accumulate(self.errors(error))
+
+    def accumulate(self, errors: list[Tensor]) -> None:
+        """Write into ``gradient`` the sum over records of the outer products δ_l × (layer's input)."""
+        for error, inputs, gradient in zip(errors, self._inputs, self._gradients, strict=True):
+            torch.mm(error.t(), inputs, out=gradient)
+
+    def squared_norms(self, errors: list[Tensor]) -> Tensor:
+        """Return each record's squared gradient norm (n,), Σ_l ‖δ_l‖² ‖(a_l, 1)‖², a_l the layer's input.
+
+        The gradient of a linear layer for one record is an outer product, whose Frobenius norm is the product
+        of the two norms (Goodfellow 2015, arXiv:1510.01799), so that it need not be formed.
+        """
+        parts = [
+            error.square().sum(1).mul_(inputs.square().sum(1))
+            for error, inputs in zip(errors, self._inputs, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def updater(self, settings: TrainingSettings, proximal_mu: float) -> Update:
+        """Return a function that makes one step with a gradient, proximal term and weight decay added."""
+        step = _adam(self.flat, settings) if settings.optimizer == "adam" else _sgd(self.flat, settings)
+        if proximal_mu == 0 and settings.l2 == 0:
+            return step
+        anchor = self.flat.clone()
+
+        def update(gradient: Tensor) -> None:
+            if proximal_mu:
+                gradient.add_(self.flat - anchor, alpha=proximal_mu)
+            if settings.l2:
+                gradient.add_(self.flat, alpha=settings.l2)
+            step(gradient)
+
+        return update
+
+    def store(self) -> None:
+        """Copy the parameters back into the module."""
+        for layer, matrix in zip(self._layers, self._matrices, strict=True):
+            layer.weight.copy_(matrix[:, :-1])
+            layer.bias.copy_(matrix[:, -1])
+
+
+def _sgd(flat: Tensor, settings: TrainingSettings) -> Update:
+    """SGD with heavy-ball momentum as torch.optim.SGD has it: v ← m v + g, w ← w − lr v."""
+    if settings.momentum == 0:
+
+        def plain(gradient: Tensor) -> None:
+            flat.sub_(gradient, alpha=settings.lr)
+
+        return plain
+    velocity = torch.zeros_like(flat)
+
+    def heavy_ball(gradient: Tensor) -> None:
+        velocity.mul_(settings.momentum).add_(gradient)
+        flat.sub_(velocity, alpha=settings.lr)
+
+    return heavy_ball
+
+
+def _adam(flat: Tensor, settings: TrainingSettings) -> Update:
+    """Adam (Kingma & Ba 2015, algorithm 1) with torch.optim.Adam's defaults."""
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+    t = 0
+
+    def step(gradient: Tensor) -> None:
+        nonlocal t
+        t += 1
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        scale = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(epsilon)
+        flat.addcdiv_(mean, scale, value=-settings.lr / (1 - beta1**t))
+
+    return step
+
+
+def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dict[str, float]:
+    """Return accuracy, loss (mean cross-entropy, nats), auc and n of ``module`` on ``records``.
+
+    auc: area under the ROC curve; for more than two classes the mean of the one-against-the-rest areas.
+    NaN where a class is absent. All but n are NaN on no records.
+    """
+    if len(records) == 0:
+        return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "n": 0}
+    scores = logits(module, records, device=device)
+    log_p = torch.log_softmax(torch.from_numpy(scores), 1).numpy()
+    loss = -log_p[np.arange(len(records)), records.labels].mean()
+    return {
+        "accuracy": float((scores.argmax(1) == records.labels).mean()),
+        "loss": float(loss),
+        "auc": auc(np.exp(log_p), records.labels),
+        "n": len(records),
+    }
+
+
+def logits(module: nn.Module, records: Records, *, device: str = "cpu", batch: int = 4096) -> np.ndarray:
+    """Return the module's logits (n, k) float64 on ``records``, in evaluation mode."""
+    training = module.training
+    module.to(device).eval()
+    features, _ = tensors(records, device)
+    with torch.no_grad():
+        parts = [module(x).cpu() for x in features.split(batch)]
+    module.train(training)
+    return torch.cat(parts).double().numpy()
+
+
+def auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the ROC AUC of class probabilities (n, k) for labels (n,); see `evaluate`."""
+    k = probabilities.shape[1]
+    if len(np.unique(labels)) < max(k, 2) or not np.isfinite(probabilities).all():
+        return math.nan
+    classes = [1] if k == 2 else range(k)
+    return float(np.mean([_binary_auc(probabilities[:, c], labels == c) for c in classes]))
+
+
+def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Mann–Whitney's U over the number of pairs; ties count one half."""
+    _, position, count = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[position]
+    n = int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
