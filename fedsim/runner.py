@@ -217,7 +217,7 @@ def evaluate(run: RunDirectory) -> None:
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
     leakage = evaluation.evaluate(
-        scores[["game", "attack", "candidate", "score"]], thresholds, run.table("truth"), seed=run.scenario.seed
+        scores[["game", "attack", "candidate", "score"]], thresholds, run.table("truth")
     )
     run.write_table("leakage", leakage)
 

@@ -216,7 +216,7 @@ def _sort_out(
         outcome = _judge(by_partition.get(partition), weights)
         outcomes[partition] = outcome
         if outcome.status == "ok":
-            usable.append(_for_strategy(by_partition[partition], outcome))
+            usable.append(_for_strategy(by_partition[partition], outcome, federation.scenario))
         else:
             log.warning("%s: %s: %s", federation.parties[partition], outcome.status, outcome.detail)
     return outcomes, usable
@@ -253,15 +253,11 @@ def _flaw(arrays: ArrayRecord, reference: ArrayRecord) -> str:
     return ""
 
 
-def _for_strategy(reply: Message, outcome: Outcome) -> Message:
-    """Keep only what a strategy needs: it averages every metric, and ε or seconds have no mean."""
-    kept = {"num-examples": outcome.metrics["num-examples"]}
-    loss = outcome.metrics.get("train-loss", math.nan)
-    if math.isfinite(loss):
-        kept["train-loss"] = loss
-    reply.content = RecordDict(
-        {"arrays": reply.content.array_records["arrays"], "metrics": messages.metrics(kept)}
-    )
+def _for_strategy(reply: Message, outcome: Outcome, scenario: Scenario) -> Message:
+    """Keep only what the strategy needs: it averages every metric, and ε or seconds have no mean."""
+    needed = ["num-examples", *(["train-loss"] if scenario.federation.strategy == "qfedavg" else [])]
+    kept = messages.metrics({name: outcome.metrics[name] for name in needed})
+    reply.content = RecordDict({"arrays": reply.content.array_records["arrays"], "metrics": kept})
     return reply
 
 

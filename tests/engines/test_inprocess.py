@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support import final_sha, finished_run, prepared_run
+
+from fedsim import runner
+from fedsim.results import RunDirectory
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first, second = finished_run(tmp_path, out="a"), finished_run(tmp_path, out="b")
+    assert final_sha(first) == final_sha(second)
+    pd.testing.assert_frame_equal(first.table("scores"), second.table("scores"))
+    pd.testing.assert_frame_equal(first.table("leakage"), second.table("leakage"))
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    assert final_sha(finished_run(tmp_path, out="a")) != final_sha(finished_run(tmp_path, out="b", seed=4))
+
+
+DP = {"all": {"noise_multiplier": 1.0}, "hospital-2": "off"}
+
+
+@pytest.mark.parametrize("dp", [{}, DP], ids=["open", "dp"])
+def test_workers_do_not_change_a_bit(tmp_path: Path, dp: dict) -> None:
+    alone = finished_run(tmp_path, out="a", dp=dp)
+    run = prepared_run(tmp_path, out="b", dp=dp)
+    runner.federate(run, workers=3)
+    assert final_sha(run) == final_sha(alone)
+    columns = ["round", "party", "epsilon", "loss", "auc"]
+    pd.testing.assert_frame_equal(run.table("rounds")[columns], alone.table("rounds")[columns])
+
+
+RUN_IT = """
+import sys
+from pathlib import Path
+from fedsim import runner
+from fedsim.results import RunDirectory
+runner.federate(RunDirectory.open(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
+    federation = {"rounds": 150, "strategy": strategy, "fraction": 0.7}
+    settings = {"federation": federation, "dp": DP}
+    whole = finished_run(tmp_path, out="whole", **settings)
+    run = prepared_run(tmp_path, out="killed", **settings)
+    process = subprocess.Popen([sys.executable, "-c", RUN_IT, str(run.path)])
+    deadline = time.monotonic() + 60
+    while run.last_round(0) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped_at = run.last_round(0)
+    assert 20 <= stopped_at < 150, "it was killed in the middle"
+    again = RunDirectory.open(run.path)
+    checkpoint = again.read_checkpoint(0)
+    assert checkpoint is not None and checkpoint.round >= stopped_at - 1
+    runner.federate(again)
+    assert final_sha(again) == final_sha(whole)
+    columns = ["round", "party", "status", "epsilon", "loss"]
+    pd.testing.assert_frame_equal(again.table("rounds")[columns], whole.table("rounds")[columns])
+    pd.testing.assert_frame_equal(again.table("scores"), whole.table("scores"))
+
+
+def test_a_client_keeps_its_ledger_in_the_context_alone(tmp_path: Path) -> None:
+    """Every message in a new process, as on Flower's deployment: ε still composes over rounds."""
+    run = finished_run(tmp_path, dp={"all": {"noise_multiplier": 1.0}}, federation={"rounds": 4})
+    rounds = run.table("rounds")
+    spent = rounds[rounds["party"] == "hospital-2"].set_index("round")["epsilon"]
+    assert spent[0] == 0 and (spent.diff().dropna() > 0).all()
+    from fedsim import privacy
+
+    plan = run.manifest["dp"]["hospital-2"]
+    per_round = plan["steps_per_round"]
+    for round in range(1, 5):
+        ledger = privacy.Ledger().add(1.0, plan["sample_rate"], per_round * round)
+        assert spent[round] == pytest.approx(ledger.epsilon(plan["delta"], "prv"), rel=1e-9)

@@ -1,0 +1,191 @@
+"""What the server does with parties that misbehave: DESIGN §10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from support import final_sha, finished_run, prepared_run
+
+from clients import client_app, messages
+from clients.party import party_of
+from fedsim import server_app
+from fedsim.engines.inprocess import InProcessGrid
+from fedsim.errors import FedsimError
+from fedsim.results import RunDirectory
+
+Twist = Callable[[Message], Message]
+
+
+def federate_with(run: RunDirectory, twists: dict[str, Twist], rounds: tuple[int, ...] = (2,)) -> None:
+    """Run the federation with clients whose training replies of some rounds are tampered with."""
+
+    def client(message: Message, context: Context) -> Message:
+        reply = client_app.app(message, context)
+        twist = twists.get(party_of(context).name)
+        train = message.metadata.message_type == "train"
+        return twist(reply) if twist and train and messages.server_round(message) in rounds else reply
+
+    with InProcessGrid(run.path, 0, 3, client_app=client) as grid:
+        server_app.federate(grid, run, 0)
+
+
+def raises(reply: Message) -> Message:
+    raise RuntimeError("disk on fire")
+
+
+def sends_nan(reply: Message) -> Message:
+    weights = messages.to_numpy(reply.content.array_records["arrays"])
+    name = next(iter(weights))
+    weights[name] = np.full_like(weights[name], np.nan)
+    return with_weights(reply, weights)
+
+
+def sends_wrong_shape(reply: Message) -> Message:
+    weights = messages.to_numpy(reply.content.array_records["arrays"])
+    name = next(iter(weights))
+    return with_weights(reply, weights | {name: weights[name][:1]})
+
+
+def sends_other_layers(reply: Message) -> Message:
+    return with_weights(reply, {"x": np.zeros(2, dtype=np.float32)})
+
+
+def sends_no_records(reply: Message) -> Message:
+    reply.content.metric_records["metrics"]["num-examples"] = 0
+    return reply
+
+
+def sends_nothing(reply: Message) -> Message:
+    reply.content = RecordDict()
+    return reply
+
+
+def with_weights(reply: Message, weights: dict[str, np.ndarray]) -> Message:
+    metrics = reply.content.metric_records["metrics"]
+    reply.content = RecordDict({"arrays": messages.to_arrays(weights), "metrics": metrics})
+    return reply
+
+
+TWISTS: dict[Twist, tuple[str, str]] = {
+    raises: ("failed", "RuntimeError: disk on fire"),
+    sends_nan: ("invalid", "holds NaN or infinity"),
+    sends_wrong_shape: ("invalid", "has shape"),
+    sends_other_layers: ("invalid", "other layers"),
+    sends_no_records: ("invalid", "num-examples = 0"),
+    sends_nothing: ("invalid", "no model"),
+}
+
+
+@pytest.mark.parametrize("twist", TWISTS, ids=lambda twist: twist.__name__)
+def test_a_bad_client_is_dropped_and_named_and_the_run_goes_on(tmp_path: Path, twist: Twist) -> None:
+    run = prepared_run(tmp_path)
+    federate_with(run, {"hospital-2": twist})
+    rounds = run.table("rounds").set_index(["round", "party"])
+    status, detail = TWISTS[twist]
+    assert rounds.loc[(2, "hospital-2"), "status"] == status
+    assert detail in rounds.loc[(2, "hospital-2"), "detail"]
+    assert rounds.loc[(3, "hospital-2"), "status"] == "ok"
+    assert run.last_round(0) == 3 and run.has("scores")
+    # The round was averaged without it: the result is that of the two others.
+    assert np.isfinite(run.table("rounds").query("party == 'all'")["loss"]).all()
+
+
+def test_the_average_without_a_dropped_client_is_that_of_the_others(tmp_path: Path) -> None:
+    sent: dict[str, dict[str, np.ndarray]] = {}
+
+    def keep(name: str) -> Twist:
+        def twist(reply: Message) -> Message:
+            sent[name] = messages.to_numpy(reply.content.array_records["arrays"])
+            return reply
+
+        return twist
+
+    run = prepared_run(tmp_path)
+    names = {"hospital-1": keep("1"), "hospital-2": sends_nan, "hospital-3": keep("3")}
+    federate_with(run, names, rounds=(3,))
+    final = run.read_model(0, 3)
+    for name, value in final.items():
+        np.testing.assert_allclose(value, (sent["1"][name] + sent["3"][name]) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_too_few_parties_is_a_clear_end(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path, federation={"rounds": 3, "min_parties": 3})
+    with pytest.raises(FedsimError) as caught:
+        federate_with(run, {"hospital-3": raises})
+    message = str(caught.value)
+    assert message.startswith("round 2 ended with 2 usable replies of at least 3: hospital-3: failed")
+    assert run.last_round(0) == 1, "the whole rounds are kept"
+
+
+def test_a_slow_client_is_left_out(tmp_path: Path) -> None:
+    import time
+
+    def slow(reply: Message) -> Message:
+        time.sleep(0.6)
+        return reply
+
+    run = prepared_run(tmp_path, federation={"rounds": 3, "timeout": 0.5})
+    federate_with(run, {"hospital-2": slow})
+    rounds = run.table("rounds").set_index(["round", "party"])
+    assert rounds.loc[(2, "hospital-2"), "status"] == "no reply"
+
+
+def test_a_spent_budget_is_an_explicit_refusal_and_the_others_go_on(tmp_path: Path) -> None:
+    dp = {"hospital-2": {"noise_multiplier": 1.0, "budget": 9.0}}
+    run = finished_run(tmp_path, dp=dp, federation={"rounds": 5})
+    rows = run.table("rounds").query("party == 'hospital-2'").set_index("round")
+    refused = rows[rows["status"] == "refused"]
+    assert len(refused) and rows.loc[1, "status"] == "ok"
+    assert (rows["epsilon"] <= 9.0).all()
+    assert refused["epsilon"].nunique() == 1 and "is spent" in refused["detail"].iloc[0]
+    assert run.last_round(0) == 5
+
+
+def test_when_every_budget_is_spent_training_ends_and_the_attack_still_runs(tmp_path: Path) -> None:
+    dp = {"all": {"noise_multiplier": 1.0, "budget": 9.0}}
+    run = finished_run(tmp_path, dp=dp, federation={"rounds": 30})
+    assert 1 <= run.last_round(0) < 30
+    assert run.has("leakage") and final_sha(run)
+
+
+def test_partial_participation_is_noted(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, federation={"rounds": 6, "fraction": 0.67})
+    rows = run.table("rounds").query("party != 'all' and round > 0")
+    assert (rows.groupby("round")["status"].apply(lambda s: (s == "ok").sum()) == 2).all()
+    assert set(rows["status"]) == {"ok", "not drawn"}
+
+
+@pytest.mark.parametrize("name", ["fedprox", "fedadam", "fedmedian", "krum", "qfedavg"])
+def test_strategies_run_end_to_end(tmp_path: Path, name: str) -> None:
+    options = {"proximal_mu": 0.5} if name == "fedprox" else {}
+    federation = {"rounds": 2, "strategy": name, "options": options}
+    changed = finished_run(tmp_path, out="a", federation=federation)
+    assert final_sha(changed) != final_sha(finished_run(tmp_path, out="b", federation={"rounds": 2}))
+
+
+def test_evaluation_is_that_of_the_global_model_on_held_out_records(tmp_path: Path) -> None:
+    import torch
+    from sklearn.metrics import roc_auc_score
+
+    from fedsim import models
+    from fedsim.data.store import read_party
+
+    run = finished_run(tmp_path)
+    rows = run.table("rounds").query("round == 3").set_index("party")
+    correct = total = 0
+    for partition, name in enumerate(run.manifest["parties"]):
+        records, _ = read_party(run.party_folder(0, partition, name))
+        module = models.build(run.scenario.model, records.heldout.shape, 2)
+        models.load_weights(module, run.read_model(0, 3))
+        with torch.no_grad():
+            logits = module(torch.from_numpy(records.heldout.features)).double()
+        labels = torch.from_numpy(records.heldout.labels)
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        assert rows.loc[name, "loss"] == pytest.approx(loss, rel=1e-4)
+        assert rows.loc[name, "auc"] == pytest.approx(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+        correct, total = correct + int((logits.argmax(1) == labels).sum()), total + len(labels)
+    assert rows.loc["all", "accuracy"] == pytest.approx(correct / total)
