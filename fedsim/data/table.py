@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,12 @@ def read(settings: DataSettings) -> Table:
     else:
         frame, hashes, notices, party = _read_parties(settings.path, settings)
         name = ", ".join(hashes)
-    schema = Schema(_columns(frame), settings.label, (), party, settings.person)
-    check_settings(replace(schema, label=""), settings, name)
+    everything = _columns(frame)
+    check_settings(Schema(everything, "", ()), settings, name)
     classes = classes_of(frame[settings.label], f"{name}: data.label = '{settings.label}'")
     keys = {settings.label, party, settings.person}
-    columns = tuple(column for column in schema.columns if column.name not in keys)
-    schema = replace(schema, columns=columns, classes=classes)
+    columns = tuple(column for column in everything if column.name not in keys)
+    schema = Schema(columns, settings.label, classes, party, settings.person)
     return Table(frame, schema, name, hashes, tuple(notices))
 
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from toys import make_encoded
+
+from fedsim.data.encode import Encoded
+from fedsim.data.membership import Game, draw_game, draw_members
+from fedsim.errors import InputError
+
+
+def split(n: int, count: int) -> dict[str, np.ndarray]:
+    return {f"h-{k}": np.arange(k, n, count) for k in range(count)}
+
+
+def draw(encoded: Encoded, rows: dict[str, np.ndarray], **more: Any) -> Game:
+    options: dict[str, Any] = {
+        "seed": 0,
+        "game": 0,
+        "member_share": 0.5,
+        "adversary": "h-0",
+        "max_candidates": None,
+    }
+    return draw_game(encoded, rows, **{**options, **more})
+
+
+def rows_of(records: Any) -> list[int]:
+    return records.features[:, 0].astype(int).tolist()
+
+
+@hypothesis_settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(60, 120),
+    count=st.integers(2, 5),
+    share=st.sampled_from([0.25, 0.5, 0.8]),
+    game=st.integers(0, 5),
+    persons=st.sampled_from([None, 40]),
+    most=st.sampled_from([None, 2, 7, 30, 1000]),
+)
+def test_the_game(n: int, count: int, share: float, game: int, persons: int | None, most: int | None) -> None:
+    encoded, rows = make_encoded(n, persons=persons), split(n, count)
+    try:
+        drawn = draw(encoded, rows, member_share=share, game=game, max_candidates=most)
+    except InputError:
+        assume(False)
+    trained: set[int] = set()
+    held: set[int] = set()
+    for name, party in drawn.parties.items():
+        mine, others = set(rows_of(party.train)), set(rows_of(party.heldout))
+        assert mine | others == set(rows[name]) and not mine & others
+        if persons is None:
+            assert len(mine) == round(share * len(rows[name]))
+        trained, held = trained | mine, held | others
+    if encoded.person is not None:
+        assert not set(encoded.person[sorted(trained)]) & set(encoded.person[sorted(held)])
+    truth = drawn.truth
+    assert list(truth) == ["candidate", "record", "party", "member", "label"]
+    assert truth["candidate"].tolist() == list(range(len(truth)))
+    assert rows_of(drawn.candidates) == truth["record"].tolist()
+    assert drawn.candidates.labels.tolist() == truth["label"].tolist()
+    assert [record in trained for record in truth["record"]] == truth["member"].tolist()
+    assert all(record in rows[party] for record, party in zip(truth["record"], truth["party"], strict=True))
+    victims = n - len(rows["h-0"])
+    assert len(truth) == min(most or n, victims) and "h-0" not in set(truth["party"])
+    assert truth["record"].is_unique
+    if most == 7:
+        assert truth["member"].sum() in (3, 4)
+
+
+def test_one_seed_one_game_and_another_game_another_membership() -> None:
+    encoded, rows = make_encoded(200), split(200, 4)
+    one, two = draw(encoded, rows), draw(encoded, rows)
+    assert one.truth.equals(two.truth)
+    members = [draw_members(encoded, rows, seed=0, game=game, share=0.5) for game in range(200)]
+    assert not np.array_equal(members[0], members[1])
+    assert not np.array_equal(members[0], draw_members(encoded, rows, seed=1, game=0, share=0.5))
+    # Over games every record is a member about half of the time: six standard errors of 200 fair coins.
+    assert np.abs(np.mean(members, axis=0) - 0.5).max() < 6 * 0.5 / np.sqrt(200)
+
+
+def test_the_share_is_met_to_within_one_person() -> None:
+    encoded, rows = make_encoded(400, persons=60), {"a": np.arange(400)}
+    largest = np.unique(np.asarray(encoded.person, str), return_counts=True)[1].max()
+    for game in range(20):
+        member = draw_members(encoded, rows, seed=0, game=game, share=0.3)
+        assert 120 <= member.sum() < 120 + largest
+
+
+def test_candidates_are_shuffled() -> None:
+    drawn = draw(make_encoded(400), split(400, 4))
+    half = len(drawn.truth) // 2
+    assert 0.35 < drawn.truth["member"][:half].mean() < 0.65
+    assert drawn.truth["party"][:half].nunique() == 3
+
+
+def test_candidates_do_not_depend_on_how_many_are_kept_of_the_other_parties_records() -> None:
+    """The parties' splits are drawn apart from the candidates: a limit changes no member."""
+    encoded, rows = make_encoded(200), split(200, 4)
+    few, all_of_them = draw(encoded, rows, max_candidates=20), draw(encoded, rows)
+    for name in rows:
+        assert rows_of(few.parties[name].train) == rows_of(all_of_them.parties[name].train)
+
+
+def test_wrong_games_get_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"adversary\.party = 'h-9': no such party"):
+        draw(make_encoded(40), split(40, 2), adversary="h-9")
+    with pytest.raises(
+        InputError, match=r"toy: party 'h-0' has 0 training and 10 held-out records with parties"
+    ):
+        draw(make_encoded(20), split(20, 2), member_share=0.01)
+    with pytest.raises(InputError, match="each side needs 2"):
+        draw(make_encoded(40, persons=1), split(40, 2))
