@@ -46,7 +46,7 @@ class Sample:
     member_ranks, nonmember_ranks: (n,) in (0, 1], rank among all the game's candidates over their number.
     """
 
-    game: int
+    game: str
     threshold: float
     members: np.ndarray
     nonmembers: np.ndarray
@@ -75,7 +75,7 @@ def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame
             samples = list(_samples(found if party == "all" else found[found["party"] == party]))
             by_game = [measure(sample) for sample in samples]
             for sample, estimates in zip(samples, by_game, strict=True):
-                rows += _rows(str(attack), party, str(sample.game), estimates, [sample])
+                rows += _rows(str(attack), party, sample.game, estimates, [sample])
             rows += _rows(str(attack), party, "all", over_games(samples, by_game), samples)
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -209,8 +209,9 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 
     Each side of the interval is t · sqrt((s² + w²) / G): s² is the variance of the G values, w² the mean
     squared standard error that the games' own intervals show on that side, t Student's quantile at
-    Satterthwaite's degrees of freedom, (s² + w²)² (G − 1) / s⁴. s² holds one w² already, so that the interval
-    errs on the wide side; in return it does not collapse where every game shows 0 of n.
+    (G − 1)(s² + w²) / s² degrees of freedom. s² holds one w² already, so that the interval errs on the wide
+    side; in return it does not collapse where every game shows 0 of n, as a bootstrap does. Simulated, it
+    covers 95 % and more, but for 2 games that differ by more than twice their sampling error: then 91 %.
     """
     from scipy.stats import norm
 
@@ -235,7 +236,7 @@ def _half_width(spread: float, within: float, games: int) -> float:
 
     if spread + within == 0:
         return 0.0
-    freedom = (games - 1) * ((spread + within) / spread) ** 2 if spread > 0 else np.inf
+    freedom = (games - 1) * (spread + within) / spread if spread > 0 else np.inf
     return t.isf(ERROR / 2, freedom) * math.sqrt((spread + within) / games)
 
 
@@ -266,7 +267,7 @@ def _samples(found: pd.DataFrame) -> Iterator[Sample]:
         score, rank = rows["score"].to_numpy(float), rows["rank"].to_numpy(float)
         member = rows["member"].to_numpy()
         yield Sample(
-            game=int(str(game)),
+            game=str(game),
             threshold=float(rows["threshold"].iloc[0]),
             members=score[member],
             nonmembers=score[~member],

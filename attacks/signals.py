@@ -77,7 +77,7 @@ def _log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return log_p, log_rest
 
 
-def logits(module: torch.nn.Module, features: np.ndarray, batch: int = 4096) -> np.ndarray:
+def logits(module: torch.nn.Module, features: np.ndarray, batch: int = 512) -> np.ndarray:
     """Return the module's outputs on ``features``, (n, classes) float64, ``batch`` records at a time."""
     import torch
 

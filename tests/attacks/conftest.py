@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,11 @@ from attacks.observer import ParticipantView, PublicSettings, Weights
 from fedsim import models
 from fedsim.data.records import Records
 from fedsim.scenario import ModelSettings, TrainingSettings
+
+
+# A first call that imports a package, or a busy machine, is no failure of a property.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_the_logits_are_the_models_and_are_computed_once(
 
 
 def hand_made(**changes: Any) -> ParticipantView:
-    """Three parties step by 3, 6 and 9 from w_0 = 1: w_1 = 7, of which the others' part is (6 + 9) / 3 = 5."""
+    """Three parties step by 3, 6, 9 from w_0 = 1, so that w_1 = 7; the others' part is (6 + 9) / 3 = 5."""
     settings = PublicSettings(
         ModelSettings(), (1,), 2, 1, 3, 3, TrainingSettings(), changes.pop("strategy", "fedavg")
     )

@@ -130,7 +130,6 @@ def products_one_by_one(
     return np.array(dots), np.array(norms)
 
 
-
 def shared_layer() -> torch.nn.Module:
     layer = torch.nn.Linear(10, 10)
     return torch.nn.Sequential(layer, torch.nn.ReLU(), layer, torch.nn.ReLU(), torch.nn.Linear(10, 2))

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, mannwhitneyu, norm
+from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
+
+from attacks import evaluation, suite
+from attacks.evaluation import Estimate, Sample
+
+SCORES = st.lists(st.integers(-5, 5).map(float) | st.floats(-5, 5), min_size=2, max_size=15).map(np.array)
+METRICS = [
+    "auc", "balanced_accuracy", "fpr", "tpr_at_threshold",
+    "tpr_at_fpr_0.1", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001",
+]  # fmt: skip
+
+
+def coverage(truth: float, draw: Callable[[], Estimate], draws: int) -> float:
+    found = (draw() for _ in range(draws))
+    return float(np.mean([found.low - 1e-12 <= truth <= found.high + 1e-12 for found in found]))
+
+
+# AUC
+
+
+@given(SCORES, SCORES)
+def test_auc_is_scikit_learns_and_scipys(members: np.ndarray, nonmembers: np.ndarray) -> None:
+    value = evaluation.auc(members, nonmembers).value
+    truth = np.repeat([1, 0], [len(members), len(nonmembers)])
+    assert value == pytest.approx(roc_auc_score(truth, np.concatenate([members, nonmembers])))
+    u = mannwhitneyu(members, nonmembers).statistic
+    assert value == pytest.approx(u / len(members) / len(nonmembers))
+
+
+def delong_by_pairs(members: np.ndarray, nonmembers: np.ndarray) -> tuple[float, float, float, float]:
+    """The slow, obvious twin: every pair compared; DeLong's two variances, of members and of non-members."""
+    psi = np.array([[(x > y) + 0.5 * (x == y) for y in nonmembers] for x in members])
+    of_members = sum((row.mean() - psi.mean()) ** 2 for row in psi) / (len(members) - 1) / len(members)
+    columns = [(column.mean() - psi.mean()) ** 2 for column in psi.T]
+    of_others = sum(columns) / (len(nonmembers) - 1) / len(nonmembers)
+    return psi.mean(), of_members, of_others, of_members + of_others
+
+
+@given(SCORES, SCORES)
+def test_auc_interval_is_delongs_on_the_logit_scale(members: np.ndarray, nonmembers: np.ndarray) -> None:
+    found = evaluation.auc(members, nonmembers)
+    value, v, w, variance = delong_by_pairs(members, nonmembers)
+    if value in (0, 1) or variance < 1e-18:
+        return
+    freedom = variance**2 / (v**2 / (len(members) - 1) + w**2 / (len(nonmembers) - 1))
+    odds = math.log(value / (1 - value))
+    reach = student.ppf(0.975, freedom) * math.sqrt(variance) / (value * (1 - value))
+    expected = [1 / (1 + math.exp(min(-odds + sign * reach, 700))) for sign in (1, -1)]
+    np.testing.assert_allclose([found.low, found.high], expected, atol=1e-9)
+
+
+@given(SCORES, SCORES)
+def test_auc_depends_on_the_order_alone(members: np.ndarray, nonmembers: np.ndarray) -> None:
+    # Rounded, so that the transform keeps unequal scores unequal.
+    members, nonmembers = members.round(3), nonmembers.round(3)
+    moved = evaluation.auc(np.arctan(members) ** 3, np.arctan(nonmembers) ** 3)
+    found = evaluation.auc(members, nonmembers)
+    assert (moved.value, moved.low, moved.high) == pytest.approx((found.value, found.low, found.high))
+
+
+@given(SCORES, SCORES)
+def test_swapping_the_truth_mirrors_the_auc(members: np.ndarray, nonmembers: np.ndarray) -> None:
+    found, swapped = evaluation.auc(members, nonmembers), evaluation.auc(nonmembers, members)
+    mirrored = (1 - swapped.value, 1 - swapped.high, 1 - swapped.low)
+    assert (found.value, found.low, found.high) == pytest.approx(mirrored, abs=1e-9)
+
+
+@pytest.mark.parametrize(("members", "nonmembers"), [(50, 50), (30, 120), (20, 20)])
+@pytest.mark.parametrize("truth", [0.5, 0.6, 0.8, 0.95])
+def test_auc_interval_holds(truth: float, members: int, nonmembers: int) -> None:
+    stream, shift = np.random.default_rng(0), math.sqrt(2) * norm.ppf(truth)
+
+    def draw() -> Estimate:
+        return evaluation.auc(stream.normal(shift, 1, members), stream.normal(0, 1, nonmembers))
+
+    assert coverage(truth, draw, draws=500) >= 0.93
+
+
+@pytest.mark.parametrize("n", [3, 20, 100])
+def test_a_perfect_or_constant_score_keeps_an_interval(n: int) -> None:
+    ones, zeros = np.ones(n), np.zeros(2 * n)
+    perfect, hopeless = evaluation.auc(ones, zeros), evaluation.auc(zeros, ones)
+    # n of n pairs that share no record are in order: binomial, all successes
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low == pytest.approx(binomtest(n, n).proportion_ci().low)
+    assert (hopeless.value, hopeless.low, hopeless.high) == pytest.approx((0, 0, 1 - perfect.low))
+    constant = evaluation.auc(ones, np.ones(2 * n))
+    assert constant.value == 0.5 and constant.low < 0.45 and constant.high > 0.55
+
+
+# Rates
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_rate_interval_is_scipys_clopper_pearson(case: tuple[int, int]) -> None:
+    hits, n = case
+    found, exact = evaluation.rate(hits, n), binomtest(hits, n).proportion_ci(method="exact")
+    assert (found.value, found.low, found.high) == pytest.approx((hits / n, exact.low, exact.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("tpr", "fpr"), [(0.5, 0.5), (0.6, 0.4), (0.9, 0.1), (0.02, 0.01), (0.99, 0.01)])
+@pytest.mark.parametrize(("members", "nonmembers"), [(40, 40), (100, 30)])
+def test_balanced_accuracy_interval_holds(tpr: float, fpr: float, members: int, nonmembers: int) -> None:
+    stream = np.random.default_rng(0)
+
+    def draw() -> Estimate:
+        hits, alarms = stream.binomial(members, tpr), stream.binomial(nonmembers, fpr)
+        return evaluation.balanced_accuracy(
+            evaluation.rate(hits, members), evaluation.rate(alarms, nonmembers)
+        )
+
+    assert coverage((tpr + 1 - fpr) / 2, draw, draws=500) >= 0.93
+
+
+def test_balanced_accuracy_by_hand() -> None:
+    found = evaluation.balanced_accuracy(Estimate(0.8, 0.7, 0.86), Estimate(0.2, 0.16, 0.24))
+    # MOVER: below sqrt(.1² + .04²) / 2, above sqrt(.06² + .04²) / 2
+    assert found.value == pytest.approx(0.8)
+    assert found.low == pytest.approx(0.8 - math.sqrt(0.0116) / 2)
+    assert found.high == pytest.approx(0.8 + math.sqrt(0.0052) / 2)
+
+
+# TPR at a fixed FPR
+
+
+@given(SCORES, SCORES, st.sampled_from([0.5, 0.25, 0.1]))
+def test_tpr_at_fpr_is_the_best_point_of_the_roc(
+    members: np.ndarray, nonmembers: np.ndarray, alpha: float
+) -> None:
+    found = evaluation.tpr_at_fpr(members, nonmembers, alpha)
+    if len(nonmembers) * alpha < 1:
+        assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
+        assert found.note == f"not resolvable at n={len(nonmembers)}"
+        return
+    cuts = np.concatenate([members, nonmembers, [np.inf]])
+    allowed = [cut for cut in cuts if np.mean(nonmembers >= cut) <= alpha]
+    best = max(np.mean(members >= cut) for cut in allowed)
+    assert found.value == pytest.approx(best)
+    assert found.low <= found.value <= found.high
+
+
+def test_tied_nonmembers_never_pass_the_rate() -> None:
+    nonmembers = np.array([0.0] * 8 + [1.0] * 2)  # a cut at 1 would have FPR 0.2
+    assert evaluation.tpr_at_fpr(np.array([1.0, 1.0, 2.0, 0.0]), nonmembers, 0.1).value == 0.25
+    assert evaluation.tpr_at_fpr(np.array([1.0, 1.0, 2.0, 0.0]), nonmembers, 0.2).value == 0.75
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(10, 0.1), (100, 0.01), (1000, 0.001), (700, 0.01), (30, 0.1)])
+def test_a_rate_is_resolvable_from_one_expected_nonmember_on(n: int, alpha: float) -> None:
+    members = np.full(5, 0.5)
+    nonmembers = np.concatenate([np.ones(round(n * alpha)), np.zeros(n - round(n * alpha))])
+    assert evaluation.tpr_at_fpr(members, nonmembers, alpha).value == 1
+    assert not evaluation.resolvable(round(1 / alpha) - 1, alpha)
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.1, 20), (0.1, 200), (0.01, 100), (0.01, 400), (0.001, 1000)])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_tpr_at_fpr_interval_holds(alpha: float, n: int, shift: float) -> None:
+    stream = np.random.default_rng(0)
+
+    def draw() -> Estimate:
+        return evaluation.tpr_at_fpr(stream.normal(shift, 1, n), stream.normal(0, 1, n), alpha)
+
+    assert coverage(float(norm.sf(norm.isf(alpha) - shift)), draw, draws=400) >= 0.95
+
+
+def test_the_estimated_threshold_is_what_widens_the_interval() -> None:
+    """Clopper–Pearson alone, at the empirical threshold, would not hold."""
+    stream, truth = np.random.default_rng(0), float(norm.sf(norm.isf(0.01) - 1))
+
+    def draw() -> Estimate:
+        found = evaluation.tpr_at_fpr(stream.normal(1, 1, 2000), stream.normal(0, 1, 100), 0.01)
+        return evaluation.rate(round(found.value * 2000), 2000)
+
+    assert coverage(truth, draw, draws=300) < 0.5
+
+
+# Several games
+
+
+def test_the_mean_over_games_by_hand() -> None:
+    found = evaluation.mean([Estimate(0.5, 0.4, 0.7), Estimate(0.54, 0.44, 0.74)])
+    s2, below, above = 0.0008, (0.1 / norm.ppf(0.975)) ** 2, (0.2 / norm.ppf(0.975)) ** 2
+    low, high = (student.ppf(0.975, 1 + w2 / s2) * math.sqrt((s2 + w2) / 2) for w2 in (below, above))
+    assert (found.value, found.low, found.high) == pytest.approx((0.52, 0.52 - low, 0.52 + high))
+    assert evaluation.mean([Estimate(0.1, 0, 0.9), Estimate(0.9, 0.1, 1)]) == Estimate(0.5, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("games", "spread", "least"),
+    [(games, spread, 0.93) for games in (2, 4, 8) for spread in (0.0, 0.1, 0.3)]
+    + [(2, 1.0, 0.89), (4, 1.0, 0.93)],  # two games cannot tell how far games lie apart
+)
+def test_the_interval_of_the_mean_over_games_holds(games: int, spread: float, least: float) -> None:
+    """Games differ by a random shift of the members' scores; the truth is the mean over all such games."""
+    stream, n = np.random.default_rng(0), 40
+    truth = float(norm.cdf(0.3 / math.sqrt(2 + spread**2)))
+
+    def draw() -> Estimate:
+        shifts = stream.normal(0.3, spread, games)
+        return evaluation.mean(
+            [evaluation.auc(stream.normal(shift, 1, n), stream.normal(0, 1, n)) for shift in shifts]
+        )
+
+    assert coverage(truth, draw, draws=300) >= least
+
+
+def test_the_mean_of_rare_rates_over_games_keeps_an_interval() -> None:
+    stream, truth, games, n = np.random.default_rng(0), 0.005, 4, 20
+
+    def draw() -> Estimate:
+        return evaluation.mean([evaluation.rate(stream.binomial(n, truth), n) for _ in range(games)])
+
+    assert coverage(truth, draw, draws=300) >= 0.95
+    assert evaluation.mean([evaluation.rate(0, n)] * games).high > 0.05
+
+
+def test_games_without_a_value_are_left_out_and_named() -> None:
+    nothing = Estimate(math.nan, math.nan, math.nan, "no members among the candidates")
+    some = Estimate(0.6, 0.5, 0.7)
+    assert evaluation.mean([some]) == some
+    assert evaluation.mean([nothing]) is nothing
+    assert evaluation.mean([nothing, some]) == Estimate(0.6, 0.5, 0.7, "1 of 2 games")
+    assert evaluation.mean([nothing, some, some]).note == "2 of 3 games"
+
+
+# The table
+
+
+def tables(
+    games: int = 2, per_side: int = 15, parties: tuple[str, ...] = ("a", "b"), shift: float = 1.0
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Candidates in the order of their numbers: per party its members, then its non-members."""
+    stream, n = np.random.default_rng(0), 2 * per_side * len(parties)
+    truth = pd.DataFrame(
+        {
+            "game": np.repeat(np.arange(games), n),
+            "candidate": np.tile(np.arange(n), games),
+            "record": np.tile(np.arange(n), games),
+            "party": np.tile(np.repeat(parties, 2 * per_side), games),
+            "member": np.tile(np.repeat([True, False], per_side), games * len(parties)),
+        }
+    )
+    attacks = ["loss", "entropy"]
+    scores = pd.concat([truth[["game", "candidate"]].assign(attack=attack) for attack in attacks])
+    scores["score"] = stream.normal(np.tile(truth["member"], 2) * shift)
+    thresholds = pd.DataFrame(
+        [{"game": game, "attack": attack, "threshold": 0.5} for game in range(games) for attack in attacks]
+    )
+    return scores, thresholds, truth
+
+
+def cell(leakage: pd.DataFrame, **keys: str) -> Any:
+    found = leakage
+    for column, value in keys.items():
+        found = found[found[column] == value]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_the_table_has_a_row_for_every_attack_party_game_and_metric() -> None:
+    leakage = evaluation.evaluate(*tables())
+    assert list(leakage.columns) == [
+        "attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note",
+    ]  # fmt: skip
+    keys = leakage[["attack", "party", "game", "metric"]]
+    assert not keys.duplicated().any() and len(keys) == 2 * 3 * 3 * 7
+    assert list(leakage["attack"].unique()) == ["loss", "entropy"]
+    assert list(leakage["party"].unique()) == ["all", "a", "b"]
+    assert list(leakage["game"].unique()) == ["0", "1", "all"]
+    assert list(leakage["metric"].unique()) == METRICS
+    assert leakage["note"].map(type).eq(str).all()
+
+
+def test_each_figure_is_of_its_own_party_and_game() -> None:
+    scores, thresholds, truth = tables()
+    leakage = evaluation.evaluate(scores, thresholds, truth)
+    joined = scores[scores["attack"] == "entropy"].merge(truth, on=["game", "candidate"])
+    for game in (0, 1):
+        for party in ("all", "a", "b"):
+            rows = joined[(joined["game"] == game) & ((joined["party"] == party) | (party == "all"))]
+            tpr = np.mean(rows["score"][rows["member"]] >= 0.5)
+            fpr = np.mean(rows["score"][~rows["member"]] >= 0.5)
+            expected = {
+                "auc": roc_auc_score(rows["member"], rows["score"]),
+                "balanced_accuracy": (tpr + 1 - fpr) / 2,
+                "fpr": fpr,
+                "tpr_at_threshold": tpr,
+            }
+            for metric, value in expected.items():
+                found = cell(leakage, attack="entropy", party=party, game=str(game), metric=metric)
+                assert found["value"] == pytest.approx(value)
+                assert found["low"] <= value <= found["high"]
+                assert found["n_members"] == found["n_nonmembers"] == len(rows) / 2
+
+
+def test_the_row_of_all_games_is_their_mean_with_all_their_records() -> None:
+    leakage = evaluation.evaluate(*tables(games=4))
+    for metric in METRICS[:4]:
+        keys = {"attack": "loss", "party": "b", "metric": metric}
+        by_game = [cell(leakage, game=str(game), **keys)["value"] for game in range(4)]
+        found = cell(leakage, game="all", **keys)
+        assert found["value"] == pytest.approx(np.mean(by_game))
+        assert found["n_members"] == found["n_nonmembers"] == 60
+
+
+def test_one_game_is_its_own_mean() -> None:
+    leakage = evaluation.evaluate(*tables(games=1))
+    one, mean = (leakage[leakage["game"] == game].drop(columns="game") for game in ("0", "all"))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), mean.reset_index(drop=True))
+
+
+def test_neither_the_order_of_rows_nor_of_columns_matters() -> None:
+    scores, thresholds, truth = tables()
+    mixed = [table.sample(frac=1, random_state=0)[sorted(table)] for table in (scores, thresholds, truth)]
+    keys = ["attack", "party", "game", "metric"]
+    found, again = (
+        evaluation.evaluate(*given).sort_values(keys, ignore_index=True)
+        for given in ((scores, thresholds, truth), mixed)
+    )
+    pd.testing.assert_frame_equal(found, again)
+
+
+def test_a_rate_below_the_resolution_is_said_so_or_pooled_over_games() -> None:
+    leakage = evaluation.evaluate(*tables(games=4, per_side=30))
+    unresolved = cell(leakage, attack="loss", party="a", game="0", metric="tpr_at_fpr_0.01")
+    assert math.isnan(unresolved["value"]) and unresolved["note"] == "not resolvable at n=30"
+    pooled = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.01")
+    assert 0 <= pooled["low"] <= pooled["value"] <= pooled["high"]
+    assert pooled["note"] == "ranks pooled over 4 games"
+    still = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.001")
+    assert math.isnan(still["value"]) and still["note"] == "not resolvable at n=120"
+    mean = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.1")
+    assert mean["note"] == "" and mean["value"] > 0
+
+
+def test_pooled_ranks_do_not_care_for_the_scale_of_a_game() -> None:
+    scores, thresholds, truth = tables(games=4, per_side=30)
+    stretched = scores.assign(score=scores["score"] * 10.0 ** scores["game"] + 100 * scores["game"])
+    keys = {"attack": "loss", "party": "all", "game": "all", "metric": "tpr_at_fpr_0.01"}
+    found = cell(evaluation.evaluate(scores, thresholds, truth), **keys)
+    again = cell(evaluation.evaluate(stretched, thresholds, truth), **keys)
+    assert (found["value"], found["low"]) == (again["value"], again["low"])
+
+
+def test_a_party_without_members_has_no_figure_but_a_reason() -> None:
+    scores, thresholds, truth = tables(games=1)
+    truth.loc[truth["party"] == "b", "member"] = False
+    leakage = evaluation.evaluate(scores, thresholds, truth)
+    found = cell(leakage, attack="loss", party="b", game="0", metric="auc")
+    assert math.isnan(found["value"]) and found["note"] == "no members among the candidates"
+    assert found["n_members"] == 0 and found["n_nonmembers"] == 30
+    rate = cell(leakage, attack="loss", party="b", game="0", metric="fpr")
+    assert 0 <= rate["value"] <= 1
+    missing = cell(leakage, attack="loss", party="b", game="0", metric="balanced_accuracy")
+    assert math.isnan(missing["value"]) and missing["note"] == "no such records"
+
+
+@pytest.mark.parametrize("fault", ["nan", "truth", "threshold"])
+def test_tables_that_do_not_fit_are_refused(fault: str) -> None:
+    scores, thresholds, truth = tables()
+    if fault == "nan":
+        scores.iloc[3, scores.columns.get_loc("score")] = np.nan
+    elif fault == "truth":
+        truth = truth[truth["candidate"] != 7]
+    else:
+        thresholds = thresholds[thresholds["game"] == 0]
+    with pytest.raises(ValueError, match="NaN" if fault == "nan" else "no truth"):
+        evaluation.evaluate(scores, thresholds, truth)
+
+
+def test_roc_encloses_the_auc() -> None:
+    stream = np.random.default_rng(0)
+    scores, member = stream.normal(size=300), stream.random(300) < 0.4
+    fpr, tpr, thresholds = evaluation.roc(scores, member)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1) and len(thresholds) == len(fpr)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(evaluation.auc(scores[member], scores[~member]).value)
+
+
+# From a federation to the figures
+
+
+def leakage_of(view: Any, federation: Any, names: list[str]) -> pd.DataFrame:
+    findings = suite.run(view, federation.candidates, names, seed=0)
+    candidate = np.arange(len(federation.candidates))
+    scores = [
+        pd.DataFrame({"game": 0, "attack": name, "candidate": candidate, "score": found.scores})
+        for name, found in findings.items()
+    ]
+    thresholds = [
+        {"game": 0, "attack": name, "threshold": found.threshold} for name, found in findings.items()
+    ]
+    party = [f"hospital-{number}" for number in federation.party]
+    truth = pd.DataFrame({"game": 0, "candidate": candidate, "party": party, "member": federation.member})
+    return evaluation.evaluate(pd.concat(scores), pd.DataFrame(thresholds), truth)
+
+
+def test_a_model_that_memorises_leaks_everything(overfitted: Any) -> None:
+    leakage = leakage_of(overfitted.view, overfitted, ["loss", "loss-series"])
+    for party in ("all", "hospital-1", "hospital-2"):
+        found = cell(leakage, attack="loss", party=party, game="all", metric="auc")
+        assert found["value"] > 0.97 and found["low"] > 0.8
+        assert cell(leakage, attack="loss", party=party, game="all", metric="balanced_accuracy")["low"] > 0.7
+
+
+def test_a_model_that_never_saw_the_records_leaks_nothing(overfitted: Any, untrained: Any) -> None:
+    leakage = leakage_of(untrained, overfitted, ["all"])
+    for metric in ("auc", "balanced_accuracy"):
+        found = leakage[(leakage["metric"] == metric) & (leakage["party"] == "all")]
+        assert (found["low"] < 0.5).all() and (found["high"] > 0.5).all()
+
+
+def test_measure_uses_the_adversarys_own_threshold() -> None:
+    sample = Sample("0", 2.0, np.array([1.0, 2, 3, 4]), np.array([0.0, 1, 2]), np.ones(4), np.ones(3))
+    found = evaluation.measure(sample)
+    assert (found["tpr_at_threshold"].value, found["fpr"].value) == (3 / 4, 1 / 3)
+    assert found["balanced_accuracy"].value == pytest.approx((3 / 4 + 2 / 3) / 2)
