@@ -59,7 +59,8 @@ def load(name: str, data_dir: Path | None = None) -> Table:
             f"{name}: {paths[0] if paths else 'scikit-learn'} has another layout ({error})"
         ) from error
     if len(frame) != data.rows:
-        raise InputError(f"{name}: {len(frame)} records were read from {paths}, expected {data.rows}")
+        where = ", ".join(map(str, paths)) or "scikit-learn"
+        raise InputError(f"{name}: {len(frame)} records were read from {where}, expected {data.rows}")
     hashes = {path.name: sha256(path) for path in paths} or {f"{name} (embedded)": frame_sha256(frame)}
     return Table(frame, data.schema, name, hashes)
 

@@ -145,10 +145,11 @@ def _usable(frame: pd.DataFrame, schema: Schema) -> tuple[pd.DataFrame, list[str
 
 def _borrowed(before: Schema, after: Schema, settings: DataSettings) -> list[str]:
     """Say which columns took the sector's bounds: they clip, and the unit might be another one."""
+    known = {column.name for column in before.columns if column.bounds} | set(settings.bounds)
     names = [
         f"'{column.name}' {list(column.bounds)}"
         for column in after.columns
-        if column.bounds and not before[column.name].bounds and column.name not in settings.bounds
+        if column.bounds and column.name not in known
     ]
     if not names:
         return []

@@ -69,7 +69,7 @@ class Schema:
         return tuple(column.name for column in self.columns)
 
     def __getitem__(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
+        return {column.name: column for column in self.columns}[name]
 
     @property
     def undeclared(self) -> tuple[str, ...]:

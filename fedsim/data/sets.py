@@ -7,7 +7,7 @@ clinical range, a credit limit), never statistics of the records at hand; values
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -539,47 +539,50 @@ _MARKETING = DataSet(
 
 # --- german-credit --------------------------------------------------------------------------------------
 
-
-def _german_columns() -> Mapping[str, tuple[str, ...] | Bounds]:
-    """Return, in the file's order, the codes A<attribute><value> or bounds of each column."""
-    return {
-        "status": _words("A11 A12 A13 A14"),
-        "duration": (0, 72),  # months
-        "history": _words("A30 A31 A32 A33 A34"),
-        "purpose": (*(f"A4{code}" for code in range(10)), "A410"),
-        "amount": (0, 15_000),  # DM
-        "savings": _words("A61 A62 A63 A64 A65"),
-        "employment": _words("A71 A72 A73 A74 A75"),
-        "rate": (1, 4),  # instalment, classes of per cent of income
-        "personal": _words("A91 A92 A93 A94 A95"),
-        "debtors": _words("A101 A102 A103"),
-        "residence": (1, 4),
-        "property": _words("A121 A122 A123 A124"),
-        "age": (18, 80),
-        "plans": _words("A141 A142 A143"),
-        "housing": _words("A151 A152 A153"),
-        "credits": (1, 4),
-        "job": _words("A171 A172 A173 A174"),
-        "liable": (1, 2),
-        "telephone": _words("A191 A192"),
-        "foreign": _words("A201 A202"),
-    }
-
-
-def _german_schema() -> Schema:
-    columns: list[Column] = []
-    for name, known in _german_columns().items():
-        is_category = isinstance(known[0], str)
-        columns += categories({name: known}) if is_category else numbers({name: known})  # type: ignore[dict-item]
-    return Schema(tuple(columns), label="risk", classes=("good", "bad"))
-
-
-_GERMAN_SCHEMA = _german_schema()
+_GERMAN_NAMES = _words(
+    """status duration history purpose amount savings employment rate personal debtors residence property age
+    plans housing credits job liable telephone foreign risk"""
+)
+_GERMAN_SCHEMA = Schema(
+    columns=(
+        *numbers(
+            {
+                "duration": (0, 72),  # months
+                "amount": (0, 15_000),  # DM
+                "rate": (1, 4),  # instalment, in classes of its share of the income
+                "residence": (1, 4),
+                "age": (18, 80),
+                "credits": (1, 4),
+                "liable": (1, 2),
+            }
+        ),
+        # Codes are A, the number of the attribute, the number of the value.
+        *categories(
+            {
+                "status": _words("A11 A12 A13 A14"),
+                "history": _words("A30 A31 A32 A33 A34"),
+                "purpose": _words("A40 A41 A42 A43 A44 A45 A46 A47 A48 A49 A410"),
+                "savings": _words("A61 A62 A63 A64 A65"),
+                "employment": _words("A71 A72 A73 A74 A75"),
+                "personal": _words("A91 A92 A93 A94 A95"),
+                "debtors": _words("A101 A102 A103"),
+                "property": _words("A121 A122 A123 A124"),
+                "plans": _words("A141 A142 A143"),
+                "housing": _words("A151 A152 A153"),
+                "job": _words("A171 A172 A173 A174"),
+                "telephone": _words("A191 A192"),
+                "foreign": _words("A201 A202"),
+            }
+        ),
+    ),
+    label="risk",
+    classes=("good", "bad"),
+)
 
 
 def _load_german(paths: list[Path]) -> pd.DataFrame:
-    names = [*_GERMAN_SCHEMA.names, "risk"]
-    frame = _csv(paths[0].read_text(encoding="ascii"), header=None, names=names, sep=r"\s+")
+    text = paths[0].read_text(encoding="ascii")
+    frame = _csv(text, header=None, names=list(_GERMAN_NAMES), sep=r"\s+")
     frame["risk"] = frame["risk"].map({"1": "good", "2": "bad"})
     return _with_numbers(frame, _GERMAN_SCHEMA)
 

@@ -195,6 +195,8 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def _decode(path: Path) -> tuple[str, list[str]]:
     content = path.read_bytes()
+    if content.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path}: this is a spreadsheet or zip archive; export the table as CSV or Parquet")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16"), []
     try:

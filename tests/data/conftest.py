@@ -1,19 +1,9 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-LOCAL = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
-
-
-@pytest.fixture
-def data_dir() -> Path:
-    if not LOCAL.is_dir():
-        pytest.skip(f"the real data are not at {LOCAL}; set FEDSIM_DATA")
-    return LOCAL
 
 
 @pytest.fixture(autouse=True)

@@ -131,6 +131,7 @@ def test_many_whole_classes_with_enough_records_are_classes(write: Write) -> Non
         ("a,y\n1,u\n2,u\n", {}, "the only class is 'u'"),
         ("a,y\n1,\n2,\n", {}, "it holds no value"),
         ("a,y\n1,u\n1,2,3,4\n", {}, "Expected 2 fields"),
+        ("PK\x03\x04", {}, "spreadsheet or zip archive"),
         ("a,y\n" + "\n".join(f"1,{i}.5" for i in range(99)), {}, "99 distinct values; fedsim does"),
         ("a,y\n" + "\n".join(f"1,{i}" for i in range(99)), {}, "classification only"),
         ("a,y\n" + "\n".join(f"1,n{i}" for i in range(99)), {}, "classification only"),
