@@ -16,6 +16,7 @@ gradients for any module, and per-sample norms written out for plain stacks of l
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -114,15 +115,16 @@ def _opacus_steps(
     # Written into the loss, the proximal term would be clipped with it, or lost.
     optimizer.attach_step_hook(lambda _: add_proximal_gradient(parameters, anchor, proximal_mu))
     steps = 0
-    for x, y in batches:
-        optimizer.zero_grad()
-        if len(y):
-            functional.cross_entropy(private(x), y, reduction="sum").backward()
-        else:  # not every module takes an empty batch
-            for p in parameters:
-                p.grad_sample = p.new_zeros((0, *p.shape))
-        optimizer.step()
-        steps += 1
+    with warnings.catch_warnings(action="ignore"):  # its hooks make torch warn of inputs without gradient
+        for x, y in batches:
+            optimizer.zero_grad()
+            if len(y):
+                functional.cross_entropy(private(x), y, reduction="sum").backward()
+            else:  # not every module takes an empty batch
+                for p in parameters:
+                    p.grad_sample = p.new_zeros((0, *p.shape))
+            optimizer.step()
+            steps += 1
     module.load_state_dict(private.to_standard_module().state_dict())
     return steps
 

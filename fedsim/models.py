@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
 def linear_stack(module: nn.Module) -> list[nn.Linear] | None:
     """Return the layers of a plain Linear-ReLU-…-Linear network on flattened records, else None.
 
-    Only exact types count: a subclass, a frozen layer, a missing bias or a hook may mean something else.
+    Only exact types count: a subclass, a hook, a frozen or shared layer may mean something else.
     """
     if type(module) is not nn.Sequential:
         return None
@@ -77,6 +78,7 @@ def linear_stack(module: nn.Module) -> list[nn.Linear] | None:
         and all(type(layer) is nn.ReLU for layer in layers[1::2])
         and all(below.out_features == above.in_features for below, above in pairwise(linear))
         and all(_is_plain(layer) for layer in linear)
+        and len(list(module.parameters())) == 2 * len(linear)  # none shared
         and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
     )
     return linear if plain else None
@@ -119,7 +121,7 @@ def _dp_problem(layer: nn.Module) -> str:
 def _try_privately(module: nn.Module, input_shape: tuple[int, ...]) -> None:
     from opacus import GradSampleModule
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(0)
         pair, other = torch.rand(2, *input_shape), torch.rand(1, *input_shape)
         try:

@@ -27,7 +27,7 @@ from fedsim.errors import InputError
 from fedsim.scenario import DPSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from opacus.accountants.analysis.prv import Domain
+    from opacus.accountants.analysis.prv import DiscretePRV, Domain
 
 Accountant = Literal["rdp", "prv"]
 Entry = tuple[float, float, int]  # noise multiplier σ, sample rate q, steps
@@ -272,27 +272,33 @@ def _prv_epsilon(entries: tuple[Entry, ...], delta: float, error: float) -> floa
     steps, finer and wider than asked for and so as safe: 50 rounds need a handful of discretisations. Its
     size is a power of two, which is what an FFT likes.
     """
-    from opacus.accountants.analysis.prv import DiscretePRV
-    from scipy.fft import irfft
-
     horizon = tuple((noise, rate, 2 ** math.ceil(math.log2(steps))) for noise, rate, steps in entries)
     size, mesh = _prv_grid(horizon, delta, error)
     if size > LARGEST_PRV_GRID:
         return None
     try:
-        spectrum, shift = np.ones(1), 0.0
-        for noise, rate, steps in entries:
-            transform, mean_shift = _prv_transform(noise, rate, size, mesh)
-            spectrum = spectrum * transform**steps
-            shift += steps * mean_shift
-        # The sum of k grid indices, each relative to the grid's zero, is off by k − 1 times the zero's index.
-        repeats = sum(steps for _, _, steps in entries)
-        density = np.roll(irfft(spectrum, size), -(repeats - 1) * _zero_index(size) % size)
-        composed = DiscretePRV(density, _prv_domain(size, mesh).shift_right(shift))
-        upper = composed.compute_epsilon(delta, delta / 1000, error)[2]
+        with np.errstate(all="ignore"):  # overflow far out on the grid; what matters of it is checked below
+            composed = _compose(entries, size, mesh)
+            upper = composed.compute_epsilon(delta, delta / 1000, error)[2]
     except (RuntimeError, ValueError):
         return None
     return max(0.0, float(upper)) if math.isfinite(upper) else None
+
+
+def _compose(entries: tuple[Entry, ...], size: int, mesh: float) -> DiscretePRV:
+    """Return the privacy loss of all entries together: the convolution of its steps' privacy losses."""
+    from opacus.accountants.analysis.prv import DiscretePRV
+    from scipy.fft import irfft
+
+    spectrum, shift = np.ones(1), 0.0
+    for noise, rate, steps in entries:
+        transform, mean_shift = _prv_transform(noise, rate, size, mesh)
+        spectrum = spectrum * transform**steps
+        shift += steps * mean_shift
+    # The sum of k grid indices, each relative to the grid's zero, is off by k − 1 times the zero's index.
+    repeats = sum(steps for _, _, steps in entries)
+    density = np.roll(irfft(spectrum, size), -(repeats - 1) * _zero_index(size) % size)
+    return DiscretePRV(density, _prv_domain(size, mesh).shift_right(shift))
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,220 @@
+"""Local training: both paths against torch, and the metrics against scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from torch import nn
+from torch.nn import functional
+
+from clients import training
+from fedsim import models, privacy, rng
+from fedsim.data.records import Records
+from fedsim.scenario import ModelSettings, TrainingSettings
+
+OPTIMIZERS = [
+    {},
+    {"momentum": 0.9},
+    {"l2": 0.05},
+    {"momentum": 0.5, "l2": 0.01},
+    {"optimizer": "adam", "lr": 0.01},
+    {"optimizer": "adam", "lr": 0.01, "l2": 0.05},
+]
+
+
+def some_records(n: int = 44, shape: tuple[int, ...] = (10,), classes: int = 3, seed: int = 0) -> Records:
+    stream = np.random.default_rng(seed)
+    features = stream.normal(size=(n, *shape)).astype(np.float32)
+    return Records(features, stream.integers(0, classes, n))
+
+
+def mlp(classes: int = 3, hidden: tuple[int, ...] = (8, 6), shape: tuple[int, ...] = (10,)) -> nn.Module:
+    return models.build(ModelSettings(hidden=list(hidden)), shape, classes, seed=1)
+
+
+def stream(round: int = 0) -> torch.Generator:
+    return rng.torch_generator(0, "training", round=round)
+
+
+def trained(module: nn.Module, records: Records, settings: TrainingSettings, **options) -> dict:
+    module = copy.deepcopy(module)
+    training.train(module, records, settings, stream(), **options)
+    return models.weights(module)
+
+
+def by_autograd(module: nn.Module, records: Records, settings: TrainingSettings, mu: float = 0.0) -> dict:
+    """The slow obvious twin: FedProx's loss as the paper writes it, torch's optimizer, the same batches."""
+    module = copy.deepcopy(module)
+    anchor = [p.detach().clone() for p in module.parameters()]
+    optimizer = training.make_optimizer(settings, list(module.parameters()))
+    for x, y in training.minibatches(training.tensors(records), settings, stream()):
+        optimizer.zero_grad()
+        distance = sum(((p - start) ** 2).sum() for p, start in zip(module.parameters(), anchor, strict=True))
+        (functional.cross_entropy(module(x), y) + mu / 2 * distance).backward()
+        optimizer.step()
+    return models.weights(module)
+
+
+def assert_close(found: dict, expected: dict, atol: float = 2e-6) -> None:
+    assert list(found) == list(expected)
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=atol, err_msg=name)
+
+
+class Hidden(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3])
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+def test_both_paths_equal_autograd_and_torch_s_optimizer(options: dict, mu: float) -> None:
+    settings = TrainingSettings(**{"batch": 16, "epochs": 3, **options})
+    module, records = mlp(), some_records()
+    expected = by_autograd(module, records, settings, mu)
+    assert models.linear_stack(module) is not None
+    assert models.linear_stack(Hidden(module)) is None
+    assert_close(trained(module, records, settings, proximal_mu=mu), expected)
+    found = trained(Hidden(module), records, settings, proximal_mu=mu)
+    assert_close({name.removeprefix("module."): array for name, array in found.items()}, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 20),
+    batch=st.integers(1, 8),
+    hidden=st.lists(st.integers(1, 5), max_size=3),
+    classes=st.integers(2, 4),
+    shape=st.sampled_from([(3,), (1,), (1, 2, 3)]),
+)
+def test_the_written_out_pass_equals_autograd_for_every_shape(n, batch, hidden, classes, shape) -> None:
+    module = mlp(classes, tuple(hidden), shape)
+    records = some_records(n, shape, classes)
+    options = TrainingSettings(batch=batch, epochs=2)
+    assert_close(trained(module, records, options), by_autograd(module, records, options))
+
+
+def test_the_proximal_term_pulls_towards_the_start() -> None:
+    module, records, settings = mlp(), some_records(), TrainingSettings(lr=0.05, epochs=10)
+    start = models.weights(module)
+
+    def moved(mu: float) -> float:
+        after = trained(module, records, settings, proximal_mu=mu)
+        return sum(float(((after[name] - start[name]) ** 2).sum()) for name in start)
+
+    assert moved(5.0) < moved(0.5) < moved(0.0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_the_same_stream_gives_the_same_bits_and_another_one_does_not(name: str) -> None:
+    module = models.build(ModelSettings(name=name, hidden=[4]), (1, 4, 4), 3)
+    records, settings = some_records(shape=(1, 4, 4)), TrainingSettings()
+    first, again = (trained(module, records, settings) for _ in range(2))
+    np.testing.assert_equal(first, again)
+    training.train(module, records, settings, stream(round=1))
+    assert not np.array_equal(models.weights(module)["output.bias"], first["output.bias"])
+
+
+def test_dropout_draws_from_the_party_s_stream_and_leaves_the_global_one_alone() -> None:
+    module = nn.Sequential(nn.Linear(10, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    found = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        before = torch.random.get_rng_state()
+        found.append(trained(module, some_records(), TrainingSettings()))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    np.testing.assert_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(("n", "options"), [(44, {"epochs": 2}), (44, {"steps": 7}), (5, {"steps": 3})])
+def test_batches_and_steps(n: int, options: dict) -> None:
+    settings = TrainingSettings(batch=16, **options)
+    data = torch.arange(n), torch.arange(n) * 2
+    batches = list(training.minibatches(data, settings, stream()))
+    assert len(batches) == privacy.steps_per_round(settings, n)
+    assert all(torch.equal(2 * x, y) for x, y in batches)
+    per_epoch = -(-n // 16)
+    for start in range(0, len(batches) - per_epoch + 1, per_epoch):
+        seen = torch.cat([x for x, _ in batches[start : start + per_epoch]])
+        assert sorted(seen.tolist()) == list(range(n))
+    if len(batches) > per_epoch:
+        assert not torch.equal(batches[0][0], batches[per_epoch][0])
+    report = training.train(mlp(), some_records(n), settings, stream())
+    assert report.steps == len(batches)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, Hidden], ids=["stack", "any"])
+def test_the_reported_loss_is_the_mean_over_the_round_s_records(wrap) -> None:
+    module, records = wrap(mlp()), some_records()
+    expected = training.evaluate(module, records)["loss"]
+    # With a vanishing learning rate every batch meets the same weights.
+    report = training.train(module, records, TrainingSettings(lr=1e-12, epochs=2), stream())
+    assert report.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_learns() -> None:
+    records, module = some_records(n=30, classes=2), mlp(2, (32, 32))
+    training.train(module, records, TrainingSettings(epochs=150), stream())
+    assert training.evaluate(module, records)["accuracy"] == 1.0
+
+
+def test_nobody_trains_without_records() -> None:
+    with pytest.raises(ValueError, match="without records"):
+        training.train(mlp(), some_records(0), TrainingSettings(), stream())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_metrics_are_scikit_learn_s(classes: int) -> None:
+    module, records = mlp(classes), some_records(200, classes=classes)
+    scores = training.logits(module, records)
+    p = np.exp(scores - np.logaddexp.reduce(scores, 1)[:, None])
+    found = training.evaluate(module, records)
+    assert found["accuracy"] == accuracy_score(records.labels, scores.argmax(1))
+    assert found["loss"] == pytest.approx(log_loss(records.labels, p, labels=range(classes)), rel=1e-6)
+    expected = roc_auc_score(records.labels, p[:, 1] if classes == 2 else p, multi_class="ovr")
+    assert found["auc"] == pytest.approx(expected, rel=1e-12)
+    assert found["n"] == 200
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
+def test_auc_counts_ties_as_one_half(pairs: list[tuple[int, bool]]) -> None:
+    score = np.array([value / 10 for value, _ in pairs])
+    labels = np.array([int(positive) for _, positive in pairs])
+    found = training.auc(np.stack([1 - score, score], 1), labels)
+    if labels.min() == labels.max():
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(roc_auc_score(labels, score), abs=1e-12)
+
+
+def test_auc_is_missing_where_a_class_is_absent_or_a_score_is_not_a_number() -> None:
+    p = np.full((3, 3), 1 / 3)
+    assert math.isnan(training.auc(p, np.array([0, 1, 1])))
+    assert training.auc(p, np.array([0, 1, 2])) == 0.5
+    assert math.isnan(training.auc(p * math.nan, np.array([0, 1, 2])))
+
+
+def test_evaluation_of_nothing_and_of_much() -> None:
+    assert training.evaluate(mlp(), some_records(0))["n"] == 0
+    module, records = mlp().train(), some_records(9000)
+    small, large = (training.logits(module, records, batch=batch) for batch in (512, 10**6))
+    np.testing.assert_allclose(small, large, atol=1e-6)
+    assert module.training
+
+
+def test_evaluation_switches_dropout_off() -> None:
+    module = nn.Sequential(nn.Linear(10, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
+    first, again = (training.logits(module, some_records()) for _ in range(2))
+    np.testing.assert_equal(first, again)
