@@ -85,13 +85,13 @@ def run(
     """
     from fedsim import live, runner, tables
 
+    runner.check_engine(engine)
     if resume:
         if overrides or dp:
             raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
         folder = _resumable(scenario, out)
     else:
         folder = _prepare(scenario, overrides, dp, data_dir, out)
-    runner.check_engine(engine)
     _header(folder)
     with live.follow(folder, _err):
         runner.federate(folder, engine, workers)
@@ -186,16 +186,10 @@ def attacks() -> None:
 @attacks.command("list")
 def attacks_list() -> None:
     """List the attacks: what each needs, sees, assumes, and its source."""
-    from rich.table import Table
-
     from attacks.suite import SUITE
+    from fedsim import tables
 
-    table = Table()
-    for heading in ("attack", "sees", "needs", "assumes", "source"):
-        table.add_column(heading)
-    for item in SUITE.values():
-        table.add_row(item.name, item.sees, item.needs, item.assumes, item.source)
-    _out.print(table)
+    _out.print(tables.attack_list(list(SUITE.values())))
 
 
 @main.group()
@@ -235,38 +229,40 @@ def data() -> None:
 @data.command("list")
 def data_list() -> None:
     """List the named data sets."""
-    from rich.table import Table
-
+    from fedsim import tables
     from fedsim.data import catalogue
 
-    table = Table()
-    for heading in ("name", "what", "records", "licence", "download"):
-        table.add_column(heading)
-    for name in catalogue.names():
-        entry = catalogue.get(name)
-        table.add_row(*catalogue.summary(entry))
-    _out.print(table)
+    _out.print(tables.data_list([catalogue.get(name) for name in catalogue.names()]))
 
 
 @data.command("show")
 @click.argument("name")
-@_data_dir
-def data_show(name: str, data_dir: Path | None) -> None:
-    """Show origin, licence, hashes and columns of NAME."""
+def data_show(name: str) -> None:
+    """Show origin, licence, files and columns of NAME.
+
+    \b
+    Example:
+      fedsim data show heart-disease
+    """
+    from fedsim import tables
     from fedsim.data import catalogue
 
-    click.echo(catalogue.describe(catalogue.get(name), data_dir))
+    tables.data_set(catalogue.get(name), _out)
 
 
 @data.command("fetch")
 @click.argument("name")
 @_data_dir
 def data_fetch(name: str, data_dir: Path | None) -> None:
-    """Download NAME, or check it in --data-dir, against its hash."""
+    """Download NAME, or find it in --data-dir, and check it against its hash."""
     from fedsim.data import catalogue
 
-    for path in catalogue.fetch(name, data_dir):
-        click.echo(f"{path}: hash as expected")
+    with _err.status(f"Fetching {name}…"):
+        paths = catalogue.fetch(name, data_dir)
+    for path in paths:
+        click.echo(f"{path}: SHA-256 as published")
+    if not paths:
+        click.echo(f"{name} comes with scikit-learn; there is nothing to fetch")
 
 
 if __name__ == "__main__":

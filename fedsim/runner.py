@@ -254,6 +254,8 @@ def _keep_findings(run: RunDirectory, game: int, findings: dict[str, suite.Findi
         before = run.table("scores")
         mine = before[(before["game"] == game) & ~before["attack"].isin(list(findings))]
         fresh = pd.concat([mine.drop(columns="game"), fresh], ignore_index=True)
+        order = fresh["attack"].map(list(suite.SUITE).index)
+        fresh = fresh.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     run.write_game("scores", game, fresh)
 
 

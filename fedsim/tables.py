@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from attacks import suite
 from clients.sectors import SECTORS
+from fedsim.data.schema import Column
+from fedsim.data.sources import DataSet
 from fedsim.results import RunDirectory
 
+# Headings of two lines, so that a table of intervals fits into 80 columns.
 _METRICS = {
-    "auc": "AUC",
-    "balanced_accuracy": "balanced acc.",
-    "fpr": "FPR there",
-    "tpr_at_fpr_0.1": "TPR @ 10 %",
-    "tpr_at_fpr_0.01": "TPR @ 1 %",
-    "tpr_at_fpr_0.001": "TPR @ 0.1 %",
+    "auc": "AUC\n",
+    "balanced_accuracy": "balanced\naccuracy",
+    "fpr": "realised\nFPR",
+    "tpr_at_fpr_0.1": "TPR at\n10 % FPR",
+    "tpr_at_fpr_0.01": "TPR at\n1 % FPR",
+    "tpr_at_fpr_0.001": "TPR at\n.1 % FPR",
 }
 
 
@@ -40,7 +44,7 @@ def _utility(run: RunDirectory) -> Table:
     rounds = run.table("rounds")
     last = rounds.sort_values("round", kind="stable").groupby(["game", "party"], as_index=False).last()
     record = SECTORS[run.scenario.parties.sector].record
-    table = Table(title=f"{run.scenario.name}: the model on held-out {record}s", title_justify="left")
+    table = _table(f"{run.scenario.name}: the final model on held-out {record}s")
     for heading in ("party", "DP-SGD", "accuracy", "AUC", "loss", "held out"):
         table.add_column(heading, justify="left" if heading in ("party", "DP-SGD") else "right")
     names = [*run.manifest.get("parties", {}), "all"]
@@ -71,20 +75,20 @@ def _leakage(leakage: pd.DataFrame) -> Table:
     overall = overall[overall["party"] == "all"]
     sizes = overall[overall["metric"] == "auc"].iloc[0]
     title = (
-        f"Leakage to the adversary: {sizes['n_members']:.0f} members and "
-        f"{sizes['n_nonmembers']:.0f} held-out records, 95 % intervals"
+        f"Leakage to the adversary on {sizes['n_members']:.0f} members and "
+        f"{sizes['n_nonmembers']:.0f} held-out records, with 95 % intervals"
     )
-    table = Table(title=title, title_justify="left")
-    table.add_column("attack")
+    table = _table(title)
+    table.add_column("attack", no_wrap=True)
     for heading in _METRICS.values():
         table.add_column(heading, justify="right")
     for attack, rows in overall.groupby("attack", sort=False):
         cells = [_cell(rows[rows["metric"] == metric]) for metric in _METRICS]
         table.add_row(str(attack), *cells)
     table.caption = (
-        "Balanced accuracy is at the adversary's own threshold, set on its own records; "
-        "TPR @ x % is the true positive rate at a false positive rate of x %."
+        "Balanced accuracy and realised FPR: at the threshold that the adversary sets on its own records."
     )
+    table.caption_justify = "left"
     return table
 
 
@@ -92,13 +96,19 @@ def _exposure(leakage: pd.DataFrame) -> Table:
     auc = _over_games(leakage)
     auc = auc[(auc["metric"] == "auc") & (auc["party"] != "all")]
     victims = list(dict.fromkeys(auc["party"]))
-    table = Table(title="AUC per attack and victim party, 95 % intervals", title_justify="left")
-    table.add_column("attack")
+    table = _table("AUC per attack and victim party, with 95 % intervals")
+    table.add_column("attack", no_wrap=True)
     for victim in victims:
         n = auc[auc["party"] == victim].iloc[0]
         table.add_column(f"{victim}\nn = {n['n_members']:.0f} + {n['n_nonmembers']:.0f}", justify="right")
     for attack, rows in auc.groupby("attack", sort=False):
         table.add_row(str(attack), *(_cell(rows[rows["party"] == victim]) for victim in victims))
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
     return table
 
 
@@ -111,28 +121,97 @@ def _cell(rows: pd.DataFrame) -> str:
         return "-"
     row = rows.iloc[0]
     if not math.isfinite(row["value"]):
-        return "[dim]n too small[/dim]" if "resolvable" in str(row["note"]) else "-"
-    return f"{_number(row['value'])} [dim]{_number(row['low'])}-{_number(row['high'])}[/dim]"
+        return "[dim]n too\nsmall[/dim]" if "resolvable" in str(row["note"]) else "-"
+    digits = 3 if row["high"] < 0.1 else 2
+    interval = f"{_number(row['low'], digits)}-{_number(row['high'], digits)}"
+    return f"{_number(row['value'])}\n[dim]{interval}[/dim]"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0") if math.isfinite(value) else "-"
+def _number(value: float, digits: int = 3) -> str:
+    """Say 0.5861 as '.586': shares are read by the column, and their zeros only take room."""
+    if not math.isfinite(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def _assumptions(run: RunDirectory) -> str:
     scenario = run.scenario
     attacks = suite.select(scenario.adversary.attacks)
-    needs = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
+    assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
     return (
-        f"Adversary: {run.manifest.get('adversary')}, a participant. It sees every global model it is sent, "
-        f"its own records and updates, and the public settings. It is assumed to hold the candidate "
-        f"records themselves, without knowing which were trained on. {needs}"
+        f"Adversary: {run.manifest.get('adversary')}, an ordinary participant. It sees every global model "
+        "that it is sent, its own records and updates, and the public settings. It is assumed to hold the "
+        f"candidate records, not knowing who trained on them. Its attacks rest on: {assumed}."
     )
+
+
+def attack_list(attacks: list[suite.Attack]) -> Table:
+    """Return what each attack sees, needs and assumes, and its source."""
+    table = _table("Attacks of a participant")
+    table.add_column("attack", no_wrap=True)
+    for heading in ("sees", "needs", "assumes", "source"):
+        table.add_column(heading)
+    for attack in attacks:
+        table.add_row(attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
+    return table
+
+
+def data_list(entries: list[DataSet]) -> Table:
+    """Return the named data sets, one a row."""
+    table = _table("Named data sets")
+    table.add_column("name", no_wrap=True)
+    for heading in ("what", "records", "classes", "licence", "from"):
+        table.add_column(heading, justify="right" if heading in ("records", "classes") else "left")
+    for entry in entries:
+        source = "embedded" if entry.embedded else "download"
+        classes = str(len(entry.schema.classes))
+        table.add_row(entry.name, entry.title, str(entry.rows), classes, entry.licence, source)
+    return table
+
+
+def data_set(entry: DataSet, console: Console) -> None:
+    """Print where a named data set comes from, and its declared columns."""
+    schema = entry.schema
+    facts = {
+        entry.name: entry.title,
+        "origin": entry.origin,
+        "licence": entry.licence,
+        "records": f"{entry.rows}, each a {entry.record}",
+        "label": f"{schema.label}: {_some(schema.classes)}",
+        "party": schema.party or "none",
+        "person": schema.person or "none",
+        "notes": entry.notes,
+    }
+    for word, text in facts.items():
+        if text:
+            console.print(f"[bold]{word}[/bold]  {text}", highlight=False, soft_wrap=True)
+    for file in entry.files:
+        text = f"[bold]file[/bold]  {file.name}  SHA-256 {file.sha256}"
+        console.print(text, highlight=False, soft_wrap=True)
+    table = _table(f"{len(schema.columns)} columns")
+    for heading in ("column", "kind", "declared"):
+        table.add_column(heading)
+    for column in schema.columns[:40]:
+        table.add_row(column.name, column.kind, _declared(column))
+    if len(schema.columns) > 40:
+        table.add_row("…", "", f"and {len(schema.columns) - 40} more")
+    console.print(table)
+
+
+def _declared(column: Column) -> str:
+    if column.bounds is not None:
+        return f"{column.bounds[0]:g} to {column.bounds[1]:g}"
+    return _some(column.categories or ())
+
+
+def _some(values: tuple[str, ...], limit: int = 12) -> str:
+    return ", ".join(values[:limit]) + (" …" if len(values) > limit else "")
 
 
 def runs(found: list[RunDirectory]) -> Table:
     """Return the list of runs."""
-    table = Table()
+    table = _table("Runs")
     for heading in ("run", "scenario", "games", "rounds", "engine", "state", "created"):
         table.add_column(heading)
     for run in found:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_litter(tmp_path: Pat
     with pytest.raises(RuntimeError):
         files.write_atomically(path, break_off)
     assert files.read_json(path) == {"a": 1}
-    assert os.listdir(tmp_path) == ["value.json"]
+    assert [each.name for each in tmp_path.iterdir()] == ["value.json"]
 
 
 def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_missing_and_corrupt_files_are_named(tmp_path: Path, read) -> None:  # t
     with pytest.raises(InputError, match="absent: there is no such file"):
         read(tmp_path / "absent")
     (tmp_path / "corrupt").write_bytes(b"\x00\x01 not a file of ours")
-    with pytest.raises(InputError, match="cannot read .*corrupt"):
+    with pytest.raises(InputError, match=r"cannot read .*corrupt"):
         read(tmp_path / "corrupt")
 
 
