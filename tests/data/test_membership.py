@@ -91,6 +91,15 @@ def test_the_share_is_met_to_within_one_person() -> None:
         assert 120 <= member.sum() < 120 + largest
 
 
+def test_a_person_keeps_the_side_that_an_earlier_party_drew() -> None:
+    encoded, rows = make_encoded(300, persons=60), split(300, 3)
+    first = {"h-0": rows["h-0"]}
+    for game in range(5):
+        alone = draw_members(encoded, first, seed=0, game=game, share=0.5)
+        together = draw_members(encoded, rows, seed=0, game=game, share=0.5)
+        np.testing.assert_array_equal(alone[rows["h-0"]], together[rows["h-0"]])
+
+
 def test_candidates_are_shuffled() -> None:
     drawn = draw(make_encoded(400), split(400, 4))
     half = len(drawn.truth) // 2
