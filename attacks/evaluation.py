@@ -209,9 +209,10 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 
     Each side of the interval is t · sqrt((s² + w²) / G): s² is the variance of the G values, w² the mean
     squared standard error that the games' own intervals show on that side, t Student's quantile at
-    (G − 1)(s² + w²) / s² degrees of freedom. s² holds one w² already, so that the interval errs on the wide
-    side; in return it does not collapse where every game shows 0 of n, as a bootstrap does. Simulated, it
-    covers 95 % and more, but for 2 games that differ by more than twice their sampling error: then 91 %.
+    (G − 1) · min((s² + w²) / s², 3) degrees of freedom. s² holds one w² already, so that the interval errs on
+    the wide side; in return it does not collapse where every game shows 0 of n, as a bootstrap does.
+    Simulated, it covers 95 % and more where games lie apart by up to twice their sampling error; at four
+    times, 91 % with 2 games and 94 % with more.
     """
     from scipy.stats import norm
 
@@ -236,7 +237,7 @@ def _half_width(spread: float, within: float, games: int) -> float:
 
     if spread + within == 0:
         return 0.0
-    freedom = (games - 1) * (spread + within) / spread if spread > 0 else np.inf
+    freedom = (games - 1) * (min((spread + within) / spread, 3) if spread > 0 else 3)
     return t.isf(ERROR / 2, freedom) * math.sqrt((spread + within) / games)
 
 

@@ -17,7 +17,6 @@ from fedsim import models
 from fedsim.data.records import Records
 from fedsim.scenario import ModelSettings, TrainingSettings
 
-
 # A first call that imports a package, or a busy machine, is no failure of a property.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")

@@ -186,6 +186,7 @@ def test_calibration_sees_the_own_records_and_takes_nothing_out(
     assert finding.threshold == 19.5
 
 
+@pytest.mark.filterwarnings("ignore:attack 'half'. 20 of 40")  # the same on the own records
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_count_as_the_lowest(
     overfitted: Any, monkeypatch: pytest.MonkeyPatch, broken: float
