@@ -108,7 +108,9 @@ def gradient_products(
     """
     import torch
 
-    short_cut = _is_linear_stack(module)
+    from fedsim.models import linear_stack
+
+    short_cut = linear_stack(module) is not None
     products = _stack_products if short_cut else _vmapped_products
     module = copy.deepcopy(module).double() if short_cut else module
     along = {name: torch.tensor(direction[name]).double() for name, _ in module.named_parameters()}
@@ -123,14 +125,6 @@ def gradient_products(
         product, square = products(module, features, torch.tensor(records.labels[rows]), along)
         dot[rows], norm[rows] = product.numpy(), square.sqrt().numpy()
     return dot, norm
-
-
-def _is_linear_stack(module: torch.nn.Module) -> bool:
-    """Whether the module is a plain stack of linear layers, none of which is used twice."""
-    from fedsim.models import linear_stack
-
-    layers = linear_stack(module)
-    return layers is not None and len(list(module.parameters())) == 2 * len(layers)
 
 
 def _stack_products(
