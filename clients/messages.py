@@ -20,8 +20,20 @@ def to_numpy(arrays: ArrayRecord) -> dict[str, np.ndarray]:
 
 
 def global_model(message: Message) -> dict[str, np.ndarray]:
-    """Return the weights that the server sent."""
-    return to_numpy(message.content.array_records["arrays"])
+    """Return the weights that the server sent, read-only.
+
+    In one process all parties are sent the same record object, which is unpacked once.
+    """
+    global _unpacked
+    arrays = message.content.array_records["arrays"]
+    if _unpacked is None or _unpacked[0] is not arrays:
+        _unpacked = arrays, to_numpy(arrays)
+        for array in _unpacked[1].values():
+            array.flags.writeable = False
+    return _unpacked[1]
+
+
+_unpacked: tuple[ArrayRecord, dict[str, np.ndarray]] | None = None
 
 
 def server_round(message: Message) -> int:

@@ -259,8 +259,8 @@ def data_fetch(name: str, data_dir: Path | None) -> None:
 
     with _err.status(f"Fetching {name}…"):
         paths = catalogue.fetch(name, data_dir)
-    for path in paths:
-        click.echo(f"{path}: SHA-256 as published")
+    for path, file in zip(paths, catalogue.get(name).files, strict=True):
+        click.echo(f"{path}: {'SHA-256 as published' if file.sha256 else 'no published SHA-256'}")
     if not paths:
         click.echo(f"{name} comes with scikit-learn; there is nothing to fetch")
 

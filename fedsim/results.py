@@ -9,7 +9,7 @@
       observations/game-000/             what the adversary kept, and nothing else
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
-      truth.parquet      game, candidate, record, party, member
+      truth.parquet      who is a member; written and read by `fedsim.data.membership` alone
       scores.parquet     game, attack, candidate, score, threshold
       leakage.parquet    attack, party, game, metric, value, low, high, n_members, n_nonmembers, note
 
@@ -192,7 +192,7 @@ class RunDirectory:
 
     # ----------------------------------------------------------------- tables
     def table(self, name: str) -> pd.DataFrame:
-        """Read one of the tables 'rounds', 'truth', 'scores', 'leakage'.
+        """Read one of the tables 'rounds', 'scores', 'leakage'.
 
         Raises:
             InputError: the run has not come that far, or the file is corrupt.

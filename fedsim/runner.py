@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -9,7 +10,6 @@ import importlib.util
 import os
 import platform
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fedsim.scenario import Scenario
 ENGINES = ("inprocess", "ray")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """A scenario whose every choice has been checked against the data, before anything is written.
 
@@ -65,6 +65,11 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir)
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
+    dealt = sum(map(len, rows.values()))
+    if dealt < len(encoded):
+        partition = scenario.parties.partition
+        notice = f"{len(encoded) - dealt} of {len(encoded)} records are in no party: partition '{partition}'"
+        encoded = dataclasses.replace(encoded, notices=(*encoded.notices, notice))
     scenario = scenario.model_copy(
         update={"parties": scenario.parties.model_copy(update={"count": len(rows)})}
     )
@@ -78,12 +83,12 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
 
 
 def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
-    """Read and encode the scenario's records; nothing is learnt from private ones (DESIGN §7)."""
+    """Read and encode the scenario's records, each once; nothing is learnt from private ones (DESIGN §7)."""
     data = scenario.data
     source = tables.read(data) if data.name is None else catalogue.load(data.name, data_dir)
     stream = rng.generator(scenario.seed, "public records")
     bounds = SECTORS[scenario.parties.sector].bounds
-    return encoding.encode(source, data, stream, sector_bounds=bounds)
+    return encoding.deduplicate(encoding.encode(source, data, stream, sector_bounds=bounds))
 
 
 def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:
@@ -130,15 +135,13 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
     run = RunDirectory.create(path, scenario)
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
-    run.write_table(
-        "truth", pd.concat([game.truth.assign(game=k) for k, game in enumerate(games)], ignore_index=True)
-    )
+    membership.write_truth(run.path, games)
     run.update_manifest(
         adversary=prepared.adversary,
         parties={name: len(index) for name, index in prepared.rows.items()},
         input_shape=list(encoded.features.shape[1:]),
         classes=list(encoded.classes),
-        notices=encoded.notices,
+        notices=list(encoded.notices),
         data_sha256=encoded.hashes,
         seed=scenario.seed,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -217,7 +220,7 @@ def evaluate(run: RunDirectory) -> None:
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
     leakage = evaluation.evaluate(
-        scores[["game", "attack", "candidate", "score"]], thresholds, run.table("truth")
+        scores[["game", "attack", "candidate", "score"]], thresholds, membership.read_truth(run.path)
     )
     run.write_table("leakage", leakage)
 

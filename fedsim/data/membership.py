@@ -6,8 +6,9 @@ candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from fedsim.data.parties import units_of
 from fedsim.data.records import Records
 from fedsim.data.store import PartyRecords
 from fedsim.errors import InputError, suggestion
+from fedsim.files import read_table, write_table
 
 MIN_PER_SIDE = 2
+TRUTH = "truth.parquet"
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,18 @@ def _choose(member: np.ndarray, most: int | None, stream: np.random.Generator) -
     inside, outside = order[member[order]], order[~member[order]]
     from_inside = min(len(inside), max(most // 2, most - len(outside)))
     return stream.permutation(np.concatenate([inside[:from_inside], outside[: most - from_inside]]))
+
+
+def write_truth(folder: Path, games: Sequence[Game]) -> None:
+    """Write the truth of all games into the run's ``folder``; only the evaluation reads it again."""
+    truth = pd.concat([game.truth.assign(game=k) for k, game in enumerate(games)], ignore_index=True)
+    write_table(folder / TRUTH, truth)
+
+
+def read_truth(folder: Path) -> pd.DataFrame:
+    """Return what `write_truth` wrote: game, candidate, record, party, member, label.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return read_table(folder / TRUTH)
