@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,10 @@ from clients.training import (
     LinearStack,
     TrainingReport,
     add_proximal_gradient,
+    for_stack,
     make_optimizer,
     seeded_globally,
     tensors,
-    with_ones,
 )
 from fedsim.data.records import Records
 from fedsim.models import linear_stack
@@ -38,7 +38,6 @@ from fedsim.privacy import Plan
 from fedsim.scenario import TrainingSettings
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-Steps = Callable[[nn.Module, Batches, TrainingSettings, Plan, torch.Generator, float], int]
 
 
 def train_private(
@@ -71,8 +70,11 @@ def train_private(
             "sampling and noise need a stream each: the batch drawn must not depend on the noise"
         )
     module.to(device).train()
-    batches = poisson_batches(tensors(records, device), plan, sampling)
-    run: Steps = _opacus_steps if reference or linear_stack(module) is None else _stack_steps
+    data, run = tensors(records, device), _opacus_steps
+    layers = None if reference else linear_stack(module)
+    if layers:
+        data, run = for_stack(*data, layers[-1].out_features), _stack_steps
+    batches = poisson_batches(data, plan, sampling)
     with seeded_globally(sampling):
         steps = run(module, batches, settings, plan, _on_device(noise, device), proximal_mu)
     return TrainingReport(steps)
@@ -87,7 +89,7 @@ def poisson_batches(data: tuple[Tensor, Tensor], plan: Plan, sampling: torch.Gen
     for _ in range(plan.steps_per_round):
         drawn = torch.rand(n, generator=sampling, dtype=torch.float64) < plan.sample_rate
         index = drawn.nonzero().squeeze(1).to(data[0].device)
-        yield data[0][index], data[1][index]
+        yield data[0].index_select(0, index), data[1].index_select(0, index)
 
 
 def _opacus_steps(
@@ -144,8 +146,8 @@ def _stack_steps(
         update = stack.updater(settings, proximal_mu)
         # One draw per parameter and in their order, as Opacus does.
         noises = [torch.empty_like(p) for p in module.parameters()]
-        for x, y in batches:
-            write_clipped_sum(stack, with_ones(x.flatten(1)), y, plan.clipping_norm)
+        for x, target in batches:
+            write_clipped_sum(stack, x, target, plan.clipping_norm)
             for piece in noises:
                 piece.normal_(0, deviation, generator=noise)
             update(stack.gradient.add_(stack.in_layout(noises)).div_(plan.expected_batch))
@@ -154,18 +156,15 @@ def _stack_steps(
     return steps
 
 
-def write_clipped_sum(stack: LinearStack, x: Tensor, y: Tensor, clipping_norm: float) -> None:
-    """Write into ``stack.gradient`` the sum of the clipped gradients of records x (n, d + 1), y (n,).
+def write_clipped_sum(stack: LinearStack, x: Tensor, target: Tensor, clipping_norm: float) -> None:
+    """Write into ``stack.gradient`` the sum of the clipped gradients of a batch, see `for_stack`.
 
     Scaling a record's δ in every layer by c_i = min(1, C / ‖g_i‖) scales its gradient by c_i, so that no
     per-sample gradient is formed. The 1e-6 is Opacus' guard against a division by zero.
     """
-    probabilities = torch.softmax(stack.forward(x), 1)
-    errors = stack.errors(probabilities.sub_(functional.one_hot(y, stack.classes)))
-    norms = stack.squared_norms(errors).sqrt_()
-    factor = clipping_norm / norms.add_(1e-6)
-    factor.clamp_(max=1.0).unsqueeze_(1)  # (n, 1)
-    stack.accumulate([error * factor for error in errors])
+    errors = stack.errors(torch.softmax(stack.forward(x), 1).sub_(target))
+    factor = stack.gradient_norms(errors).add_(1e-6).reciprocal_().mul_(clipping_norm).clamp_(max=1.0)
+    stack.accumulate([error * factor[:, None] for error in errors])
 
 
 def _on_device(generator: torch.Generator, device: str) -> torch.Generator:

@@ -150,7 +150,7 @@ def _train_stack(
     with torch.inference_mode():
         stack = LinearStack(module)
         update = stack.updater(settings, proximal_mu)
-        data = with_ones(features.flatten(1)), functional.one_hot(labels, stack.classes).float()
+        data = for_stack(features, labels, stack.classes)
         outputs, targets = [], []
         for x, target in minibatches(data, settings, generator):
             logits = stack.forward(x)
@@ -164,9 +164,10 @@ def _train_stack(
     return TrainingReport(len(outputs), loss.item())
 
 
-def with_ones(features: Tensor) -> Tensor:
-    """Return ``features`` (n, d) with a column of ones appended: (n, d + 1)."""
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+def for_stack(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return what `LinearStack` is fed: features and a column of ones (n, d + 1), one-hot labels (n, k)."""
+    inputs = torch.cat([features.flatten(1), features.new_ones(len(features), 1)], 1)
+    return inputs, functional.one_hot(labels, classes).to(inputs.dtype)
 
 
 class LinearStack:
@@ -202,7 +203,7 @@ class LinearStack:
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (n, k) of ``x`` (n, d + 1), see `with_ones`; keep the layers' inputs."""
+        """Return the logits (n, k) of ``x`` (n, d + 1), see `for_stack`; keep the layers' inputs."""
         self._make_room(len(x))
         self._inputs = [x]
         for transposed, (inputs, hidden) in zip(self._transposed, self._hidden, strict=False):
@@ -235,17 +236,15 @@ class LinearStack:
         for error, inputs, gradient in zip(errors, self._inputs, self._gradients, strict=True):
             torch.mm(error.t(), inputs, out=gradient)
 
-    def squared_norms(self, errors: list[Tensor]) -> Tensor:
-        """Return each record's squared gradient norm (n,), Σ_l ‖δ_l‖² ‖(a_l, 1)‖², a_l the layer's input.
+    def gradient_norms(self, errors: list[Tensor]) -> Tensor:
+        """Return each record's gradient norm (n,), √Σ_l ‖δ_l‖² ‖(a_l, 1)‖², a_l the layer's input.
 
         The gradient of a linear layer for one record is an outer product, whose Frobenius norm is the product
         of the two norms (Goodfellow 2015, arXiv:1510.01799), so that it need not be formed.
         """
-        parts = [
-            error.square().sum(1).mul_(inputs.square().sum(1))
-            for error, inputs in zip(errors, self._inputs, strict=True)
-        ]
-        return torch.stack(parts).sum(0)
+        norm = torch.linalg.vector_norm
+        parts = [norm(e, dim=1) * norm(a, dim=1) for e, a in zip(errors, self._inputs, strict=True)]
+        return norm(torch.stack(parts), dim=0)
 
     def updater(self, settings: TrainingSettings, proximal_mu: float) -> Update:
         """Return a function that makes one step with a gradient, proximal term and weight decay added."""
