@@ -1,0 +1,68 @@
+"""Signals × memberships: the one input of every attack that compares the target with shadow models.
+
+A row per shadow federation, a column per record of the adversary's pool (the candidates first). The same
+arrays with one shadow in the place of the target are a rehearsal whose truth the adversary knows, on
+which thresholds and learned attacks are fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SignalMatrix:
+    """Scaled logits φ (Carlini et al. 2022, §IV-C) of a target and of S shadow federations on n records.
+
+    target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T
+    shadows: (S, R, n) float32, the same of the shadows
+    inside: (S, n) int8, the party that the record was a member of in that shadow, −1 where of none
+    rounds: (R,) int, ascending
+    labels: (n,) int64
+    party: (n,) int8, the party that the record belongs to, member or not, where the adversary knows it, else −1
+    target_logits, shadow_logits: (n, C) and (S, n, C) float32 at w_T, None unless asked for
+    target_weights, shadow_weights: (P,) and (S, P) float32, w_T flattened in the order of its state dict,
+        None unless asked for; target and shadows start from the same w_0, so that weight space is aligned
+    """
+
+    target: np.ndarray
+    shadows: np.ndarray
+    inside: np.ndarray
+    rounds: np.ndarray
+    labels: np.ndarray
+    party: np.ndarray
+    target_logits: np.ndarray | None = None
+    shadow_logits: np.ndarray | None = None
+    target_weights: np.ndarray | None = None
+    shadow_weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.shadows)
+
+    @property
+    def member(self) -> np.ndarray:
+        """(S, n) bool, whether the record was a member in the shadow, in whatever party."""
+        return self.inside >= 0
+
+    def subset(self, shadows: np.ndarray) -> SignalMatrix:
+        """Return the matrix with only these shadows (indices or a mask), the target unchanged."""
+        return replace(
+            self,
+            shadows=self.shadows[shadows],
+            inside=self.inside[shadows],
+            shadow_logits=None if self.shadow_logits is None else self.shadow_logits[shadows],
+            shadow_weights=None if self.shadow_weights is None else self.shadow_weights[shadows],
+        )
+
+    def rehearsal(self, j: int) -> tuple[SignalMatrix, np.ndarray]:
+        """Return the matrix with shadow ``j`` as its target, and (n,) bool, who its members are."""
+        others = self.subset(np.arange(len(self)) != j)
+        matrix = replace(
+            others,
+            target=self.shadows[j],
+            target_logits=None if self.shadow_logits is None else self.shadow_logits[j],
+            target_weights=None if self.shadow_weights is None else self.shadow_weights[j],
+        )
+        return matrix, self.member[j]
