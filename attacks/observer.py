@@ -8,6 +8,8 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     own.safetensors          the owner's training and held-out records
     round-003.safetensors    w_3, the global model after 3 rounds, as it was sent (round-000: w_0)
     reply-003.safetensors    the owner's answer in round 3, trained from w_2
+    assumptions.json         what the adversary is assumed to know and own besides
+    auxiliary.safetensors    records that it owns besides
     candidates.safetensors   the records whose membership is asked
 """
 
@@ -23,10 +25,10 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from attacks import signals
-from fedsim.data.records import Records
+from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
-from fedsim.scenario import ModelSettings, TrainingSettings
+from fedsim.scenario import AdversarySettings, ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +40,21 @@ AVERAGING = ("fedavg", "fedprox")
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """One party's DP-SGD as planned: noise multiplier σ, sample rate q, clipping norm C."""
+
+    noise_multiplier: float
+    sample_rate: float
+    clipping_norm: float
+
+
+@dataclass(frozen=True)
 class PublicSettings:
     """What every participant is told.
 
-    input_shape: of one record's features; participants: parties that train in a round.
+    input_shape: of one record's features; participants: parties that train in a round; options: the
+    strategy's. sizes: training records of each party, in the order of partition ids; privacy: each party's
+    DP-SGD, None where it is off; own: the adversary's partition id.
     """
 
     model: ModelSettings
@@ -52,6 +65,10 @@ class PublicSettings:
     participants: int
     training: TrainingSettings
     strategy: str
+    options: dict[str, float] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    privacy: tuple[Privacy | None, ...] = ()
+    own: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +77,9 @@ class ParticipantView:
 
     models: round t → w_t, by parameter name; w_T last. Rounds it was not asked in are missing.
     own_replies: round t → the model it answered in round t.
+    assumptions: what it is assumed to know and own besides
+    auxiliary: records that it owns besides, with their party where it knows it
+    candidate_party: (n,) int64, index of the party of each candidate, −1 where unknown; None before it is asked
     """
 
     settings: PublicSettings
@@ -67,6 +87,9 @@ class ParticipantView:
     own_replies: dict[int, Weights]
     own_train: Records
     own_heldout: Records
+    assumptions: AdversarySettings = field(default_factory=AdversarySettings)
+    auxiliary: Pool | None = None
+    candidate_party: np.ndarray | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
@@ -130,7 +153,14 @@ class ParticipantView:
         return replace(self, own_replies={})
 
 
-def record_settings(folder: Path, settings: PublicSettings, own_train: Records, own_heldout: Records) -> None:
+def record_settings(
+    folder: Path,
+    settings: PublicSettings,
+    own_train: Records,
+    own_heldout: Records,
+    assumptions: AdversarySettings | None = None,
+    auxiliary: Pool | None = None,
+) -> None:
     """Write what the owner has before round 1."""
     write_json(folder / "settings.json", TypeAdapter(PublicSettings).dump_python(settings, mode="json"))
     write_arrays(
@@ -142,6 +172,10 @@ def record_settings(folder: Path, settings: PublicSettings, own_train: Records, 
             "heldout_labels": own_heldout.labels,
         },
     )
+    assumed = assumptions or AdversarySettings()
+    write_json(folder / "assumptions.json", assumed.model_dump(mode="json"))
+    nothing = Pool(own_train.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    write_arrays(folder / "auxiliary.safetensors", (auxiliary or nothing).arrays())
 
 
 def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
@@ -154,9 +188,9 @@ def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) ->
     write_arrays(folder / f"reply-{round:03d}.safetensors", weights)
 
 
-def record_candidates(folder: Path, records: Records) -> None:
+def record_candidates(folder: Path, candidates: Pool) -> None:
     """Write the records whose membership is asked."""
-    write_arrays(folder / "candidates.safetensors", {"features": records.features, "labels": records.labels})
+    write_arrays(folder / "candidates.safetensors", candidates.arrays())
 
 
 def load_view(folder: Path) -> ParticipantView:
@@ -175,9 +209,17 @@ def load_view(folder: Path) -> ParticipantView:
     models = _read_rounds(folder, "round")
     if not any(t > 0 for t in models):
         raise InputError(f"{folder}: no model of a finished round was observed; run at least one round")
-    own = folder / "own.safetensors"
+    own, asked = folder / "own.safetensors", folder / "candidates.safetensors"
+    assumptions, auxiliary = folder / "assumptions.json", folder / "auxiliary.safetensors"
     return ParticipantView(
-        settings, models, _read_rounds(folder, "reply"), _records(own, "train_"), _records(own, "heldout_")
+        settings,
+        models,
+        _read_rounds(folder, "reply"),
+        _records(own, "train_"),
+        _records(own, "heldout_"),
+        AdversarySettings.model_validate(read_json(assumptions)),
+        _pool(auxiliary),
+        _pool(asked).party if asked.exists() else None,
     )
 
 
@@ -187,7 +229,14 @@ def load_candidates(folder: Path) -> Records:
     Raises:
         InputError: the file is missing or corrupt.
     """
-    return _records(folder / "candidates.safetensors")
+    return _pool(folder / "candidates.safetensors").records
+
+
+def _pool(file: Path) -> Pool:
+    try:
+        return Pool.from_arrays(read_arrays(file))
+    except KeyError as error:
+        raise InputError(f"cannot read {file}: it has no array {error}") from error
 
 
 def _records(file: Path, prefix: str = "") -> Records:

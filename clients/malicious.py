@@ -14,25 +14,51 @@ from flwr.app import Context, Message, RecordDict
 from attacks import observer, suite
 from clients import messages, participant
 from clients.party import Party
-from fedsim.data.records import Records
+from fedsim import privacy
+from fedsim.data.records import Pool
+from fedsim.data.store import read_auxiliary
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Introduce itself like anyone else, and open its notebook."""
+    observer.record_settings(
+        _notebook(party),
+        _public_settings(party),
+        party.records.train,
+        party.records.heldout,
+        party.scenario.adversary,
+        read_auxiliary(party.folder),
+    )
+    return participant.introduce(party, context)
+
+
+def _public_settings(party: Party) -> observer.PublicSettings:
     scenario = party.scenario
-    parties = int(context.node_config.get("num-partitions", scenario.parties.count or 0))
-    settings = observer.PublicSettings(
+    federation, parties = scenario.federation, len(party.sizes)
+    return observer.PublicSettings(
         model=scenario.model,
         input_shape=party.records.train.shape,
         classes=party.classes,
-        rounds=scenario.federation.rounds,
+        rounds=federation.rounds,
         parties=parties,
-        participants=scenario.federation.participants(parties),
+        participants=federation.participants(parties),
         training=scenario.training,
-        strategy=scenario.federation.strategy,
+        strategy=federation.strategy,
+        options=dict(federation.options),
+        sizes=party.sizes,
+        privacy=tuple(_privacy(party, k) for k in range(parties)),
+        own=party.partition,
     )
-    observer.record_settings(_notebook(party), settings, party.records.train, party.records.heldout)
-    return participant.introduce(party, context)
+
+
+def _privacy(party: Party, partition: int) -> observer.Privacy | None:
+    """Return what party ``partition`` plans: it follows from public settings and its public size."""
+    settings = party.scenario.dp_of(party.names[partition])
+    if settings is None:
+        return None
+    rounds = party.scenario.federation.rounds
+    plan = privacy.plan(settings, party.scenario.training, party.sizes[partition], rounds)
+    return observer.Privacy(plan.noise_multiplier, plan.sample_rate, plan.clipping_norm)
 
 
 def train(party: Party, message: Message, context: Context) -> RecordDict:
@@ -55,12 +81,11 @@ def evaluate(party: Party, message: Message) -> RecordDict:
 
 def attack(party: Party, message: Message) -> RecordDict:
     """Run the attacks on the candidates of the message; answer scores and thresholds."""
-    asked = messages.to_numpy(message.content.array_records["candidates"])
-    candidates = Records(asked["features"], asked["labels"])
+    candidates = Pool.from_arrays(messages.to_numpy(message.content.array_records["candidates"]))
     observer.record_candidates(_notebook(party), candidates)
     view = observer.load_view(_notebook(party))
     scenario = party.scenario
-    findings = suite.run(view, candidates, scenario.adversary.attacks, scenario.seed, party.game)
+    findings = suite.run(view, candidates.records, scenario.adversary.attacks, scenario.seed, party.game)
     scores = {name: finding.scores for name, finding in findings.items()}
     thresholds = {name: finding.threshold for name, finding in findings.items()}
     return RecordDict({"scores": messages.to_arrays(scores), "thresholds": messages.metrics(thresholds)})

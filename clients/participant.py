@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from clients import messages
+from clients import dp, messages
 from clients.party import Party
 from clients.training import evaluate as measure
 from clients.training import train as train_locally
@@ -22,7 +22,7 @@ def introduce(party: Party, context: Context) -> RecordDict:
     introduction: dict[str, Any] = {"partition-id": party.partition, "party": party.name}
     plan = _plan(party, context)
     if plan is not None:
-        models.check_dp_ready(party.module)
+        models.check_dp_ready(party.module, party.records.train.shape)
         introduction |= dataclasses.asdict(plan)
     return RecordDict({"introduction": ConfigRecord(introduction)})
 
@@ -49,7 +49,7 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
 def evaluate(party: Party, message: Message) -> RecordDict:
     """Measure the global model on the party's held-out records."""
     models.load_weights(party.module, messages.global_model(message))
-    metrics = measure(party.module, party.records.heldout)
+    metrics = measure(party.module, party.records.heldout, device=party.scenario.device)
     metrics["num-examples"] = len(party.records.heldout)
     return RecordDict({"metrics": messages.metrics(metrics)})
 
@@ -71,8 +71,6 @@ def _train_privately(
     party: Party, message: Message, context: Context, plan: privacy.Plan, ledger: privacy.Ledger
 ) -> dict[str, float]:
     """Train under DP-SGD and enter its steps into the ledger, which spans all rounds."""
-    from clients import dp  # Opacus takes a second to import; most parties never need it
-
     round = messages.server_round(message)
     report = dp.train_private(
         party.module,

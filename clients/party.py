@@ -22,7 +22,8 @@ class Party:
     """One organisation: its records, its settings, and the model it trains.
 
     module is scratch space: its weights are replaced at the start of every message.
-    observations is where the malicious party keeps what it sees, None for an honest one.
+    folder is the party's own; observations is where the malicious party keeps what it sees, None for an
+    honest one. names and sizes (training records) are those of all parties, which are public.
     """
 
     name: str
@@ -32,6 +33,9 @@ class Party:
     records: PartyRecords
     module: torch.nn.Module
     classes: int
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    folder: Path
     observations: Path | None
 
     @property
@@ -76,5 +80,8 @@ def _load(folder: Path, game: int, partition: int) -> Party:
         records=records,
         module=module.to(scenario.device),
         classes=info["classes"],
+        names=tuple(info["names"]),
+        sizes=tuple(info["sizes"]),
+        folder=found[0],
         observations=run.observations(game) if info["malicious"] else None,
     )

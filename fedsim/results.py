@@ -30,7 +30,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from fedsim import files
-from fedsim.data.records import Records
+from fedsim.data.records import Pool
 from fedsim.errors import InputError
 from fedsim.scenario import Scenario, parse, save
 
@@ -178,17 +178,13 @@ class RunDirectory:
         self._checkpoint_path(game).unlink(missing_ok=True)
 
     # ------------------------------------------------------------- candidates
-    def write_candidates(self, game: int, candidates: Records) -> None:
+    def write_candidates(self, game: int, candidates: Pool) -> None:
         """Keep the records that the adversary is asked about."""
-        files.write_arrays(
-            self.path / f"candidates-{game:03d}.safetensors",
-            {"features": candidates.features, "labels": candidates.labels},
-        )
+        files.write_arrays(self.path / f"candidates-{game:03d}.safetensors", candidates.arrays())
 
-    def read_candidates(self, game: int) -> Records:
+    def read_candidates(self, game: int) -> Pool:
         """Read the records that the adversary is asked about."""
-        arrays = files.read_arrays(self.path / f"candidates-{game:03d}.safetensors")
-        return Records(arrays["features"], arrays["labels"])
+        return Pool.from_arrays(files.read_arrays(self.path / f"candidates-{game:03d}.safetensors"))
 
     # ----------------------------------------------------------------- tables
     def table(self, name: str) -> pd.DataFrame:

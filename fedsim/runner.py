@@ -22,7 +22,7 @@ from fedsim import models, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
 from fedsim.data import table as tables
-from fedsim.data.store import write_party
+from fedsim.data.store import write_auxiliary, write_party
 from fedsim.errors import FedsimError, InputError, suggestion
 from fedsim.results import RunDirectory, runs_in, scores_table
 from fedsim.scenario import Scenario
@@ -76,9 +76,12 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
     _check_private_training(scenario, encoded, rows)
-    scenario = scenario.model_copy(
-        update={"adversary": scenario.adversary.model_copy(update={"party": adversary})}
+    natural = scenario.parties.partition == "natural" or (
+        scenario.parties.partition == "auto" and encoded.party is not None
     )
+    knows = scenario.adversary.knows_party
+    told = {"party": adversary, "knows_party": natural if knows is None else knows}
+    scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=told)})
     return Prepared(scenario, encoded, rows, adversary)
 
 
@@ -112,9 +115,15 @@ def _check_private_training(
                 f"dp.{name}: federation.strategy = 'qfedavg' needs every party's training loss, "
                 "which a party under DP keeps to itself; switch one of them off"
             )
-        models.check_dp_ready(module)
+        models.check_dp_ready(module, encoded.features.shape[1:])
         n = max(1, round(len(index) * scenario.parties.member_share))
-        privacy.plan(settings, scenario.training, n, scenario.federation.rounds)
+        plan = privacy.plan(settings, scenario.training, n, scenario.federation.rounds)
+        if privacy.would_exceed(privacy.Ledger(), plan):
+            one = plan.spend(privacy.Ledger()).epsilon(plan.delta, plan.accountant)
+            raise InputError(
+                f"dp.{name}.budget = {plan.budget:g}: one round already spends ε = {one:.4g}; "
+                "raise the budget or the noise multiplier"
+            )
 
 
 def prepare(prepared: Prepared, path: Path) -> RunDirectory:
@@ -128,7 +137,7 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
             game=game,
             member_share=scenario.parties.member_share,
             adversary=prepared.adversary,
-            max_candidates=scenario.adversary.candidates,
+            settings=scenario.adversary,
         )
         for game in range(scenario.games)
     ]
@@ -153,14 +162,20 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
 
 def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: membership.Game) -> None:
     run.write_candidates(number, game.candidates)
+    sizes = [len(records.train) for records in game.parties.values()]
     for partition, (name, records) in enumerate(game.parties.items()):
         info = {
             "partition": partition,
             "sector": run.scenario.parties.sector,
             "malicious": name == prepared.adversary,
             "classes": len(prepared.encoded.classes),
+            "names": list(game.parties),
+            "sizes": sizes,
         }
-        write_party(run.party_folder(number, partition, name), records, info)
+        folder = run.party_folder(number, partition, name)
+        write_party(folder, records, info)
+        if name == prepared.adversary:
+            write_auxiliary(folder, game.auxiliary)
 
 
 def _machine() -> dict[str, Any]:

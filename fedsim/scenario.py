@@ -221,6 +221,24 @@ class AdversarySettings(Settings):
     candidates: Annotated[int, Field(ge=2)] | None = Field(
         None, description="at most this many candidates, drawn at random; default: all records"
     )
+    knows_party: bool | None = Field(
+        None,
+        description="whether it knows which party a candidate would be a member of; "
+        "default: only where parties are natural",
+    )
+    auxiliary: Literal["population", "disjoint", "own"] = Field(
+        "population",
+        description="records it owns to simulate with: 'population' overlaps the candidates, 'disjoint' is "
+        "held-out records that are no candidates, 'own' is nothing but its own records",
+    )
+    auxiliary_size: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="records it owns beside candidates and its own; default: 'population' all the others, "
+        "'disjoint' half of the held-out records",
+    )
+    shadows: Annotated[int, Field(ge=16)] = Field(
+        256, description="shadow federations that it simulates, if an attack asks for them"
+    )
 
 
 class Scenario(Settings):

@@ -355,8 +355,7 @@ def _collect_findings(federation: Federation) -> None:
         FedsimError: the adversary did not answer.
     """
     run, game = federation.run, federation.game
-    candidates = run.read_candidates(game)
-    asked = messages.to_arrays({"features": candidates.features, "labels": candidates.labels})
+    asked = messages.to_arrays(run.read_candidates(game).arrays())
     content = RecordDict({"candidates": asked})
     adversary = run.manifest["adversary"]
     node = next(

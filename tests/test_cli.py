@@ -146,6 +146,10 @@ WRONG = {
         lambda f: write_scenario(f, federation={"strategy": "fedprox", "options": {"mu": 1}}),
         "federation.options.mu: 'fedprox' has no such option",
     ),
+    "budget below one round": (
+        lambda f: write_scenario(f, dp={"all": {"noise_multiplier": 1.0, "budget": 0.1}}),
+        "dp.hospital-1.budget = 0.1: one round already spends ε = ",
+    ),
     "q-FedAvg under DP": (
         lambda f: write_scenario(
             f, federation={"strategy": "qfedavg"}, dp={"all": {"epsilon": 1}}

@@ -66,10 +66,11 @@ def test_the_adversarys_process_opens_no_file_but_its_own(tmp_path: Path) -> Non
     assert [path for path in opened if not path.startswith(own)] == []
 
 
-def test_candidates_are_shuffled_and_carry_features_and_labels_alone(tmp_path: Path) -> None:
+def test_candidates_are_shuffled_and_carry_no_membership(tmp_path: Path) -> None:
     run = prepared_run(tmp_path, games=2)
     arrays = files.read_arrays(run.path / "candidates-000.safetensors")
-    assert set(arrays) == {"features", "labels"}
+    assert set(arrays) == {"features", "labels", "party"}
+    assert set(arrays["party"]) == {-1}, "which party a record is of is told only where it is known"
     truth = files.read_table(run.path / "truth.parquet")
     members = truth[truth["game"] == 0]["member"].to_numpy()
     assert 0 < np.flatnonzero(np.diff(members.astype(int))).size > 5, "members do not come in one block"

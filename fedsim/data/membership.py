@@ -16,10 +16,11 @@ import pandas as pd
 from fedsim import rng
 from fedsim.data.encode import Encoded
 from fedsim.data.parties import units_of
-from fedsim.data.records import Records
+from fedsim.data.records import Pool
 from fedsim.data.store import PartyRecords
 from fedsim.errors import InputError, suggestion
 from fedsim.files import read_table, write_table
+from fedsim.scenario import AdversarySettings
 
 MIN_PER_SIDE = 2
 TRUTH = "truth.parquet"
@@ -30,12 +31,14 @@ class Game:
     """One draw of which records are members.
 
     candidates: the records whose membership the adversary is asked to infer, shuffled.
+    auxiliary: records that the adversary owns beside these and its own.
     truth: one row a candidate: candidate (0 … n-1), record (its row in the encoded table), party, member
         (bool), label (class index).
     """
 
     parties: dict[str, PartyRecords]
-    candidates: Records
+    candidates: Pool
+    auxiliary: Pool
     truth: pd.DataFrame
 
 
@@ -47,14 +50,14 @@ def draw_game(
     game: int,
     member_share: float,
     adversary: str,
-    max_candidates: int | None,
+    settings: AdversarySettings,
 ) -> Game:
-    """Draw members and held-out records of each party, and the candidates among them.
+    """Draw members and held-out records of each party, the candidates, and what the adversary owns.
 
     rows: party → (n_k,) row indices of ``encoded``, from `deal`.
     member_share: share of a party's records that it trains on. A person with several records is on one side
         with all of them, in all parties, so that the share is met to within one person.
-    max_candidates: at most this many candidates, half of them members as nearly as there are enough.
+    settings.candidates: at most this many, half of them members as nearly as there are enough.
 
     Raises:
         InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
@@ -62,21 +65,58 @@ def draw_game(
     if adversary not in rows:
         raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
     member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
-    parties = {}
-    for name, mine in rows.items():
-        train, heldout = mine[member[mine]], mine[~member[mine]]
-        if min(len(train), len(heldout)) < MIN_PER_SIDE:
-            raise InputError(
-                f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
-                f"records with parties.member_share = {member_share:g}; each side needs {MIN_PER_SIDE}"
-            )
-        parties[name] = PartyRecords(name, encoded.records(train), encoded.records(heldout))
-    truth = _truth(encoded, rows, member, adversary)
+    parties = {name: _sides(encoded, name, mine, member, member_share) for name, mine in rows.items()}
+    others = _others(encoded, rows, member, adversary)
+    stream = rng.generator(seed, "auxiliary records", game=game)
+    kept_back = _keep_back(others, settings, stream)
     stream = rng.generator(seed, "candidates", game=game)
-    chosen = _choose(truth["member"].to_numpy(dtype=bool), max_candidates, stream)
-    truth = truth.iloc[chosen].reset_index(drop=True)
+    chosen = _choose(others["member"].to_numpy(dtype=bool), kept_back, settings.candidates, stream)
+    owned = kept_back if settings.auxiliary == "disjoint" else _unchosen(others, chosen, settings, stream)
+    truth = others.iloc[chosen].reset_index(drop=True)
     truth.insert(0, "candidate", np.arange(len(truth)))
-    return Game(parties, encoded.records(truth["record"].to_numpy()), truth)
+    known = list(rows) if settings.knows_party else []
+    return Game(parties, _pool(encoded, truth, known), _pool(encoded, others.iloc[owned], known), truth)
+
+
+def _sides(encoded: Encoded, name: str, mine: np.ndarray, member: np.ndarray, share: float) -> PartyRecords:
+    train, heldout = mine[member[mine]], mine[~member[mine]]
+    if min(len(train), len(heldout)) < MIN_PER_SIDE:
+        raise InputError(
+            f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
+            f"records with parties.member_share = {share:g}; each side needs {MIN_PER_SIDE}"
+        )
+    return PartyRecords(name, encoded.records(train), encoded.records(heldout))
+
+
+def _keep_back(others: pd.DataFrame, settings: AdversarySettings, stream: np.random.Generator) -> np.ndarray:
+    """Return the rows of ``others`` that a 'disjoint' adversary owns: held out, and never candidates."""
+    if settings.auxiliary != "disjoint":
+        return np.empty(0, dtype=np.int64)
+    heldout = np.flatnonzero(~others["member"].to_numpy(dtype=bool))
+    most = len(heldout) - MIN_PER_SIDE
+    size = len(heldout) // 2 if settings.auxiliary_size is None else settings.auxiliary_size
+    if not 2 <= size <= most:
+        raise InputError(
+            f"adversary.auxiliary_size = {size}: 'disjoint' records are held-out ones that are no "
+            f"candidates; with {len(heldout)} held-out records it can be 2 to {most}"
+        )
+    return stream.permutation(heldout)[:size]
+
+
+def _unchosen(
+    others: pd.DataFrame, chosen: np.ndarray, settings: AdversarySettings, stream: np.random.Generator
+) -> np.ndarray:
+    """Return the rows that a 'population' adversary owns beside the candidates; none where it is 'own'."""
+    rest = np.setdiff1d(np.arange(len(others)), chosen)
+    size = len(rest) if settings.auxiliary_size is None else settings.auxiliary_size
+    return stream.permutation(rest)[: size if settings.auxiliary == "population" else 0]
+
+
+def _pool(encoded: Encoded, rows: pd.DataFrame, known: list[str]) -> Pool:
+    """Return the records of ``rows``; their party is the index in ``known``, -1 where nothing is known."""
+    index = {name: k for k, name in enumerate(known)}
+    party = np.array([index.get(name, -1) for name in rows["party"]], dtype=np.int64)
+    return Pool(encoded.records(rows["record"].to_numpy(dtype=np.int64)), party)
 
 
 def draw_members(
@@ -105,7 +145,7 @@ def _draw_sides(side: np.ndarray, mine: np.ndarray, wanted: int, stream: np.rand
     side[order] = before < wanted
 
 
-def _truth(
+def _others(
     encoded: Encoded, rows: Mapping[str, np.ndarray], member: np.ndarray, adversary: str
 ) -> pd.DataFrame:
     others = [name for name in rows if name != adversary]
@@ -116,10 +156,13 @@ def _truth(
     )
 
 
-def _choose(member: np.ndarray, most: int | None, stream: np.random.Generator) -> np.ndarray:
+def _choose(
+    member: np.ndarray, kept_back: np.ndarray, most: int | None, stream: np.random.Generator
+) -> np.ndarray:
     """Return shuffled indices of at most ``most`` candidates, the two sides as equal as can be."""
     order = stream.permutation(len(member))
-    if most is None or most >= len(member):
+    order = order[~np.isin(order, kept_back)]
+    if most is None or most >= len(order):
         return order
     inside, outside = order[member[order]], order[~member[order]]
     from_inside = min(len(inside), max(most // 2, most - len(outside)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,30 @@ class Records:
             np.concatenate([part.features for part in parts]),
             np.concatenate([part.labels for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Records that an adversary holds.
+
+    party: (n,) int64, index of the party that a record belongs to, member or not; −1 where it does not know
+    """
+
+    records: Records
+    party: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the pool as named arrays, to be written or sent."""
+        return {"features": self.records.features, "labels": self.records.labels, "party": self.party}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> Pool:
+        """Undo `arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        return Pool(Records(arrays["features"], arrays["labels"]), arrays["party"])

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.data.records import Records
+from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
+
+AUXILIARY = "auxiliary.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,17 @@ def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
         return PartyRecords(about["name"], train, heldout), about["info"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"cannot read {folder}: it is not a party's folder ({error})") from error
+
+
+def write_auxiliary(folder: Path, auxiliary: Pool) -> None:
+    """Put the records that the adversary owns besides into its party's folder."""
+    write_arrays(folder / AUXILIARY, auxiliary.arrays())
+
+
+def read_auxiliary(folder: Path) -> Pool:
+    """Read what `write_auxiliary` wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return Pool.from_arrays(read_arrays(folder / AUXILIARY))

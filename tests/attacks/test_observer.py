@@ -11,7 +11,7 @@ import torch
 
 from attacks import observer
 from attacks.observer import ParticipantView, PublicSettings
-from fedsim.data.records import Records
+from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.scenario import ModelSettings, TrainingSettings
 
@@ -22,7 +22,7 @@ def write(folder: Path, view: ParticipantView, candidates: Records) -> None:
         observer.record_model(folder, t, weights)
     for t, weights in view.own_replies.items():
         observer.record_reply(folder, t, weights)
-    observer.record_candidates(folder, candidates)
+    observer.record_candidates(folder, Pool(candidates, np.full(len(candidates), -1)))
 
 
 def same(left: Records, right: Records) -> bool:
@@ -46,7 +46,9 @@ def test_the_files_are_named_by_round_and_nothing_is_a_pickle(tmp_path: Path, ov
     names = {path.name for path in tmp_path.iterdir()}
     rounds = {f"round-{t:03d}.safetensors" for t in range(13)}
     replies = {f"reply-{t:03d}.safetensors" for t in range(1, 13)}
-    assert names == rounds | replies | {"settings.json", "own.safetensors", "candidates.safetensors"}
+    others = {"settings.json", "own.safetensors", "candidates.safetensors"}
+    others |= {"assumptions.json", "auxiliary.safetensors"}
+    assert names == rounds | replies | others
 
 
 def test_writing_a_round_again_changes_no_byte(tmp_path: Path, overfitted: Any) -> None:

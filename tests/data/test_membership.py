@@ -12,6 +12,7 @@ from toys import make_encoded
 from fedsim.data.encode import Encoded
 from fedsim.data.membership import Game, draw_game, draw_members
 from fedsim.errors import InputError
+from fedsim.scenario import AdversarySettings
 
 
 def split(n: int, count: int) -> dict[str, np.ndarray]:
@@ -19,14 +20,10 @@ def split(n: int, count: int) -> dict[str, np.ndarray]:
 
 
 def draw(encoded: Encoded, rows: dict[str, np.ndarray], **more: Any) -> Game:
-    options: dict[str, Any] = {
-        "seed": 0,
-        "game": 0,
-        "member_share": 0.5,
-        "adversary": "h-0",
-        "max_candidates": None,
-    }
-    return draw_game(encoded, rows, **{**options, **more})
+    keys = [key for key in more if key in AdversarySettings.model_fields]
+    settings = AdversarySettings(**{key: more.pop(key) for key in keys})
+    options: dict[str, Any] = {"seed": 0, "game": 0, "member_share": 0.5, "adversary": "h-0"}
+    return draw_game(encoded, rows, settings=settings, **{**options, **more})
 
 
 def rows_of(records: Any) -> list[int]:
@@ -45,7 +42,7 @@ def rows_of(records: Any) -> list[int]:
 def test_the_game(n: int, count: int, share: float, game: int, persons: int | None, most: int | None) -> None:
     encoded, rows = make_encoded(n, persons=persons), split(n, count)
     try:
-        drawn = draw(encoded, rows, member_share=share, game=game, max_candidates=most)
+        drawn = draw(encoded, rows, member_share=share, game=game, candidates=most)
     except InputError:
         assume(False)
     trained: set[int] = set()
@@ -61,8 +58,8 @@ def test_the_game(n: int, count: int, share: float, game: int, persons: int | No
     truth = drawn.truth
     assert list(truth) == ["candidate", "record", "party", "member", "label"]
     assert truth["candidate"].tolist() == list(range(len(truth)))
-    assert rows_of(drawn.candidates) == truth["record"].tolist()
-    assert drawn.candidates.labels.tolist() == truth["label"].tolist()
+    assert rows_of(drawn.candidates.records) == truth["record"].tolist()
+    assert drawn.candidates.records.labels.tolist() == truth["label"].tolist()
     assert [record in trained for record in truth["record"]] == truth["member"].tolist()
     assert all(record in rows[party] for record, party in zip(truth["record"], truth["party"], strict=True))
     victims = n - len(rows["h-0"])
@@ -110,7 +107,7 @@ def test_candidates_are_shuffled() -> None:
 def test_candidates_do_not_depend_on_how_many_are_kept_of_the_other_parties_records() -> None:
     """The parties' splits are drawn apart from the candidates: a limit changes no member."""
     encoded, rows = make_encoded(200), split(200, 4)
-    few, all_of_them = draw(encoded, rows, max_candidates=20), draw(encoded, rows)
+    few, all_of_them = draw(encoded, rows, candidates=20), draw(encoded, rows)
     for name in rows:
         assert rows_of(few.parties[name].train) == rows_of(all_of_them.parties[name].train)
 
@@ -124,3 +121,34 @@ def test_wrong_games_get_one_sentence() -> None:
         draw(make_encoded(20), split(20, 2), member_share=0.01)
     with pytest.raises(InputError, match="each side needs 2"):
         draw(make_encoded(40, persons=1), split(40, 2))
+
+
+@pytest.mark.parametrize("auxiliary", ["population", "disjoint", "own"])
+def test_what_the_adversary_owns_besides(auxiliary: str) -> None:
+    encoded, rows = make_encoded(100), split(100, 4)
+    drawn = draw(encoded, rows, auxiliary=auxiliary, candidates=20)
+    owned, asked = rows_of(drawn.auxiliary.records), rows_of(drawn.candidates.records)
+    assert not set(owned) & set(asked) and not set(owned) & set(rows["h-0"])
+    held = {record for party in drawn.parties.values() for record in rows_of(party.heldout)}
+    if auxiliary == "population":  # every record of the other parties is in its hands
+        assert len(owned) == 75 - 20 and not set(owned) <= held
+    elif auxiliary == "disjoint":
+        assert set(owned) <= held and len(owned) == len(held - set(rows["h-0"])) // 2
+    else:
+        assert owned == []
+
+
+def test_open_world_and_sizes() -> None:
+    encoded, rows = make_encoded(100), split(100, 4)
+    assert len(draw(encoded, rows, candidates=30, auxiliary_size=0).auxiliary) == 0
+    assert len(draw(encoded, rows, auxiliary="disjoint", auxiliary_size=7).auxiliary) == 7
+    with pytest.raises(InputError, match=r"adversary.auxiliary_size = 99: .* it can be 2 to"):
+        draw(encoded, rows, auxiliary="disjoint", auxiliary_size=99)
+
+
+def test_parties_of_candidates_are_told_only_where_they_are_known() -> None:
+    encoded, rows = make_encoded(100), split(100, 4)
+    assert set(draw(encoded, rows).candidates.party) == {-1}
+    drawn = draw(encoded, rows, knows_party=True)
+    names = list(rows)
+    assert [names[k] for k in drawn.candidates.party] == drawn.truth["party"].tolist()
