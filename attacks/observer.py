@@ -79,7 +79,7 @@ class ParticipantView:
     own_replies: round t → the model it answered in round t.
     assumptions: what it is assumed to know and own besides
     auxiliary: records that it owns besides, with their party where it knows it
-    candidate_party: (n,) int64, index of the party of each candidate, −1 where unknown; None before it is asked
+    candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None before it is asked
     """
 
     settings: PublicSettings
