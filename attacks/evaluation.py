@@ -5,6 +5,9 @@ Every figure comes with a 95 % interval (tests simulate the coverage of each):
 auc                 DeLong et al. 1988 on the logit scale, Student's t
 fpr, tpr_…          Clopper & Pearson 1934
 balanced_accuracy   the two rates' intervals combined (MOVER, Zou & Donner 2008)
+advantage           TPR − FPR (Yeom et al. 2018), twice the balanced accuracy − 1: its interval, moved
+advantage_max       Kolmogorov's bands around both distribution functions
+ppv                 the two rates' intervals, corner to corner
 tpr_at_fpr_α        Clopper–Pearson, at thresholds that bracket the true (1 − α)-quantile (order statistics)
 mean over games     the games' intervals combined, with the spread between games added
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -24,6 +28,9 @@ ERROR = 0.05
 """Two-sided error of every interval."""
 
 FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
+
+PRIORS = (0.1, 0.01, 0.001)
+"""Shares of members among those whom an adversary asks about, for `ppv_table`."""
 
 COLUMNS = ["attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note"]
 
@@ -62,17 +69,18 @@ def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame
 
     party: a victim's name, or 'all' for the candidates of all parties together.
     game: the game's number as text, or 'all' for the mean over games.
-    metric: auc, balanced_accuracy, fpr and tpr_at_threshold (at the adversary's own threshold), and
-    tpr_at_fpr_0.1, _0.01, _0.001 (a property of the score: its threshold is one the adversary does not know).
+    metric: auc; at the adversary's own threshold balanced_accuracy, fpr, tpr_at_threshold and advantage; and
+    properties of the score, at thresholds that the adversary does not know: advantage_max, tpr_at_fpr_0.1,
+    _0.01, _0.001.
     n_members, n_nonmembers: records scored, summed over games in the rows of all games.
 
     Raises:
         ValueError: a score is NaN, a candidate has no truth, or an attack has no threshold.
     """
     rows: list[tuple] = []
-    for attack, found in _joined(scores, thresholds, truth).groupby("attack", sort=False):
+    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
         for party in ["all", *sorted(found["party"].unique())]:
-            samples = list(_samples(found if party == "all" else found[found["party"] == party]))
+            samples = samples_of(found if party == "all" else found[found["party"] == party])
             by_game = [measure(sample) for sample in samples]
             for sample, estimates in zip(samples, by_game, strict=True):
                 rows += _rows(str(attack), party, sample.game, estimates, [sample])
@@ -84,11 +92,14 @@ def measure(sample: Sample) -> dict[str, Estimate]:
     """Return every metric of one game."""
     hits, alarms = (int(np.sum(x >= sample.threshold)) for x in (sample.members, sample.nonmembers))
     tpr, fpr = rate(hits, len(sample.members)), rate(alarms, len(sample.nonmembers))
+    balanced = balanced_accuracy(tpr, fpr)
     return {
         "auc": auc(sample.members, sample.nonmembers),
-        "balanced_accuracy": balanced_accuracy(tpr, fpr),
+        "balanced_accuracy": balanced,
         "fpr": fpr,
         "tpr_at_threshold": tpr,
+        "advantage": advantage(balanced),
+        "advantage_max": max_advantage(sample.members, sample.nonmembers),
         **{
             f"tpr_at_fpr_{alpha}": tpr_at_fpr(sample.members, sample.nonmembers, alpha)
             for alpha in FALSE_POSITIVE_RATES
@@ -103,14 +114,23 @@ def over_games(samples: Sequence[Sample], by_game: Sequence[dict[str, Estimate]]
     within a game need no truth, and make the games' scores comparable.
     """
     means = {metric: mean([estimates[metric] for estimates in by_game]) for metric in by_game[0]}
+    means["advantage"] = advantage(means["balanced_accuracy"])
+    for alpha in FALSE_POSITIVE_RATES:
+        if pools(samples, alpha):
+            means[f"tpr_at_fpr_{alpha}"] = _pooled_tpr(samples, alpha)
+    return means
+
+
+def pools(samples: Sequence[Sample], alpha: float) -> bool:
+    """Whether the games' ranks are pooled for FPR ``alpha``: some game cannot resolve it by itself."""
+    return len(samples) > 1 and any(not resolvable(len(sample.nonmembers), alpha) for sample in samples)
+
+
+def _pooled_tpr(samples: Sequence[Sample], alpha: float) -> Estimate:
     members = np.concatenate([sample.member_ranks for sample in samples])
     nonmembers = np.concatenate([sample.nonmember_ranks for sample in samples])
-    for alpha in FALSE_POSITIVE_RATES:
-        if len(samples) > 1 and any(not resolvable(len(sample.nonmembers), alpha) for sample in samples):
-            pooled = tpr_at_fpr(members, nonmembers, alpha)
-            note = pooled.note or f"ranks pooled over {len(samples)} games"
-            means[f"tpr_at_fpr_{alpha}"] = replace(pooled, note=note)
-    return means
+    pooled = tpr_at_fpr(members, nonmembers, alpha)
+    return replace(pooled, note=pooled.note or f"ranks pooled over {len(samples)} games")
 
 
 def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,11 +144,38 @@ def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return fpr, tpr, thresholds
 
 
-def auc(members: np.ndarray, nonmembers: np.ndarray) -> Estimate:
+def roc_table(
+    scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame, points: int = 25
+) -> pd.DataFrame:
+    """Return each attack's ROC over all parties as columns attack, fpr, tpr, low, high, note.
+
+    fpr: ``points`` rates, evenly spaced on a log axis from the smallest that the non-members resolve, to 1.
+    tpr, low, high: the mean over games, or of pooled ranks, as in the leakage table; the interval holds at
+    each rate by itself, not for the whole curve.
+    Arguments and errors are those of `evaluate`.
+    """
+    rows: list[tuple] = []
+    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
+        samples = samples_of(found)
+        nonmembers = sum(len(sample.nonmembers) for sample in samples)
+        for alpha in np.geomspace(1 / max(1, nonmembers), 1, points):
+            point = _tpr_over_games(samples, float(alpha))
+            rows.append((attack, alpha, point.value, point.low, point.high, point.note))
+    return pd.DataFrame(rows, columns=["attack", "fpr", "tpr", "low", "high", "note"])
+
+
+def _tpr_over_games(samples: Sequence[Sample], alpha: float) -> Estimate:
+    if pools(samples, alpha):
+        return _pooled_tpr(samples, alpha)
+    return mean([tpr_at_fpr(sample.members, sample.nonmembers, alpha) for sample in samples])
+
+
+def auc(members: np.ndarray, nonmembers: np.ndarray, error: float = ERROR) -> Estimate:
     """Return P(member's score > non-member's) + ½ P(equal), with DeLong's interval on the logit scale.
 
-    members, nonmembers: (n,) scores. Where DeLong's variance is 0 (a perfect or a constant score) the
-    interval is Clopper–Pearson's for as many member–non-member pairs as share no record: exact, and wide.
+    members, nonmembers: (n,) scores. error: two-sided error of the interval.
+    Where DeLong's variance is 0 (a perfect or a constant score) the interval is Clopper–Pearson's for as many
+    member–non-member pairs as share no record: exact, and wide.
 
     Sources: DeLong, DeLong & Clarke-Pearson 1988; by ranks and with Student's t at Satterthwaite's degrees of
     freedom, Brunner & Munzel 2000; logit, Pepe 2003 §5.2.
@@ -145,9 +192,9 @@ def auc(members: np.ndarray, nonmembers: np.ndarray) -> Estimate:
     value = float(wins.mean())
     parts = np.array([wins.var(ddof=1) / n, losses.var(ddof=1) / m]) if min(n, m) > 1 else np.zeros(2)
     if parts.sum() < 1e-18 or value in (0, 1):
-        return Estimate(value, *clopper_pearson(value * min(n, m), min(n, m)))
+        return Estimate(value, *clopper_pearson(value * min(n, m), min(n, m), error))
     freedom = parts.sum() ** 2 / np.sum(parts**2 / (np.array([n, m]) - 1))
-    reach = t.isf(ERROR / 2, freedom) * math.sqrt(parts.sum()) / (value * (1 - value))
+    reach = t.isf(error / 2, freedom) * math.sqrt(parts.sum()) / (value * (1 - value))
     return Estimate(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)))
 
 
@@ -173,6 +220,118 @@ def balanced_accuracy(tpr: Estimate, fpr: Estimate) -> Estimate:
     low = value - math.hypot(tpr.value - tpr.low, fpr.high - fpr.value) / 2
     high = value + math.hypot(tpr.high - tpr.value, fpr.value - fpr.low) / 2
     return Estimate(value, low, high, tpr.note or fpr.note)
+
+
+def advantage(balanced: Estimate) -> Estimate:
+    """Return the membership advantage TPR − FPR, from the balanced accuracy at the same threshold."""
+    return replace(
+        balanced, value=2 * balanced.value - 1, low=2 * balanced.low - 1, high=2 * balanced.high - 1
+    )
+
+
+def max_advantage(members: np.ndarray, nonmembers: np.ndarray) -> Estimate:
+    """Return the largest TPR − FPR of any threshold: the one-sided Kolmogorov–Smirnov statistic.
+
+    Being a maximum, the value errs upwards on few records. No sup|F̂ − F| exceeds Kolmogorov's quantiles, so
+    that the interval, value ± the quantile of the sum of two such, holds whatever the distributions.
+    """
+    n, m = len(members), len(nonmembers)
+    if min(n, m) == 0:
+        return _unknown(n, m)
+    cuts = np.concatenate([members, nonmembers])
+    below_members = np.searchsorted(np.sort(members), cuts) / n
+    below_nonmembers = np.searchsorted(np.sort(nonmembers), cuts) / m
+    value, reach = max(0.0, float(np.max(below_nonmembers - below_members))), _two_bands(n, m)
+    return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
+
+
+@lru_cache(maxsize=1024)
+def _two_bands(n: int, m: int) -> float:
+    """Return the quantile at 1 − ERROR of the sum of two independent sup|F̂ − F|, of n and m records."""
+    distances = _kolmogorov()
+    sums = distances[:, None] / math.sqrt(n) + distances[None, :] / math.sqrt(m)
+    return float(np.quantile(sums, 1 - ERROR))
+
+
+@lru_cache(maxsize=1)
+def _kolmogorov() -> np.ndarray:
+    from scipy.stats import kstwobign
+
+    return np.asarray(kstwobign.ppf((np.arange(1000) + 0.5) / 1000))
+
+
+def ppv(tpr: Estimate, fpr: Estimate, prior: float) -> Estimate:
+    """Return P(member | the adversary says so), π·TPR / (π·TPR + (1 − π)·FPR) at prior π = ``prior``.
+
+    The interval goes from the worst corner of the two rates' intervals to the best: at least as wide as 95 %
+    asks, since both rates would have to lie at their ends at once. For a known FPR give all three equal.
+
+    Source: Jayaraman et al. 2021, membership inference under skewed priors.
+    """
+    if math.isnan(tpr.value) or math.isnan(fpr.value):
+        return Estimate(math.nan, math.nan, math.nan, tpr.note or fpr.note)
+    if tpr.value == fpr.value == 0:
+        return Estimate(math.nan, math.nan, math.nan, "the adversary accuses nobody")
+    return Estimate(
+        _posterior(tpr.value, fpr.value, prior),
+        _posterior(tpr.low, fpr.high, prior),
+        _posterior(tpr.high, fpr.low, prior),
+        tpr.note or fpr.note,
+    )
+
+
+def _posterior(tpr: float, fpr: float, prior: float) -> float:
+    accused = prior * tpr + (1 - prior) * fpr
+    return prior * tpr / accused if accused > 0 else 0.0
+
+
+def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.DataFrame:
+    """Return how often an accusation is right, derived from a leakage table.
+
+    priors: shares of members among those whom the adversary asks about, each in (0, 1).
+    Columns: attack, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high, note.
+
+    Raises:
+        ValueError: a prior is not in (0, 1).
+    """
+    if not all(0 < prior < 1 for prior in priors):
+        raise ValueError(f"priors {list(priors)}: each must lie in (0, 1)")
+    rows: list[tuple] = []
+    for keys, group in leakage.groupby(["attack", "party", "game"], sort=False):
+        columns = (group[name] for name in ("metric", "value", "low", "high", "note"))
+        found = {metric: Estimate(*rest) for metric, *rest in zip(*columns, strict=True)}
+        pairs = {"threshold": (found["tpr_at_threshold"], found["fpr"])}
+        for alpha in FALSE_POSITIVE_RATES:
+            pairs[f"fpr_{alpha}"] = (found[f"tpr_at_fpr_{alpha}"], Estimate(alpha, alpha, alpha))
+        for prior in priors:
+            for at, (tpr, fpr) in pairs.items():
+                result = ppv(tpr, fpr, prior)
+                rows.append((*keys, prior, at, result.value, result.low, result.high, result.note))
+    names = ["attack", "party", "game", "prior", "at", "value", "low", "high", "note"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def auc_bound(epsilon: float, delta: float) -> float:
+    """Return the largest AUC that any attack can reach on a record under (ε, δ)-DP (add/remove).
+
+    (ε, δ) confines every ROC to TPR ≤ e^ε FPR + δ and 1 − FPR ≤ e^ε (1 − TPR) + δ (Kairouz, Oh & Viswanath
+    2015, Theorem 2.1); 1 − (1 − δ)² / (1 + e^ε) is the area under that polygon.
+    """
+    return 1 - (1 - delta) ** 2 * _logistic(-epsilon)
+
+
+def advantage_bound(epsilon: float, delta: float) -> float:
+    """Return the largest TPR − FPR of any attack under (ε, δ)-DP, (e^ε − 1 + 2δ) / (e^ε + 1).
+
+    It is reached where the two sides of the polygon meet; see `auc_bound`, and Humphries et al. 2023.
+    """
+    return 1 - 2 * (1 - delta) * _logistic(-epsilon)
+
+
+def _logistic(x: float) -> float:
+    from scipy.special import expit
+
+    return float(expit(x))
 
 
 def resolvable(nonmembers: int, alpha: float) -> bool:
@@ -204,8 +363,10 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, alpha: float) -> Est
     return Estimate(float(hits[math.floor(_expected(m, alpha)) + 1] / n), low, high)
 
 
-def mean(estimates: Sequence[Estimate]) -> Estimate:
+def mean(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     """Return the mean over games; a game whose value is NaN is left out, and the note says so.
+
+    error: two-sided error of the games' intervals, and of the mean's.
 
     Each side of the interval is t · sqrt((s² + w²) / G): s² is the variance of the G values, w² the mean
     squared standard error that the games' own intervals show on that side, t Student's quantile at
@@ -221,24 +382,30 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     if len(known) < 2:
         return replace(known[0], note=note) if known else estimates[0]
     value, low, high = np.array([(estimate.value, estimate.low, estimate.high) for estimate in known]).T
-    z = norm.isf(ERROR / 2)
+    z = norm.isf(error / 2)
     below, above = (np.mean(((value - end) / z) ** 2) for end in (low, high))
     spread, centre = value.var(ddof=1), value.mean()
     return Estimate(
         float(centre),
-        max(0.0, float(centre - _half_width(spread, below, len(known)))),
-        min(1.0, float(centre + _half_width(spread, above, len(known)))),
+        max(0.0, float(centre - _half_width(spread, below, len(known), error))),
+        min(1.0, float(centre + _half_width(spread, above, len(known), error))),
         note,
     )
 
 
-def _half_width(spread: float, within: float, games: int) -> float:
+def _half_width(spread: float, within: float, games: int, error: float) -> float:
     from scipy.stats import t
 
     if spread + within == 0:
         return 0.0
-    freedom = (games - 1) * (min((spread + within) / spread, 3) if spread > 0 else 3)
-    return t.isf(ERROR / 2, freedom) * math.sqrt((spread + within) / games)
+    return float(t.isf(error / 2, freedom_of_mean(spread, within, games))) * math.sqrt(
+        (spread + within) / games
+    )
+
+
+def freedom_of_mean(spread: float, within: float, games: int) -> float:
+    """Return the degrees of freedom of `mean`'s Student's t; spread: s², within: w²."""
+    return (games - 1) * (min((spread + within) / spread, 3) if spread > 0 else 3)
 
 
 def _expected(nonmembers: int, alpha: float) -> float:
@@ -250,8 +417,11 @@ def _unknown(members: int, nonmembers: int) -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, f"no {missing} among the candidates")
 
 
-def _joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return scores with threshold, party, member, and the rank within attack and game."""
+def joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return scores with threshold, party, member, and the rank within attack and game, in (0, 1].
+
+    Arguments and errors are those of `evaluate`.
+    """
     if scores["score"].isna().any():
         raise ValueError("a score is NaN")
     found = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
@@ -263,18 +433,16 @@ def _joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame)
     return found
 
 
-def _samples(found: pd.DataFrame) -> Iterator[Sample]:
-    for game, rows in found.groupby("game"):
-        score, rank = rows["score"].to_numpy(float), rows["rank"].to_numpy(float)
-        member = rows["member"].to_numpy()
-        yield Sample(
-            game=str(game),
-            threshold=float(rows["threshold"].iloc[0]),
-            members=score[member],
-            nonmembers=score[~member],
-            member_ranks=rank[member],
-            nonmember_ranks=rank[~member],
-        )
+def samples_of(found: pd.DataFrame) -> list[Sample]:
+    """Return one attack's rows of `joined` as one sample a game, in the order of the games."""
+    return [_sample(str(game), rows) for game, rows in found.groupby("game")]
+
+
+def _sample(game: str, rows: pd.DataFrame) -> Sample:
+    score, rank = rows["score"].to_numpy(float), rows["rank"].to_numpy(float)
+    member = rows["member"].to_numpy()
+    threshold = float(rows["threshold"].iloc[0])
+    return Sample(game, threshold, score[member], score[~member], rank[member], rank[~member])
 
 
 def _rows(

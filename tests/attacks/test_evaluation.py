@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, mannwhitneyu, norm
+from scipy.stats import binomtest, ks_2samp, mannwhitneyu, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
@@ -18,7 +18,7 @@ from attacks.evaluation import Estimate, Sample
 
 SCORES = st.lists(st.integers(-5, 5).map(float) | st.floats(-5, 5), min_size=2, max_size=15).map(np.array)
 METRICS = [
-    "auc", "balanced_accuracy", "fpr", "tpr_at_threshold",
+    "auc", "balanced_accuracy", "fpr", "tpr_at_threshold", "advantage", "advantage_max",
     "tpr_at_fpr_0.1", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001",
 ]  # fmt: skip
 
@@ -277,7 +277,7 @@ def test_the_table_has_a_row_for_every_attack_party_game_and_metric() -> None:
         "attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note",
     ]  # fmt: skip
     keys = leakage[["attack", "party", "game", "metric"]]
-    assert not keys.duplicated().any() and len(keys) == 2 * 3 * 3 * 7
+    assert not keys.duplicated().any() and len(keys) == 2 * 3 * 3 * len(METRICS)
     assert list(leakage["attack"].unique()) == ["loss", "entropy"]
     assert list(leakage["party"].unique()) == ["all", "a", "b"]
     assert list(leakage["game"].unique()) == ["0", "1", "all"]
@@ -428,3 +428,170 @@ def test_measure_uses_the_adversarys_own_threshold() -> None:
     found = evaluation.measure(sample)
     assert (found["tpr_at_threshold"].value, found["fpr"].value) == (3 / 4, 1 / 3)
     assert found["balanced_accuracy"].value == pytest.approx((3 / 4 + 2 / 3) / 2)
+
+
+# Advantage
+
+
+@given(SCORES, SCORES)
+def test_the_largest_advantage_is_scipys_one_sided_smirnov_statistic(
+    members: np.ndarray, nonmembers: np.ndarray
+) -> None:
+    found = evaluation.max_advantage(members, nonmembers)
+    assert found.value == pytest.approx(ks_2samp(members, nonmembers, alternative="less").statistic)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_the_two_bands_are_what_simulated_uniforms_need() -> None:
+    stream = np.random.default_rng(0)
+    reach = evaluation.max_advantage(np.zeros(40), np.ones(90)).high
+    grid_n, grid_m = np.arange(1, 41) / 40, np.arange(1, 91) / 90
+    u, v = np.sort(stream.random((4000, 40))), np.sort(stream.random((4000, 90)))
+    distances = [
+        np.maximum(np.abs(x - grid).max(axis=1), np.abs(x - grid + 1 / len(grid)).max(axis=1))
+        for x, grid in ((u, grid_n), (v, grid_m))
+    ]
+    assert 0.94 < np.mean(sum(distances) <= reach) < 0.99  # the asymptotic quantile errs upwards
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("n", [20, 100])
+def test_the_largest_advantages_interval_holds(shift: float, n: int) -> None:
+    stream, truth = np.random.default_rng(0), 2 * float(norm.cdf(shift / 2)) - 1
+
+    def draw() -> Estimate:
+        return evaluation.max_advantage(stream.normal(shift, 1, n), stream.normal(0, 1, 2 * n))
+
+    assert coverage(truth, draw, draws=300) >= 0.95
+
+
+def test_advantage_is_tpr_minus_fpr_in_each_game_and_over_games() -> None:
+    leakage = evaluation.evaluate(*tables(games=3, shift=-3.0))
+    for game in ("0", "all"):
+        at = {"attack": "loss", "party": "a", "game": game}
+        tpr, fpr = (cell(leakage, metric=name, **at)["value"] for name in ("tpr_at_threshold", "fpr"))
+        found = cell(leakage, metric="advantage", **at)
+        assert found["value"] == pytest.approx(tpr - fpr)
+        assert found["low"] <= found["value"] <= found["high"] and found["low"] < 0
+
+
+# Precision under a prior
+
+
+@pytest.mark.parametrize(("tpr", "fpr", "prior", "expected"), [(1, 0, 0.01, 1), (0.5, 0.5, 0.3, 0.3),
+                         (0.8, 0.1, 0.5, 8 / 9), (0.5, 0.01, 0.01, 0.5 / (0.5 + 0.99))])  # fmt: skip
+def test_ppv_by_hand(tpr: float, fpr: float, prior: float, expected: float) -> None:
+    rates = (Estimate(rate, rate, rate) for rate in (tpr, fpr))
+    found = evaluation.ppv(*rates, prior)
+    assert (found.value, found.low, found.high) == pytest.approx((expected,) * 3)
+
+
+def test_ppv_is_the_share_of_members_among_the_accused() -> None:
+    stream, prior = np.random.default_rng(0), 0.1
+    member = stream.random(200_000) < prior
+    scores = stream.normal(member * 1.5)
+    tpr, fpr = ((scores[side] >= 2).mean() for side in (member, ~member))
+    found = evaluation.ppv(Estimate(tpr, tpr, tpr), Estimate(fpr, fpr, fpr), prior)
+    assert found.value == pytest.approx(member[scores >= 2].mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("tpr", "fpr"), [(0.5, 0.5), (0.9, 0.1), (0.3, 0.02), (0.02, 0.02)])
+@pytest.mark.parametrize("prior", [0.1, 0.001])
+def test_ppv_interval_holds(tpr: float, fpr: float, prior: float) -> None:
+    stream, truth = np.random.default_rng(0), prior * tpr / (prior * tpr + (1 - prior) * fpr)
+
+    def draw() -> Estimate:
+        hits, alarms = stream.binomial(50, tpr), stream.binomial(80, fpr)
+        found = evaluation.ppv(evaluation.rate(hits, 50), evaluation.rate(alarms, 80), prior)
+        return found if found.note == "" else Estimate(0, 0, 1)  # nobody accused: nothing is claimed
+
+    assert coverage(truth, draw, draws=400) >= 0.95
+
+
+def test_ppv_of_no_accusation_has_no_value_but_a_reason() -> None:
+    found = evaluation.ppv(evaluation.rate(0, 9), evaluation.rate(0, 9), 0.1)
+    assert math.isnan(found.value) and found.note == "the adversary accuses nobody"
+    missing = evaluation.ppv(evaluation.tpr_at_fpr(np.ones(3), np.ones(5), 0.1), Estimate(0.1, 0.1, 0.1), 0.1)
+    assert math.isnan(missing.value) and missing.note == "not resolvable at n=5"
+
+
+def test_ppv_table_follows_the_leakage_table() -> None:
+    leakage = evaluation.evaluate(*tables(games=2))
+    table = evaluation.ppv_table(leakage, priors=[0.2, 0.001])
+    assert len(table) == 2 * 3 * 3 * 2 * 4
+    at = {"attack": "entropy", "party": "b", "game": "all"}
+    tpr = cell(leakage, metric="tpr_at_fpr_0.1", **at)
+    found = cell(table[table["prior"] == 0.2], at="fpr_0.1", **at)
+    for column in ("value", "low", "high"):
+        assert found[column] == pytest.approx(0.2 * tpr[column] / (0.2 * tpr[column] + 0.8 * 0.1))
+    for prior in (0.0, 1.0, -0.1, 2.0):
+        with pytest.raises(ValueError, match="each must lie in"):
+            evaluation.ppv_table(leakage, priors=[prior])
+
+
+# What DP leaves
+
+
+def tpr_bound(fpr: np.ndarray, epsilon: float, delta: float) -> np.ndarray:
+    """Kairouz, Oh & Viswanath 2015: both inequalities, written out."""
+    first = np.exp(epsilon) * fpr + delta
+    second = 1 - np.exp(-epsilon) * (1 - delta - fpr)
+    return np.minimum(np.minimum(first, second), 1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("delta", [0.0, 1e-5, 0.05])
+def test_the_bounds_of_dp_are_the_polygons(epsilon: float, delta: float) -> None:
+    fpr = np.linspace(0, 1, 400_001)
+    tpr = tpr_bound(fpr, epsilon, delta)
+    assert evaluation.auc_bound(epsilon, delta) == pytest.approx(np.trapezoid(tpr, fpr), abs=1e-6)
+    assert evaluation.advantage_bound(epsilon, delta) == pytest.approx(np.max(tpr - fpr), abs=1e-4)
+
+
+def test_randomised_response_reaches_the_bound_and_a_gaussian_stays_below() -> None:
+    stream, epsilon = np.random.default_rng(0), 1.0
+    keep = math.exp(epsilon) / (1 + math.exp(epsilon))
+    told = [stream.random(100_000) < share for share in (keep, 1 - keep)]
+    found = evaluation.auc(*(answers.astype(float) for answers in told))
+    assert found.low < evaluation.auc_bound(epsilon, 0) < found.high
+    # μ = 1: ε(1e-5) = 4.377178 (facts of the audit, dp-accounting)
+    assert norm.cdf(1 / math.sqrt(2)) < evaluation.auc_bound(4.377178, 1e-5)
+    assert evaluation.auc_bound(math.inf, 1e-5) == evaluation.advantage_bound(math.inf, 1e-5) == 1
+
+
+# ROC
+
+
+def test_roc_table_meets_the_leakage_table_and_scikit_learns_curve() -> None:
+    scores, thresholds, truth = tables(games=1, per_side=50)
+    table = evaluation.roc_table(scores, thresholds, truth, points=3)
+    assert list(table["fpr"].unique()) == pytest.approx([0.01, 0.1, 1])
+    leakage = evaluation.evaluate(scores, thresholds, truth)
+    for alpha in (0.1, 0.01):
+        keys = {"attack": "loss", "party": "all", "game": "all", "metric": f"tpr_at_fpr_{alpha}"}
+        point = table[(table["attack"] == "loss") & np.isclose(table["fpr"], alpha)].iloc[0]
+        assert point["tpr"] == cell(leakage, **keys)["value"] and point["low"] == cell(leakage, **keys)["low"]
+    fine = evaluation.roc_table(scores, thresholds, truth, points=40)
+    found = scores[scores["attack"] == "entropy"].merge(truth, on=["game", "candidate"])
+    fpr, tpr, _ = evaluation.roc(found["score"].to_numpy(), found["member"].to_numpy())
+    for point in fine[fine["attack"] == "entropy"].itertuples():
+        assert point.tpr == pytest.approx(tpr[fpr <= point.fpr + 1e-12].max())
+    assert (fine.groupby("attack")["tpr"].diff().dropna() >= 0).all()
+
+
+def test_roc_table_pools_games_that_cannot_resolve_alone() -> None:
+    table = evaluation.roc_table(*tables(games=3, per_side=10), points=10)
+    assert table["fpr"].min() == pytest.approx(1 / 60)
+    pooled = table["note"] == "ranks pooled over 3 games"
+    assert pooled[table["fpr"] < 0.049].all() and not pooled[table["fpr"] > 0.051].any()
+    assert (table["low"] <= table["tpr"]).all() and (table["tpr"] <= table["high"]).all()
+
+
+def test_a_smaller_error_widens_every_interval() -> None:
+    stream = np.random.default_rng(0)
+    pairs = [(stream.normal(0.5, 1, 30), stream.normal(0, 1, 30)) for _ in range(3)]
+    by_error = [
+        evaluation.mean([evaluation.auc(*pair, error) for pair in pairs], error) for error in (0.05, 0.005)
+    ]
+    usual, strict = by_error
+    assert strict.low < usual.low and usual.high < strict.high and strict.value == usual.value
