@@ -28,6 +28,7 @@ from attacks import signals
 from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.privacy import Plan
 from fedsim.scenario import AdversarySettings, ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -37,15 +38,6 @@ Weights = dict[str, np.ndarray]
 
 AVERAGING = ("fedavg", "fedprox")
 """The strategies whose new model is the average of the answers, so that one's own part can be taken out."""
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """One party's DP-SGD as planned: noise multiplier σ, sample rate q, clipping norm C."""
-
-    noise_multiplier: float
-    sample_rate: float
-    clipping_norm: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class PublicSettings:
     strategy: str
     options: dict[str, float] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
-    privacy: tuple[Privacy | None, ...] = ()
+    privacy: tuple[Plan | None, ...] = ()
     own: int = 0
 
 

@@ -7,6 +7,7 @@ process is never given a membership bit of another party.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -51,14 +52,17 @@ def _public_settings(party: Party) -> observer.PublicSettings:
     )
 
 
-def _privacy(party: Party, partition: int) -> observer.Privacy | None:
-    """Return what party ``partition`` plans: it follows from public settings and its public size."""
+def _privacy(party: Party, partition: int) -> privacy.Plan | None:
+    """Return what party ``partition`` plans: it follows from public settings and its public size.
+
+    When it would stop training is its own affair; the adversary expects it to take part to the end.
+    """
     settings = party.scenario.dp_of(party.names[partition])
     if settings is None:
         return None
     rounds = party.scenario.federation.rounds
     plan = privacy.plan(settings, party.scenario.training, party.sizes[partition], rounds)
-    return observer.Privacy(plan.noise_multiplier, plan.sample_rate, plan.clipping_norm)
+    return dataclasses.replace(plan, budget=plan.epsilon)
 
 
 def train(party: Party, message: Message, context: Context) -> RecordDict:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -11,29 +13,42 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays, such as a model's weights."""
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+    return ArrayRecord({name: _pack(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def to_numpy(arrays: ArrayRecord) -> dict[str, np.ndarray]:
-    """Undo `to_arrays`."""
-    return {name: array.numpy() for name, array in arrays.items()}
+    """Undo `to_arrays`; the arrays are read-only."""
+    return {name: _unpack(array) for name, array in arrays.items()}
+
+
+def _pack(array: np.ndarray) -> Array:
+    """Do what ``Array(array)`` does, with the .npy header of this dtype and shape written only once."""
+    data = _npy_header(array.dtype.str, array.shape) + array.tobytes()
+    return Array(dtype=str(array.dtype), shape=array.shape, stype=_NPY, data=data)
+
+
+def _unpack(array: Array) -> np.ndarray:
+    """Do what ``array.numpy()`` does, without parsing the header of an array that `_pack` could have made."""
+    header = _npy_header(np.dtype(array.dtype).str, tuple(array.shape))
+    if array.stype != _NPY or not array.data.startswith(header):
+        return array.numpy()
+    return np.frombuffer(array.data, dtype=array.dtype, offset=len(header)).reshape(array.shape)
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+_NPY = "numpy.ndarray"
 
 
 def global_model(message: Message) -> dict[str, np.ndarray]:
-    """Return the weights that the server sent, read-only.
-
-    In one process all parties are sent the same record object, which is unpacked once.
-    """
-    global _unpacked
-    arrays = message.content.array_records["arrays"]
-    if _unpacked is None or _unpacked[0] is not arrays:
-        _unpacked = arrays, to_numpy(arrays)
-        for array in _unpacked[1].values():
-            array.flags.writeable = False
-    return _unpacked[1]
-
-
-_unpacked: tuple[ArrayRecord, dict[str, np.ndarray]] | None = None
+    """Return the weights that the server sent."""
+    return to_numpy(message.content.array_records["arrays"])
 
 
 def server_round(message: Message) -> int:

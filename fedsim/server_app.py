@@ -71,6 +71,7 @@ class Federation:
     nodes: dict[int, int]  # partition id → node id
     strategy: Strategy
     rows: list[dict[str, Any]]
+    earlier_games: pd.DataFrame | None
     round_started: float = 0.0
 
     def partition_of(self, message: Message) -> int:
@@ -131,7 +132,17 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
         raise FedsimError(f"only {len(parties)} of {len(nodes)} parties answered before round 1")
     run.update_manifest(dp={name: plan for name, plan in sorted(plans.items()) if plan})
     built = strategies.build(scenario.federation, scenario.training)
-    return Federation(grid, run, game, scenario, dict(sorted(parties.items())), node_of, built, rows=[])
+    known = dict(sorted(parties.items()))
+    return Federation(grid, run, game, scenario, known, node_of, built, [], _earlier_games(run, game))
+
+
+def _earlier_games(run: RunDirectory, game: int) -> pd.DataFrame | None:
+    """Return the rows of ``rounds.parquet`` that belong to other games, None where there are none."""
+    if not run.has("rounds"):
+        return None
+    rounds = run.table("rounds")
+    others = rounds[rounds["game"] != game]
+    return others if len(others) else None
 
 
 def _json_number(value: Any) -> Any:
@@ -245,9 +256,9 @@ def _flaw(arrays: ArrayRecord, reference: ArrayRecord) -> str:
     if set(arrays) != set(reference):
         return "the model has other layers than the global model"
     for name, array in arrays.items():
-        value = array.numpy()
-        if value.shape != tuple(reference[name].shape):
-            return f"{name} has shape {value.shape}, not {tuple(reference[name].shape)}"
+        if tuple(array.shape) != tuple(reference[name].shape):
+            return f"{name} has shape {tuple(array.shape)}, not {tuple(reference[name].shape)}"
+    for name, value in messages.to_numpy(arrays).items():
         if not np.isfinite(value).all():
             return f"{name} holds NaN or infinity"
     return ""
@@ -321,7 +332,10 @@ def _evaluate(federation: Federation, weights: ArrayRecord, round: int) -> None:
         row["n_heldout"] = metrics["num-examples"]
         measured.append(metrics)
     federation.rows.append(_overall(federation, round, measured))
-    federation.run.write_game("rounds", federation.game, pd.DataFrame(federation.rows))
+    table = pd.DataFrame(federation.rows)
+    if federation.earlier_games is not None:
+        table = pd.concat([federation.earlier_games, table], ignore_index=True)
+    federation.run.write_table("rounds", table)
 
 
 def _overall(federation: Federation, round: int, measured: list[dict[str, float]]) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from clients import messages
+
+ANY = arrays.arrays(
+    dtype=st.sampled_from([np.float32, np.float64, np.int64, np.int8]),
+    shape=arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+)
+
+
+@given(ANY)
+def test_packed_arrays_are_flowers_own_byte_for_byte(array: np.ndarray) -> None:
+    packed = messages.to_arrays({"w": array})["w"]
+    assert packed.data == Array(np.ascontiguousarray(array).reshape(array.shape)).data
+    np.testing.assert_array_equal(packed.numpy(), array)
+    unpacked = messages.to_numpy(ArrayRecord({"w": packed}))["w"]
+    assert unpacked.dtype == array.dtype and unpacked.shape == array.shape
+    np.testing.assert_array_equal(unpacked, array)
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3).T, np.arange(4, dtype=">i4")])
+def test_arrays_packed_by_others_are_read_too(array: np.ndarray) -> None:
+    theirs = ArrayRecord({"w": Array(array)})
+    np.testing.assert_array_equal(messages.to_numpy(theirs)["w"], array)
