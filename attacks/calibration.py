@@ -1,0 +1,78 @@
+"""Thresholds that an adversary chooses on what it owns, never on the target's truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from attacks.signal_matrix import SignalMatrix
+
+MatrixScore = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
+
+
+def calibrate(members: np.ndarray, nonmembers: np.ndarray) -> float:
+    """Return the threshold c for which 'score ≥ c' has the best balanced accuracy.
+
+    members, nonmembers: (n,) scores. c lies halfway between two neighbouring scores; of equally good cuts the
+    one whose neighbours are furthest apart wins, then the lowest. Where every cut is worse than chance, c
+    lies above all scores.
+
+    Raises:
+        ValueError: one of the two is empty.
+    """
+    if not len(members) or not len(nonmembers):
+        raise ValueError("a threshold needs at least one member and one non-member")
+    distinct = np.unique(np.concatenate([members, nonmembers]))
+    low, high = distinct[:-1], distinct[1:]
+    middle = low + (high - low) / 2
+    cuts = np.append(np.where(middle > low, middle, high), np.nextafter(distinct[-1], np.inf))
+    margins = np.append(high - low, 0.0)
+    hits = len(members) - np.searchsorted(np.sort(members), cuts)
+    alarms = len(nonmembers) - np.searchsorted(np.sort(nonmembers), cuts)
+    advantage = hits * len(nonmembers) - alarms * len(members)  # in integers, so that ties are ties
+    return float(cuts[np.lexsort((cuts, -margins, -advantage))[0]])
+
+
+def calibrate_on_rehearsals(
+    score: MatrixScore, matrix: SignalMatrix, rng: np.random.Generator, count: int = 8
+) -> float:
+    """Return the threshold that is best on shadows attacked in the target's place.
+
+    count: rehearsals, each costs one call of ``score``; at most an eighth of the shadows are used, so that
+        those left describe the target as well as all of them do.
+
+    Raises:
+        ValueError: fewer than two shadows, or no rehearsal with both members and non-members.
+    """
+    pairs = [(score(rehearsal, rng), member) for rehearsal, member in rehearsals(matrix, rng, count)]
+    scores, member = np.concatenate([s for s, _ in pairs]), np.concatenate([m for _, m in pairs])
+    return calibrate(scores[member], scores[~member])
+
+
+def rehearsals(
+    matrix: SignalMatrix, rng: np.random.Generator, count: int
+) -> Iterator[tuple[SignalMatrix, np.ndarray]]:
+    """Yield ``count`` randomly chosen shadows as targets, each with (n,) bool, who its members are.
+
+    All of them are held back at once: one copy of the other shadows serves every rehearsal.
+
+    Raises:
+        ValueError: fewer than two shadows.
+    """
+    if len(matrix) < 2:
+        raise ValueError(f"a rehearsal needs at least two shadows, got {len(matrix)}")
+    chosen = rng.choice(len(matrix), size=max(1, min(count, len(matrix) // 8)), replace=False)
+    others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), chosen))
+    for j in chosen:
+        as_target, member = matrix.subset(np.array([j])), matrix.member[j]
+        yield (
+            replace(
+                others,
+                target=as_target.shadows[0],
+                target_logits=None if as_target.shadow_logits is None else as_target.shadow_logits[0],
+                target_weights=None if as_target.shadow_weights is None else as_target.shadow_weights[0],
+            ),
+            member,
+        )
