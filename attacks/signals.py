@@ -26,6 +26,12 @@ def loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.logaddexp(0.0, -scaled_logit(logits, labels))
 
 
+def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return 1[argmax_i p_i = y], (n,) float64; NaN where a logit is NaN."""
+    right = (logits.argmax(axis=1) == labels).astype(np.float64)
+    return np.where(np.isnan(logits).any(axis=1), np.nan, right)
+
+
 def confidence(logits: np.ndarray) -> np.ndarray:
     """Return log max_i p_i, (n,) float64: in the order of max_i p_i, which itself would round to 1."""
     return -loss(logits, logits.argmax(axis=1))
@@ -87,6 +93,39 @@ def logits(module: torch.nn.Module, features: np.ndarray, batch: int = 512) -> n
             for start in range(0, max(len(features), 1), batch)
         ]
     return np.concatenate(parts).astype(np.float64)
+
+
+def last_layer_inputs(module: torch.nn.Module, features: np.ndarray, batch: int = 512) -> np.ndarray:
+    """Return the penultimate activations a, (n, h) float32: the logits are W a + b.
+
+    Where the logits do not come straight out of a linear layer, they are returned in its place.
+    """
+    import torch
+
+    passed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, output: passed.append((inputs[0], output)))
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    parts = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, max(len(features), 1), batch):
+                passed.clear()
+                answers = module(torch.tensor(features[start : start + batch]))
+                last = [inputs for inputs, output in passed if output is answers]
+                parts.append((last[-1] if last else answers).numpy())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return np.concatenate(parts)
+
+
+def gradient_norms(module: torch.nn.Module, records: Records) -> np.ndarray:
+    """Return ‖∇_w ℓ(w; z)‖ of every record z, (n,) float64; see `gradient_products`."""
+    nothing = {name: np.zeros(value.shape) for name, value in module.named_parameters()}
+    return gradient_products(module, records, nothing)[1]
 
 
 def gradient_products(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks import threshold, trajectory
+from attacks import label_only, threshold, trajectory, whitebox
 from attacks.observer import ParticipantView
 from fedsim import rng
 from fedsim.data.records import Records
@@ -52,16 +52,29 @@ class Finding:
 
 _X, _XY = "features", "features and label"
 _LAST, _ALL = "the final model", "the model of every round"
+_LABEL = "the final model's labels only"
 _FITTED = "members are fitted better than records like them"
+_OWN = "candidates are to the model what the adversary's own records are"
 _PULLED = "members turn the step towards themselves; equal weights in the average"
 _YEOM, _SALEM, _SONG = "Yeom et al. 2018", "Salem et al. 2019", "Song & Mittal 2021"
+_NASR, _CHOQUETTE = "Nasr et al. 2019", "Choquette-Choo et al. 2021"
 _ATTACKS = [
+    Attack("gap", threshold.gap, _XY, _LABEL, _YEOM, _FITTED),
     Attack("loss", threshold.loss, _XY, _LAST, _YEOM, _FITTED),
     Attack("confidence", threshold.confidence, _X, _LAST, _SALEM, _FITTED),
     Attack("entropy", threshold.entropy, _X, _LAST, _SALEM, _FITTED),
     Attack("modified-entropy", threshold.modified_entropy, _XY, _LAST, _SONG, _FITTED),
+    Attack("modified-entropy-per-class", threshold.modified_entropy_per_class, _XY, _LAST, _SONG, _OWN),
+    Attack("scaled-logit", threshold.scaled_logit, _XY, _LAST, "Carlini et al. 2022", _FITTED),
+    Attack("gradient-norm", whitebox.gradient_norm, _XY, _LAST, _NASR, _FITTED),
+    Attack("representation", whitebox.representation, _XY, _LAST, _NASR, _OWN),
+    Attack("noise-robustness", label_only.noise_robustness, _XY, _LABEL, _CHOQUETTE, _FITTED),
+    Attack("boundary-distance", label_only.boundary_distance, _XY, _LABEL, _CHOQUETTE, _FITTED),
     Attack("loss-series", trajectory.loss_series, _XY, _ALL, "Zhu et al. 2025 (baseline)", _FITTED),
+    Attack("confidence-series", trajectory.confidence_series, _XY, _ALL, "Gu et al. 2022", _OWN),
     Attack("update-cosine", trajectory.update_cosine, _XY, _ALL, "Li et al. 2023", _PULLED),
+    Attack("update-difference", trajectory.update_difference, _XY, _ALL, "Li et al. 2023", _PULLED),
+    Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
 ]
 SUITE: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 

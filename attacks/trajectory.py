@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from attacks import signals
-from attacks.observer import ParticipantView
+from attacks import crossfit, signals
+from attacks.observer import ParticipantView, PublicSettings
 from fedsim.data.records import Records
+from fedsim.errors import InputError
+from fedsim.privacy import steps_per_round
+
+
+def over(view: ParticipantView, rounds: Sequence[int]) -> ParticipantView:
+    """Return the view of one who kept w_t of these rounds only; the last of them counts as the final model.
+
+    An update is the step between two neighbouring rounds: attacks on updates need both t − 1 and t.
+
+    Raises:
+        InputError: no round is chosen, or one was not seen.
+    """
+    for t in rounds:
+        if t not in view.models:
+            seen = f"{min(view.models)} … {view.final_round}"
+            raise InputError(f"rounds = {list(rounds)}: no model of round {t} was seen; valid: {seen}")
+    if not any(t > 0 for t in rounds):
+        raise InputError(f"rounds = {list(rounds)}: choose at least one round above 0")
+    return replace(view, models={t: view.models[t] for t in sorted(set(rounds))})
 
 
 def loss_series(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
@@ -27,15 +49,70 @@ def update_cosine(view: ParticipantView, candidates: Records, rng: np.random.Gen
     direction. A vanished gradient or step counts as a right angle, and so does a view of no step at all.
     """
     total, steps = np.zeros(len(candidates)), 0
+    for dot, norm, length in _steps(view, candidates):
+        total += _ratio(-dot, norm * length)
+        steps += 1
+    return total / max(steps, 1)
+
+
+def update_difference(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over rounds of ‖G_t‖² − ‖G_t − ∇ℓ(w_{t−1}; z)‖², (n,) float64 (Li et al. 2023, eq. 5).
+
+    G_t is the sum of the gradients that made the others' step Δ_t: G_t = −Δ_t · `gradients_in_a_step`, so
+    that a member's own gradient g is in it about once and taking it out makes it shorter. The score is
+    2⟨G_t, g⟩ − ‖g‖²; with the wrong sign or scale one of the two terms would drown the other. A view of no
+    step scores 0.
+    """
+    scale = gradients_in_a_step(view.settings, len(view.own_train))
+    total, steps = np.zeros(len(candidates)), 0
+    for dot, norm, _ in _steps(view, candidates):
+        total += -2 * scale * dot - norm**2
+        steps += 1
+    return total / max(steps, 1)
+
+
+def gradients_in_a_step(settings: PublicSettings, own_size: int) -> float:
+    """Return c, so that a record's gradient g moves the global model by about −g / c in one round.
+
+    A party of n records makes S steps of size η on means over its batches, so that each record adds
+    −η g S / n to its answer, which has the weight n / N among the participants' N records: c = N / (η S).
+    Momentum m makes a step 1 / (1 − m) times as long. Exact for plain SGD while the gradient stays as it was,
+    a convention for Adam.
+    own_size: stands for every party's n where the sizes are not public.
+    """
+    training = settings.training
+    sizes = settings.sizes or (own_size,) * settings.parties
+    per_party = sum(sizes) / len(sizes)
+    steps = steps_per_round(training, round(per_party))
+    return per_party * settings.participants * (1 - training.momentum) / (training.lr * steps)
+
+
+def confidence_series(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
+    """Return a classifier's log-odds of 'member' from (p_y at w_t)_t, (n,) float64 (CS-MIA, Gu et al. 2022).
+
+    The classifier is a logistic regression on the owner's own series, see `crossfit.logistic`; the paper's is
+    a network, for which one party's records are few. A view of no trained round scores 0.
+    """
+    rounds = view.trained_rounds
+    if not rounds:
+        return np.zeros(len(candidates))
+
+    def features(records: Records) -> np.ndarray:
+        losses = [signals.loss(view.logits(t, records), records.labels) for t in rounds]
+        return np.exp(-np.stack(losses, axis=1))
+
+    return crossfit.cross_fitted(view, candidates, features, crossfit.logistic, rng)
+
+
+def _steps(view: ParticipantView, candidates: Records) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield ⟨g, Δ_t⟩, ‖g‖ (n,) each and ‖Δ_t‖ of every step seen, g = ∇ℓ(w_{t−1}; z)."""
     for t in view.trained_rounds:
         update = view.others_update(t)
         if update is not None:
             module = view.module(view.models[t - 1])
             length = np.sqrt(sum(np.sum(update[name] ** 2) for name, _ in module.named_parameters()))
             dot, norm = signals.gradient_products(module, candidates, update)
-            total += _ratio(-dot, norm * length)
-            steps += 1
-    return total / max(steps, 1)
+            yield dot, norm, length
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -128,7 +128,9 @@ def test_the_view_read_from_disk_gives_the_same_findings(tmp_path: Path, overfit
 
 def test_the_suite_is_what_the_issue_asks_for() -> None:
     assert list(suite.SUITE) == [
-        "loss", "confidence", "entropy", "modified-entropy", "loss-series", "update-cosine",
+        "gap", "loss", "confidence", "entropy", "modified-entropy", "modified-entropy-per-class",
+        "scaled-logit", "gradient-norm", "representation", "noise-robustness", "boundary-distance",
+        "loss-series", "confidence-series", "update-cosine", "update-difference", "white-box-network",
     ]  # fmt: skip
     for name, attack in suite.SUITE.items():
         assert attack.name == name
@@ -144,7 +146,7 @@ def test_select_keeps_the_suites_order_and_drops_repetitions() -> None:
 def test_an_unknown_attack_is_named_with_the_nearest_one() -> None:
     with pytest.raises(InputError, match=r"adversary\.attacks.*'los-series'.*did you mean 'loss-series'"):
         suite.select(["loss", "los-series"])
-    with pytest.raises(InputError, match="valid: all, confidence"):
+    with pytest.raises(InputError, match="valid: all, boundary-distance"):
         suite.select(["zzz"])
 
 
