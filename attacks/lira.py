@@ -8,8 +8,8 @@ said (in every shadow or in none, or the target's φ not finite) scores 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -41,34 +41,53 @@ class Fit:
         return self.scatter.sum(axis=0) / freedom if freedom else np.eye(self.mean.shape[1])
 
 
-def fit(values: np.ndarray, kept: np.ndarray) -> Fit:
-    """Fit every record over the shadows that ``kept`` names for it and in which all its values are finite.
-
-    values: (S, R, n) floats; kept: (S, n) bool
-    """
-    _, rounds, n = values.shape
-    count, mean, scatter = np.zeros(n), np.zeros((n, rounds)), np.zeros((n, rounds, rounds))
-    for some in blocks(values):
-        x = np.ascontiguousarray(values[:, :, some].transpose(2, 1, 0), dtype=np.float64)  # (b, R, S)
-        used = kept[:, some].T & np.isfinite(x).all(axis=1)  # (b, S)
-        count[some] = used.sum(axis=1)
-        x = np.where(used[:, None], x, 0.0)
-        mean[some] = x.sum(axis=2) / np.maximum(count[some], 1)[:, None]
-        x = np.where(used[:, None], x - mean[some][:, :, None], 0.0)
-        scatter[some] = x @ x.transpose(0, 2, 1)
-    return Fit(count, mean, scatter)
-
-
 def fit_sides(matrix: SignalMatrix, rounds: slice | np.ndarray) -> tuple[Fit, Fit]:
-    """Fit φ at these rounds (indices) over the shadows that trained on the record, then over the others."""
-    values = matrix.shadows[:, rounds]
-    return fit(values, matrix.member), fit(values, ~matrix.member)
+    """Fit φ at these rounds (indices) over the shadows that trained on the record, then over the others.
+
+    A shadow counts for a record where its φ is finite at all these rounds.
+    """
+    shadows, member = matrix.shadows, matrix.member
+    each = len(matrix) * shadows[0, rounds].shape[0]
+    parts = [_fit_block(shadows[:, rounds, some], member[:, some]) for some in blocks(member.shape[1], each)]
+    inside, outside = zip(*parts, strict=True)
+    return _joined(inside), _joined(outside)
 
 
-def blocks(values: np.ndarray) -> Iterator[slice]:
-    """Yield slices of records of which one fits into the processor's cache (about 2 MiB in float64)."""
-    size = max(1, 2**18 // max(1, values.shape[0] * values.shape[1]))
-    return (slice(start, start + size) for start in range(0, values.shape[2], size))
+def _fit_block(values: np.ndarray, member: np.ndarray) -> tuple[Fit, Fit]:
+    """Fit a block of b records, (S, R, b); the sums outside are what the sums inside leave of those of all.
+
+    Centring every record on its mean over all shadows keeps these differences exact enough.
+    """
+    x = values.transpose(2, 1, 0).astype(np.float64, order="C")  # (b, R, S)
+    used = np.isfinite(x).all(axis=1, keepdims=True)
+    x = np.where(used, x, 0.0)
+    centre = x.sum(axis=2) / np.maximum(used.sum(axis=2), 1)
+    x = np.where(used, x - centre[:, :, None], 0.0)
+    inside = used & member.T[:, None]
+    of_members = x * inside
+    count, counts = inside.sum(axis=(1, 2)), used.sum(axis=(1, 2))
+    total, totals = of_members.sum(axis=2), x.sum(axis=2)
+    square, squares = of_members @ x.transpose(0, 2, 1), x @ x.transpose(0, 2, 1)
+    return (
+        _from_sums(count, total, square, centre),
+        _from_sums(counts - count, totals - total, squares - square, centre),
+    )
+
+
+def _from_sums(count: np.ndarray, total: np.ndarray, square: np.ndarray, centre: np.ndarray) -> Fit:
+    mean = total / np.maximum(count, 1)[:, None]
+    scatter = square - total[:, :, None] * mean[:, None, :]
+    return Fit(count.astype(np.float64), np.where(count[:, None] > 0, centre + mean, 0.0), scatter)
+
+
+def _joined(parts: Sequence[Fit]) -> Fit:
+    return Fit(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Fit)))
+
+
+def blocks(records: int, each: int) -> Iterator[slice]:
+    """Yield slices of the records, each of about 2 MiB in float64 where a record has ``each`` numbers."""
+    size = max(1, 2**18 // max(1, each))
+    return (slice(start, start + size) for start in range(0, records, size))
 
 
 def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:

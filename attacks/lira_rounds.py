@@ -1,8 +1,9 @@
 """The likelihood ratio over several rounds: LiRA (Carlini et al. 2022) on the vector of a record's φ_t.
 
-More rounds help only as far as their means and covariances are known, and few shadows tell little of one record.
-What they say of it is therefore shrunk to what all records have in common, by as much as chance explains:
-empirical Bayes (Efron & Morris 1973); for correlations, Schäfer & Strimmer 2005 with a common target.
+More rounds help only as far as their means and covariances are known, and few shadows tell little of one
+record. What they say of it is therefore shrunk to what all records have in common, by as much as chance
+explains: empirical Bayes (Efron & Morris 1973); for correlations as in Schäfer & Strimmer 2005, who shrink to
+a fixed target.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def score(matrix: SignalMatrix, rng: np.random.Generator, rounds: int = ROUNDS) 
 
 
 def spread(rounds: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of ``count`` evenly spaced rounds, the last among them; of all where there are fewer.
+    """Return the indices of ``count`` evenly spaced rounds, the last among them, or of all if fewer.
 
     rounds: (R,) int, ascending. Round 0 is left out where there are others: w_0 has seen no record.
     """
@@ -101,13 +102,14 @@ def _shrunk_variances(scatter: np.ndarray, freedom: np.ndarray) -> np.ndarray:
 def _shrunk_correlations(scatter: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     """Correlations (n, R, R), positive definite; one of a sample varies by (1 − ρ²)² / freedom."""
     identity = np.eye(scatter.shape[1])
-    sums = np.sqrt(np.einsum("nii->ni", scatter))
-    sums = np.where(sums > 0, sums, 1.0)
+    sums = np.sqrt(np.maximum(np.einsum("nii->ni", scatter), 0.0))
+    varies = sums > 0
+    sums = np.where(varies, sums, 1.0)
     own = np.where(identity == 1, 1.0, scatter / sums[:, :, None] / sums[:, None, :])
     told = freedom > 0
     common = np.average(own, axis=0, weights=freedom) if told.any() else identity
-    noise = ((1 - common**2) ** 2).sum() / np.maximum(freedom, 1)  # summed over all pairs of rounds
-    observed = ((own - common) ** 2).sum(axis=(1, 2))
+    noise = np.einsum("ns,st,nt->n", varies, (1 - common**2) ** 2, varies) / np.maximum(freedom, 1)
+    observed = ((own - common) ** 2).sum(axis=(1, 2))  # both summed over all pairs of rounds that vary
     spread = max(float((observed - noise)[told].mean()), 0.0) if told.any() else 0.0
     weight = np.where(told & (spread > 0), spread / np.maximum(spread + noise, 1e-300), 0.0)[:, None, None]
     mixed = common + weight * (own - common)

@@ -45,7 +45,7 @@ def out_quantiles(matrix: SignalMatrix, level: float) -> np.ndarray:
     Linear between order statistics, as numpy.quantile.
     """
     quantiles = np.empty(matrix.shadows.shape[2])
-    for some in blocks(matrix.shadows[:, -1:]):
+    for some in blocks(matrix.member.shape[1], len(matrix)):
         phi = matrix.shadows[:, -1, some].T
         used = ~matrix.member[:, some].T & np.isfinite(phi)
         ordered = np.sort(np.where(used, phi, np.inf), axis=1).astype(np.float64)

@@ -96,7 +96,7 @@ def _reference(matrix: SignalMatrix, kept: np.ndarray) -> Reference:
 
     n = kept.shape[1]
     count, p, q = np.zeros(n), np.zeros(n), np.zeros(n)
-    for some in blocks(matrix.shadows[:, -1:]):
+    for some in blocks(matrix.member.shape[1], len(matrix)):
         phi = matrix.shadows[:, -1, some].astype(np.float64)
         used = kept[:, some] & np.isfinite(phi)
         count[some] = used.sum(axis=0)

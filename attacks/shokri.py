@@ -51,8 +51,8 @@ def classifier() -> Any:
 def answers(phi: np.ndarray, logits: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
     """Return what the classifier sees of m answers: φ, then log p of the other classes, the largest first.
 
-    phi: (m,); logits: (m, C) or None; labels: (m,). Returns (m, C) float64; (m, 1), of φ alone, without logits
-    or with two classes, of which φ tells everything.
+    phi: (m,); logits: (m, C) or None; labels: (m,). Returns (m, C) float64; (m, 1), of φ alone, where
+    there are no logits or two classes, of which φ tells everything.
     """
     phi = phi.astype(np.float64)[:, None]
     if logits is None or logits.shape[1] == 2:
