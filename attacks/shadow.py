@@ -1,0 +1,455 @@
+"""Shadow federations: what an adversary simulates by itself to learn how members and non-members look.
+
+S whole federations with the target's public settings start from the w_0 that the adversary was sent, and
+train on records that it draws (`draw_members`). Of each it keeps what the records' outputs were (`Shadows`),
+never the models. `simulate` trains them block by block: many at a time where the model allows it
+(`attacks.stacked`), else one by one; in as many processes as asked for.
+
+Neither the size of a block, nor the number of processes, nor how many more shadows there are changes what a
+shadow becomes: not in the last bit, but for custom modules and CNNs, whose rounding may depend on the block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from attacks import signals
+from attacks.shadow_plan import FederationPlan, PartyTraining, Streams, poisson_width
+from fedsim import rng
+from fedsim.data.records import Records
+from fedsim.errors import InputError
+from fedsim.files import read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    import torch
+
+    from attacks.stacked import Stack
+
+__all__ = [
+    "FederationPlan", "Membership", "PartyTraining", "Shadows", "cache_folder", "draw_members", "simulate",
+]  # fmt: skip
+
+VERSION = 1
+"""Part of a cache's key: to be raised whenever the same request would give other numbers."""
+
+Weights = Mapping[str, np.ndarray]
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """Who is in which shadow.
+
+    members: (S, parties, largest size) int32, rows of the pool; −1 fills up a smaller party
+    records: size of the pool
+    """
+
+    members: np.ndarray
+    records: int
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of records of every party, the same in all shadows."""
+        return [int(n) for n in (self.members[0] >= 0).sum(axis=1)]
+
+    @property
+    def inside(self) -> np.ndarray:
+        """The party that holds a record in a shadow, −1 where none does, (S, records) int16."""
+        party = np.full((len(self), self.records), -1, np.int16)
+        shadow, k, slot = np.nonzero(self.members >= 0)
+        party[shadow, self.members[shadow, k, slot]] = k
+        return party
+
+    def first(self, shadows: int) -> Membership:
+        """Return the first of the shadows."""
+        return Membership(self.members[:shadows], self.records)
+
+
+MOST = 0.75
+"""At most this share of the records that could be in a party is in it, however large the party was."""
+
+
+def draw_members(
+    shadows: int,
+    sizes: Sequence[int],
+    party_of: np.ndarray,
+    *,
+    fixed: Mapping[int, np.ndarray] | None = None,
+    seed: int,
+    game: int = 0,
+) -> Membership:
+    """Draw which records of the pool are in which party of which shadow.
+
+    sizes: the target's party sizes; kept exactly where the pool has enough records, but at most `MOST` of the
+        records that could be in a party are drawn, so that each is left out of some shadows.
+    party_of: (records,) int, the only party that a record can be in, or −1 where it can be in any.
+    fixed: party → rows that are in it in every shadow, which the adversary knows to be there.
+
+    Shadows 2j and 2j + 1 are drawn from one permutation, from its two ends: where there are twice as many
+    records as places the second holds exactly what the first does not. The first S of more shadows are the
+    same as S shadows.
+
+    Raises:
+        ValueError: no record can be in some party.
+    """
+    held = [np.asarray((fixed or {}).get(k, []), np.int64) for k in range(len(sizes))]
+    free = np.ones(len(party_of), bool)
+    free[np.concatenate(held)] = False
+    own = [np.flatnonzero(free & (party_of == k)) for k in range(len(sizes))]
+    anyones = np.flatnonzero(free & (party_of < 0))
+    from_own = [_places(size - len(f), len(rows)) for size, f, rows in zip(sizes, held, own, strict=True)]
+    missing = [max(0, size - len(f) - n) for size, f, n in zip(sizes, held, from_own, strict=True)]
+    from_any = _shared_out(missing, _places(sum(missing), len(anyones)))
+    counts = [len(f) + a + b for f, a, b in zip(held, from_own, from_any, strict=True)]
+    if not all(counts):
+        raise ValueError(f"no record of the pool can be in party {counts.index(0)}")
+    members = np.full((shadows, len(sizes), max(counts)), -1, np.int32)
+    for s in range(shadows):
+        if s % 2 == 0:
+            stream = rng.generator(seed, f"shadow/{s}/members", game=game)
+            orders, common = [stream.permutation(rows) for rows in own], stream.permutation(anyones)
+        else:
+            orders, common = [order[::-1] for order in orders], common[::-1]
+        dealt = np.split(common[: sum(from_any)], np.cumsum(from_any)[:-1])
+        for k, count in enumerate(counts):
+            members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k]])
+    return Membership(members, len(party_of))
+
+
+def _places(wanted: int, available: int) -> int:
+    return min(wanted, max(1, int(MOST * available))) if wanted > 0 and available > 0 else 0
+
+
+def _shared_out(wanted: Sequence[int], total: int) -> list[int]:
+    """Return ``wanted`` scaled down to the sum ``total``, by largest remainders."""
+    if sum(wanted) <= total:
+        return list(wanted)
+    exact = [w * total / sum(wanted) for w in wanted]
+    shares = [int(x) for x in exact]
+    by_remainder = sorted(range(len(wanted)), key=lambda k: shares[k] - exact[k])
+    for k in by_remainder[: total - sum(shares)]:
+        shares[k] += 1
+    return shares
+
+
+@dataclass(frozen=True, eq=False)
+class Shadows:
+    """What is kept of S shadow federations, observed at w_t for each t of ``rounds``.
+
+    phi: (S, rounds, n) float32, the scaled logit of every signal record
+    logits: (S, rounds, n, classes) float32, where asked for
+    weights: (S, p) float32, the final w_T in the order of the module's state, where asked for
+    membership: who was in which shadow
+    """
+
+    rounds: tuple[int, ...]
+    phi: np.ndarray
+    logits: np.ndarray | None
+    weights: np.ndarray | None
+    membership: Membership
+
+
+def flat_weights(weights: Weights) -> np.ndarray:
+    """Return a model's weights as `Shadows.weights` has them, (p,) float32."""
+    return np.concatenate([np.ravel(array) for array in weights.values()]).astype(np.float32)
+
+
+def simulate(
+    plan: FederationPlan,
+    initial: Weights,
+    pool: Records,
+    membership: Membership,
+    signal_records: Records,
+    *,
+    rounds: Sequence[int],
+    seed: int,
+    game: int = 0,
+    keep_logits: bool = False,
+    keep_weights: bool = False,
+    workers: int = 1,
+    max_bytes: int = 2**30,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Shadows:
+    """Train one shadow federation per row of ``membership`` from w_0 = ``initial`` and observe it.
+
+    pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
+    rounds: t of the models w_t to observe, in 0…T.
+    workers: processes of one torch thread each; 1 stays in this one.
+    max_bytes: roughly what training may take, over all processes, beside the result; one shadow a process
+        is trained at the least.
+    cache: folder where results are kept (`cache_folder`); a request that an earlier one covers is read.
+    progress: called with the number of shadows done and in all.
+
+    Raises:
+        ValueError: ``membership`` has not the plan's party sizes, or ``rounds`` are not increasing in 0…T.
+    """
+    if membership.sizes != plan.sizes.tolist():
+        raise ValueError(
+            f"the shadows' parties have {membership.sizes} records, the plan's {plan.sizes.tolist()}"
+        )
+    if not rounds or list(rounds) != sorted(set(rounds)) or not 0 <= rounds[0] <= rounds[-1] <= plan.rounds:
+        raise ValueError(f"rounds {list(rounds)} are not increasing in 0…{plan.rounds}")
+    job = _Job(
+        plan, dict(initial), pool, signal_records, tuple(rounds), seed, game, keep_logits, keep_weights
+    )
+    file = cache / f"{job.key(membership)}.safetensors" if cache else None
+    kept = _read_cache(file, membership) if file else {}
+    done = len(kept.get("phi", ()))
+    if done < len(membership):
+        kept = _train(job, membership, kept, workers, max_bytes, progress)
+        if file:
+            _write_cache(file, membership, kept)
+    elif progress:
+        progress(len(membership), len(membership))
+    arrays = {name: array[: len(membership)] for name, array in kept.items()}
+    return Shadows(tuple(rounds), arrays["phi"], arrays.get("logits"), arrays.get("weights"), membership)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What all blocks of a request share."""
+
+    plan: FederationPlan
+    initial: Weights
+    pool: Records
+    signal_records: Records
+    rounds: tuple[int, ...]
+    seed: int
+    game: int
+    keep_logits: bool
+    keep_weights: bool
+
+    def key(self, membership: Membership) -> str:
+        """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
+        plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
+        settings = [VERSION, plan, self.rounds, self.seed, self.game, self.keep_logits, self.keep_weights]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        named = {
+            **self.initial,
+            "pool": self.pool.features, "pool labels": self.pool.labels,
+            "signal": self.signal_records.features, "signal labels": self.signal_records.labels,
+            "members": membership.members[0],
+        }  # fmt: skip
+        for name, array in named.items():
+            digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:32]
+
+
+Block = dict[str, np.ndarray]
+"""Arrays of `Shadows` for some of the shadows, by field."""
+
+
+def _train(
+    job: _Job,
+    membership: Membership,
+    kept: Block,
+    workers: int,
+    max_bytes: int,
+    progress: Progress | None,
+) -> Block:
+    """Train the shadows that ``kept`` does not have; return all of them."""
+    done, total = len(kept.get("phi", ())), len(membership)
+    size = block_size(job.plan, len(job.signal_records), total - done, workers, max_bytes)
+    starts = range(done, total, size)
+    blocks: dict[int, Block] = {}
+    runs = _in_processes if workers > 1 and len(starts) > 1 else _here
+    for start, block in runs(job, membership.members, starts, size, workers):
+        blocks[start] = block
+        if progress:
+            progress(done + sum(len(b["phi"]) for b in blocks.values()), total)
+    parts = [kept] * bool(kept) + [blocks[start] for start in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
+
+
+def _here(
+    job: _Job, members: np.ndarray, starts: Sequence[int], size: int, workers: int
+) -> Iterator[tuple[int, Block]]:
+    from attacks.stacked import single_thread
+
+    for start in starts:
+        with single_thread():
+            block = _run_block(job, start, members[start : start + size])
+        yield start, block
+
+
+def _in_processes(
+    job: _Job, members: np.ndarray, starts: Sequence[int], size: int, workers: int
+) -> Iterator[tuple[int, Block]]:
+    executor = ProcessPoolExecutor(
+        min(workers, len(starts)),
+        multiprocessing.get_context("spawn"),  # a forked torch may hang
+        initializer=_start_worker,
+        initargs=(job,),
+    )
+    try:
+        waiting = {
+            executor.submit(_run_in_worker, start, members[start : start + size]): start for start in starts
+        }
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+_worker_job: _Job | None = None
+
+
+def _start_worker(job: _Job) -> None:
+    import torch
+
+    global _worker_job
+    _worker_job = job
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _run_in_worker(start: int, members: np.ndarray) -> Block:
+    assert _worker_job is not None
+    return _run_block(_worker_job, start, members)
+
+
+def _run_block(job: _Job, start: int, members: np.ndarray) -> Block:
+    """Train the shadows ``start``, ``start`` + 1, … with these members."""
+    import torch
+
+    from attacks.shadow_training import train_block, train_one
+
+    plan, shadows = job.plan, range(len(members))
+    streams = [Streams(job.seed, job.game, start + s) for s in shadows]
+    seen = _Seen(job, len(members))
+    stack = _stack(plan)
+    if stack is None:
+        parts = [
+            train_one(
+                plan, job.initial, job.pool, members[s], job.signal_records, job.rounds, streams[s], see
+            )
+            for s, see in enumerate(map(seen.by, shadows))
+        ]
+    else:
+        pools = stack.pool(job.pool), stack.pool(job.signal_records)
+        see = seen.by(0)
+        parts = [train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see)]
+    if job.keep_weights:
+        final = [torch.cat([w.reshape(len(w), -1) for w in part.values()], 1) for part in parts]
+        seen.block["weights"] = torch.cat(final).numpy()
+    return seen.block
+
+
+class _Seen:
+    """What is kept of a block: filled round by round."""
+
+    def __init__(self, job: _Job, shadows: int) -> None:
+        self._job = job
+        shape = (shadows, len(job.rounds), len(job.signal_records))
+        self.block: Block = {"phi": np.empty(shape, np.float32)}
+        if job.keep_logits:
+            self.block["logits"] = np.empty((*shape, job.plan.classes), np.float32)
+
+    def by(self, first: int) -> Callable[[int, torch.Tensor], None]:
+        """Return what takes the logits (S, n, classes) of w_t of the shadows from ``first`` on."""
+
+        def observe(t: int, answers: torch.Tensor) -> None:
+            place = self._job.rounds.index(t)
+            labels = self._job.signal_records.labels
+            for s, logits in enumerate(answers.numpy(), start=first):
+                self.block["phi"][s, place] = signals.scaled_logit(logits.astype(np.float64), labels)
+                if self._job.keep_logits:
+                    self.block["logits"][s, place] = logits
+
+        return observe
+
+
+def _stack(plan: FederationPlan) -> Stack | None:
+    from attacks.stacked import stack_of
+    from fedsim import models
+
+    return stack_of(models.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
+
+
+BLOCK_MODELS = 320
+"""Models in a block, beyond which a step is no quicker per model (measured)."""
+
+
+def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, max_bytes: int) -> int:
+    """Return how many shadows are trained together in one process, at least 1.
+
+    records: whose outputs are observed. As many as fit, and as keep all workers busy.
+    """
+    stack = _stack(plan)
+    if stack is None:
+        return 1
+    fit = max_bytes // (workers * bytes_per_shadow(plan, stack, records))
+    return max(1, min(fit, -(-shadows // workers), -(-BLOCK_MODELS // plan.participants)))
+
+
+def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
+    """Return an upper estimate of what training one more shadow takes, in bytes."""
+    from attacks.stacked import SIGNAL_ROWS
+
+    training = plan.training
+    copies = 2 + 3 * (training.optimizer == "adam") + (training.momentum > 0) + (plan.proximal_mu > 0)
+    poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
+    width = max(training.batch, *poisson, 1)
+    step = stack.floats(width, bool(plan.private))
+    # Positions, rows, labels and weights of a round's batches.
+    rows = max(plan.steps(k) for k in range(len(plan.parties))) * width * 6
+    a_round = plan.participants * (copies * stack.parameters + step + rows)
+    observed = stack.floats(min(records, SIGNAL_ROWS), False) + 6 * records * plan.classes
+    return 4 * (a_round + 6 * stack.parameters + observed)
+
+
+def cache_folder() -> Path:
+    """Return the folder for `simulate`'s cache: $FEDSIM_CACHE, or fedsim/shadows in the user's cache."""
+    own = os.environ.get("FEDSIM_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "fedsim" / "shadows"
+
+
+def _read_cache(file: Path, membership: Membership) -> Block:
+    """Return the arrays of the leading shadows that are kept; none where the file is of no use."""
+    try:
+        arrays = read_arrays(file)
+        members, digest = arrays.pop("members"), arrays.pop("digest")
+    except (InputError, KeyError):
+        return {}
+    if not np.array_equal(digest, _digest(members, arrays)):
+        warnings.warn(f"{file} is damaged; the shadows are trained again", RuntimeWarning, stacklevel=3)
+        return {}
+    n = min(len(members), len(membership))
+    same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
+    first = n if same.all() else int(np.argmin(same))
+    return {name: array if first == len(membership) else array[:first] for name, array in arrays.items()}
+
+
+def _write_cache(file: Path, membership: Membership, arrays: Block) -> None:
+    members = membership.members
+    try:
+        write_arrays(file, {**arrays, "members": members, "digest": _digest(members, arrays)})
+    except InputError as error:  # a full disk must not cost the result
+        warnings.warn(f"the shadows are not kept for next time: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _digest(members: np.ndarray, arrays: Block) -> np.ndarray:
+    """Return a SHA-256, (32,) uint8: safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256(np.ascontiguousarray(members).data)
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return np.frombuffer(digest.digest(), np.uint8)

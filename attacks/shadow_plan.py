@@ -1,0 +1,246 @@
+"""What every shadow federation repeats of the target, and what chance decides in each: who takes part in a
+round, and on which batches it trains.
+
+Every random number of a shadow comes from streams of its own, keyed by its number, so that neither the other
+shadows nor the way in which the work is divided changes what it becomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedsim import rng
+from fedsim.errors import InputError, suggestion
+from fedsim.privacy import Plan, steps_per_round
+from fedsim.scenario import ModelSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+STRATEGIES: dict[str, dict[str, float]] = {
+    "fedavg": {},
+    "fedprox": {"proximal_mu": 0.0},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.0},
+    "fedadagrad": {"eta": 1e-1, "beta_1": 0.0, "beta_2": 0.0, "tau": 1e-3},
+    "fedadam": {"eta": 1e-1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedyogi": {"eta": 1e-2, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+}
+"""The strategies that shadows can follow, with the defaults of their options, which are Flower's."""
+
+
+@dataclass(frozen=True)
+class PartyTraining:
+    """What is public about a party's training: its number of records, and its DP-SGD where that is on."""
+
+    size: int
+    dp: Plan | None = None
+
+
+@dataclass(frozen=True)
+class FederationPlan:
+    """The public settings of a federation.
+
+    input_shape: of one record's features
+    participants: number of parties that train in a round
+    options: of the strategy, by Flower's names; what is missing has Flower's default
+
+    Raises:
+        InputError: shadows cannot follow the strategy.
+        ValueError: the number of participants is not in 1…parties.
+    """
+
+    model: ModelSettings
+    input_shape: tuple[int, ...]
+    classes: int
+    rounds: int
+    training: TrainingSettings
+    parties: tuple[PartyTraining, ...]
+    participants: int
+    strategy: str = "fedavg"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            hint = suggestion(self.strategy, STRATEGIES)
+            raise InputError(f"federation.strategy = '{self.strategy}': no shadow can follow it{hint}")
+        if not 1 <= self.participants <= len(self.parties):
+            raise ValueError(f"{self.participants} participants of {len(self.parties)} parties")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of records of every party, (parties,) int."""
+        return np.array([party.size for party in self.parties])
+
+    @property
+    def plain(self) -> list[int]:
+        """The parties without DP."""
+        return [k for k, party in enumerate(self.parties) if party.dp is None]
+
+    @property
+    def private(self) -> list[int]:
+        """The parties with DP."""
+        return [k for k, party in enumerate(self.parties) if party.dp is not None]
+
+    def option(self, name: str) -> float:
+        """Return the value of an option of the strategy."""
+        return float(self.options.get(name, STRATEGIES[self.strategy][name]))
+
+    @property
+    def proximal_mu(self) -> float:
+        """FedProx's μ; 0 under any other strategy."""
+        return self.option("proximal_mu") if self.strategy == "fedprox" else 0.0
+
+    def dp(self, party: int) -> Plan:
+        """Return the DP-SGD of a private party."""
+        dp = self.parties[party].dp
+        assert dp is not None
+        return dp
+
+    def steps(self, party: int) -> int:
+        """Return the number of optimizer steps of the party in a round."""
+        dp = self.parties[party].dp
+        return dp.steps_per_round if dp else steps_per_round(self.training, self.parties[party].size)
+
+    def batches_per_epoch(self, party: int) -> int:
+        """Return ⌈n / batch⌉ of a plain party."""
+        return -(-self.parties[party].size // self.training.batch)
+
+    def resized(self, sizes: Sequence[int]) -> FederationPlan:
+        """Return the plan for other party sizes; DP keeps its sample rate and expected batch."""
+        pairs = zip(self.parties, sizes, strict=True)
+        return replace(self, parties=tuple(replace(party, size=int(size)) for party, size in pairs))
+
+
+class Streams:
+    """The random streams of one shadow.
+
+    order: participation, permutations, Poisson batches (`draw_schedule`)
+    noise: of DP-SGD, one per party
+    seed: of torch's global stream, for modules that draw from it
+    """
+
+    def __init__(self, seed: int, game: int, shadow: int) -> None:
+        purpose = f"shadow/{shadow}"
+        self._key = (seed, game, f"{purpose}/noise")
+        self._noise: dict[int, torch.Generator] = {}
+        self.order = rng.generator(seed, f"{purpose}/order", game=game)
+        self.seed = rng.integer(seed, f"{purpose}/module", game=game)
+
+    def noise(self, party: int) -> torch.Generator:
+        """Return the party's stream of noise."""
+        if party not in self._noise:
+            seed, game, purpose = self._key
+            self._noise[party] = rng.torch_generator(seed, purpose, game=game, party=str(party))
+        return self._noise[party]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Who trains on what in one round of S shadows.
+
+    active: (S, parties) bool, who takes part
+    batches: per party (S, steps, width) int, positions among the party's records; −1 is no record. Plain
+        parties go through a fresh permutation per epoch, cut into batches of which the last is smaller;
+        private ones draw every record with probability q in every step.
+    """
+
+    active: np.ndarray
+    batches: list[np.ndarray]
+
+
+def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
+    """Draw the next round of the shadows with these streams, each from its own."""
+    active = np.stack([_participants(plan, stream.order) for stream in streams])
+    batches = _permuted(plan, streams) | _poisson(plan, streams)
+    return Schedule(active, [batches[k] for k in range(len(plan.parties))])
+
+
+def _participants(plan: FederationPlan, stream: np.random.Generator) -> np.ndarray:
+    """Return who takes part, (parties,) bool: uniform without replacement."""
+    active = np.ones(len(plan.parties), bool)
+    if plan.participants < len(active):
+        active[:] = False
+        active[stream.choice(len(active), plan.participants, replace=False)] = True
+    return active
+
+
+def _permuted(plan: FederationPlan, streams: Sequence[Streams]) -> dict[int, np.ndarray]:
+    """Return the batches of the plain parties."""
+    if not plan.plain:
+        return {}
+    sizes = plan.sizes[plan.plain]
+    epochs = max(-(-plan.steps(k) // plan.batches_per_epoch(k)) for k in plan.plain)
+    shape = (len(sizes), epochs, max(sizes))
+    keys = np.stack([stream.order.bit_generator.random_raw(shape) for stream in streams])
+    orders = permutations(keys, sizes)
+    return {
+        k: cut(orders[:, i, :, :size], plan.training.batch)[:, : plan.steps(k)]
+        for i, (k, size) in enumerate(zip(plan.plain, sizes, strict=True))
+    }
+
+
+def _poisson(plan: FederationPlan, streams: Sequence[Streams]) -> dict[int, np.ndarray]:
+    """Return the batches of the private parties."""
+    if not plan.private:
+        return {}
+    sizes = plan.sizes[plan.private]
+    shape = (len(sizes), max(plan.steps(k) for k in plan.private), max(sizes))
+    coins = np.stack([stream.order.random(shape) for stream in streams])
+    batches = {}
+    for i, (k, size) in enumerate(zip(plan.private, sizes, strict=True)):
+        rate = plan.dp(k).sample_rate
+        drawn = coins[:, i, : plan.steps(k), :size] < rate
+        batches[k] = positions(drawn, poisson_width(int(size), rate))
+    return batches
+
+
+def permutations(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Turn random uint64 (S, parties, epochs, n) into permutations of 0…size−1 followed by padding.
+
+    The position is written into the lowest bits of a key and read back after sorting, several times quicker
+    than argsort; with some fifty bits left, a tie, and so a preference, is next to impossible.
+    """
+    n = keys.shape[-1]
+    low = np.uint64((1 << (n - 1).bit_length()) - 1)
+    position = np.arange(n, dtype=np.uint64)
+    keys = (keys & ~low) | position
+    beyond = position >= sizes[:, None, None].astype(np.uint64)  # (parties, 1, n)
+    keys[np.broadcast_to(beyond, keys.shape)] |= ~low
+    return (np.sort(keys, axis=-1) & low).astype(np.int64)
+
+
+def cut(orders: np.ndarray, batch: int) -> np.ndarray:
+    """Cut permutations (S, epochs, n) into batches, (S, epochs · ⌈n / batch⌉, batch)."""
+    shadows, _, n = orders.shape
+    padding = ((0, 0), (0, 0), (0, -n % batch))
+    return np.pad(orders, padding, constant_values=-1).reshape(shadows, -1, batch)
+
+
+def positions(drawn: np.ndarray, width: int) -> np.ndarray:
+    """Turn (S, steps, n) bool into the positions drawn, (S, steps, at least ``width``), filled up with −1.
+
+    A batch larger than ``width`` widens them all: none of its records may be dropped.
+    """
+    rank = drawn.cumsum(axis=-1) - 1
+    widest = int(rank.max(initial=-1)) + 1
+    batches = np.full((*drawn.shape[:-1], max(width, widest)), -1, np.int64)
+    shadow, step, position = np.nonzero(drawn)
+    batches[shadow, step, rank[drawn]] = position
+    return batches
+
+
+@lru_cache(maxsize=256)
+def poisson_width(n: int, rate: float) -> int:
+    """Return the width that a Poisson batch exceeds with probability 1e-9.
+
+    A function of the settings alone, so that the padding of a shadow's batches, on which the rounding of its
+    gradients may depend, is not decided by the other shadows.
+    """
+    from scipy.stats import binom
+
+    return int(binom.isf(1e-9, n, rate))

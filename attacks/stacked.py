@@ -1,0 +1,562 @@
+"""Many models of one architecture, trained at once: their parameters are stacked along a leading axis.
+
+M models take one step together, each on a batch of its own. For plain stacks of linear layers and ReLU
+(`StackedLayers`) the forward and the backward pass are written out as batched matrix products, and the
+optimizer's step is fused into the last of them; any other module goes through `torch.func`
+(`StackedModule`). Records are weighted one by one, so that a batch may be padded with records of weight 0.
+
+Every matrix of `StackedLayers` has dimensions that are multiples of 4, filled up with zeros that stay zero:
+then all matrices of a stack begin on a 64-byte boundary, and what a model becomes does not depend, not even
+in its last bit, on which other models it is stacked with (the rounding of a matrix product depends on its
+operands' alignment). This holds on one thread, see `single_thread`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim.data.records import Records
+from fedsim.models import linear_stack, weights
+from fedsim.scenario import TrainingSettings
+
+Parameters = list[Tensor]  # one (M, …) float32 tensor per parameter of the architecture
+
+SIGNAL_ROWS = 512  # records whose logits are computed at a time
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread for a while: small products gain nothing from more, and may round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Gradient(Protocol):
+    """The gradients of M models, not necessarily formed."""
+
+    def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
+        """Set ``target`` (M, …) to β·target + α·∇, ∇ being the gradients of the i-th parameter."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Records in the form that an architecture reads.
+
+    The last row is an empty record, used as padding: features (n + 1, …) float32, labels (n + 1,) int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels) - 1
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One batch for each of M models.
+
+    rows: (M, B) int, of the pool, B a multiple of 4; labels: (M, B) int64, of these rows
+    weight: (M, B) float32, 0 for padding
+    clipping_norm: (M, 1) float32, C of per-sample clipping where that is on
+    noise: to be added to the gradients, in the pieces that `Stack.split` returns
+    """
+
+    rows: Tensor
+    labels: Tensor
+    weight: Tensor
+    clipping_norm: Tensor | None = None
+    noise: list[Tensor] | None = None
+
+
+class Trainer(Protocol):
+    """M models in training: their gradients at what their parameters are now."""
+
+    def gradient(self, batches: Batches) -> Gradient:
+        """Return Σ_i weight_i c_i ∇ℓ_i + noise of the first models, as many as there are batches.
+
+        ℓ is the cross-entropy; c_i = min(1, C / ‖∇ℓ_i‖), with Opacus' 1e-6 in the denominator, or 1
+        without a clipping norm. What is returned is valid until the next call.
+        """
+
+
+class Stack(Protocol):
+    """An architecture, and how M models of it are evaluated and differentiated together.
+
+    parameters: number of trained parameters of one model
+    """
+
+    parameters: int
+
+    def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
+        """Return the parameters of one model, M = 1."""
+
+    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Undo `load` for M models: (M, …) by name, in the module's shapes and order."""
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut (M, parameters) into pieces that can be added to the gradients."""
+
+    def pool(self, records: Records) -> Pool:
+        """Return ``records`` in the form that batches are gathered from."""
+
+    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+        """Return the logits of every model on every record, (M, n, classes) float32."""
+
+    def trainer(self, parameters: Parameters, pool: Pool) -> Trainer:
+        """Return what computes the gradients of these models, which may be changed in place meanwhile."""
+
+    def floats(self, width: int, private: bool) -> int:
+        """Return how many floats one model takes in a step of batch ``width``, besides its parameters."""
+
+
+def stack_of(module: nn.Module, input_shape: tuple[int, ...], classes: int) -> Stack | None:
+    """Return how models like ``module`` are stacked, or None where they have to be trained one by one.
+
+    One by one go the modules in which the records of a batch meet (BatchNorm), since here a batch may be
+    padded, and those that draw random numbers (Dropout).
+    """
+    stack = layout_of(module, classes)
+    if isinstance(stack, StackedLayers):
+        return stack
+    two = Records(np.linspace(0, 1, 2 * math.prod(input_shape)).reshape(2, *input_shape), np.zeros(2, int))
+    rows = torch.tensor([[0, 1], [1, 2]])
+    try:
+        pool = stack.pool(two)
+        pair = [p.expand(2, *p.shape[1:]) for p in stack.load(weights(module))]
+        stack.trainer(pair, pool).gradient(Batches(rows, pool.labels[rows], torch.full((2, 2), 0.5)))
+        with torch.no_grad():
+            alone, together = module(pool.features[:1]), module(pool.features[:2])
+    except (RuntimeError, ValueError):  # vmap refuses randomness; BatchNorm a batch of one
+        return None
+    return stack if torch.allclose(alone, together[:1], atol=1e-5) else None
+
+
+def layout_of(module: nn.Module, classes: int) -> StackedLayers | StackedModule:
+    """Return how the parameters of models like ``module`` are laid out, even if they cannot be stacked."""
+    return StackedModule(module, classes) if linear_stack(module) is None else StackedLayers(module)
+
+
+def up(size: int, multiple: int = 4) -> int:
+    """Return ``size`` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
+class StackedLayers:
+    """Linear-ReLU-…-Linear networks without autograd.
+
+    Parameters are, per hidden layer, weights (M, in, out) and biases (M, 1, out); for the output layer
+    weights (M, classes, in) and biases (M, classes, 1), transposed since products with a narrow last
+    dimension are slow. All sizes but M and 1 are rounded up to multiples of 4.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = linear_stack(module)
+        assert layers is not None
+        self._names = list(module.state_dict())
+        self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self.parameters = sum((a + 1) * b for a, b in pairwise(self._widths))
+        self._scratch = Workspace()
+
+    def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
+        """Return the parameters of one model, M = 1, padded with zeros."""
+        arrays = [torch.tensor(state[name], dtype=torch.float32)[None] for name in self._names]
+        pieces = [a if a.dim() == 3 else a[:, None] for a in arrays]
+        pieces[:-2:2] = [weight.mT for weight in pieces[:-2:2]]
+        pieces[-1] = pieces[-1].mT
+        shapes = self._shapes([up(width) for width in self._widths])
+        return [
+            functional.pad(p, (0, wide - p.shape[2], 0, high - p.shape[1])).contiguous()
+            for p, (high, wide) in zip(pieces, shapes, strict=True)
+        ]
+
+    def _shapes(self, widths: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the shapes of one model's parameters, given the layers' widths."""
+        shapes = []
+        for below, above in pairwise(widths[:-1]):
+            shapes += [(below, above), (1, above)]
+        return [*shapes, (widths[-1], widths[-2]), (widths[-1], 1)]
+
+    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Undo `load` for M models: (M, out, in) and (M, out) by name."""
+        shapes = self._shapes(self._widths)
+        cut = [p[:, :high, :wide] for p, (high, wide) in zip(parameters, shapes, strict=True)]
+        cut[:-2:2] = [weight.mT for weight in cut[:-2:2]]
+        cut[1:-2:2] = [bias.squeeze(1) for bias in cut[1:-2:2]]
+        cut[-1] = cut[-1].squeeze(2)
+        return dict(zip(self._names, cut, strict=True))
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut (M, parameters) into pieces of the parameters' shapes, unpadded."""
+        shapes = self._shapes(self._widths)
+        pieces = flat.split([high * wide for high, wide in shapes], dim=1)
+        return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def pool(self, records: Records) -> Pool:
+        """Return flat features (n + 1, d), d rounded up to a multiple of 4."""
+        n, d = len(records), self._widths[0]
+        features = torch.zeros(n + 1, up(d))
+        features[:n, :d] = torch.tensor(records.features).flatten(1)
+        return Pool(features, functional.pad(torch.tensor(records.labels), (0, 1)))
+
+    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+        """Return (M, n, classes) float32, `SIGNAL_ROWS` records at a time."""
+        n, models = len(pool), len(parameters[0])
+        answers = torch.empty(models, n, self._widths[-1])
+        for start in range(0, n, SIGNAL_ROWS):
+            x = pool.features[start : min(start + SIGNAL_ROWS, n)]
+            size = len(x)
+            x = functional.pad(x, (0, 0, 0, up(size) - size)).expand(models, -1, -1)
+            for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+                x = torch.baddbmm(bias, x, weight).relu_()
+            out = torch.baddbmm(parameters[-1], parameters[-2], x.mT)  # (M, classes, rows)
+            answers[:, start : start + size] = out[:, : self._widths[-1], :size].mT
+        return answers
+
+    def trainer(self, parameters: Parameters, pool: Pool) -> LayerTrainer:
+        """Return the written-out gradients; one trainer at a time, since they share memory."""
+        return LayerTrainer(parameters, pool, self._widths[-1], self._scratch)
+
+    def floats(self, width: int, private: bool) -> int:
+        """Inputs, errors and a temporary of every layer, and noise."""
+        activations = 3 * up(width) * sum(up(size) for size in self._widths)
+        return activations + (3 * self.parameters if private else 0)
+
+
+class Workspace:
+    """Named scratch tensors that are used again: fresh memory costs as much as the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Return an uninitialised float32 tensor that shares its memory with others of the name."""
+        size = math.prod(shape)
+        if name not in self._flat or len(self._flat[name]) < size:
+            self._flat[name] = torch.empty(size)
+        return self._flat[name][:size].view(shape)
+
+
+class LayerTrainer:
+    """Forward and backward pass of M models of `StackedLayers`.
+
+    A step is a few dozen operations of some microseconds, so that making views would take as long as the
+    arithmetic: they are kept, per number of models and width of batch.
+    """
+
+    def __init__(self, parameters: Parameters, pool: Pool, classes: int, scratch: Workspace) -> None:
+        self._parameters = parameters
+        self._pool = pool
+        self._classes = classes
+        self._scratch = scratch
+        self._passes: dict[tuple[int, int], LayerPass] = {}
+
+    def gradient(self, batches: Batches) -> LayerPass:
+        """Return the gradients; see `Trainer`."""
+        n, width = batches.rows.shape
+        if (n, width) not in self._passes:
+            parameters = [p[:n] for p in self._parameters]
+            self._passes[n, width] = LayerPass(parameters, width, self._classes, self._scratch)
+        this = self._passes[n, width]
+        this.run(self._pool, batches)
+        return this
+
+
+class LayerPass:
+    """One forward and backward pass, on buffers of fixed shapes; afterwards, the gradients.
+
+    inputs: of every layer, (M, B, width)
+    errors: ∂ℓ/∂(a layer's output), (M, B, width), the output layer's (M, classes, B)
+    """
+
+    def __init__(self, parameters: Parameters, width: int, classes: int, scratch: Workspace) -> None:
+        self._hidden = list(zip(parameters[:-2:2], parameters[1:-2:2], strict=True))
+        self._weight, self._bias = parameters[-2:]
+        models, padded, _ = self._weight.shape
+        sizes = [p.shape[1] for p in parameters[:-2:2]] + [self._weight.shape[2]]
+        self.inputs = [scratch(f"input {i}", models, width, size) for i, size in enumerate(sizes)]
+        hidden = [scratch(f"error {i}", models, width, size) for i, size in enumerate(sizes[1:])]
+        self.errors = [*hidden, torch.zeros(models, padded, width)]  # padded classes stay 0
+        self._logits = scratch("logits", models, padded, width)
+        self._real_logits, self._real_error = self._logits[:, :classes], self.errors[-1][:, :classes]
+        self._minus_one = torch.tensor(-1.0).expand(models, 1, width)
+        self._last_input = self.inputs[-1].mT
+        self._back = [
+            (above, weight.mT) for above, (weight, _) in zip(hidden[1:], self._hidden[1:], strict=True)
+        ]
+        self._back += [(self.errors[-1].mT, self._weight)] * bool(hidden)
+        ones = torch.ones(width)
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        for below, delta in zip(self.inputs[:-1], hidden, strict=True):
+            self._factors += [(below.mT, delta), (ones.expand(models, 1, width), delta)]
+        self._factors += [(self.errors[-1], self.inputs[-1])]
+        self._noise: list[Tensor] | None = None
+
+    def run(self, pool: Pool, batches: Batches) -> None:
+        """Compute the errors of all layers, weighted and where asked for clipped."""
+        x = self.inputs[0].view(-1, self.inputs[0].shape[2])
+        torch.index_select(pool.features, 0, batches.rows.flatten(), out=x)
+        for (weight, bias), below, above in zip(self._hidden, self.inputs, self.inputs[1:], strict=False):
+            torch.baddbmm(bias, below, weight, out=above).relu_()
+        torch.baddbmm(self._bias, self._weight, self._last_input, out=self._logits)
+        error = torch.softmax(self._real_logits, 1)  # (M, classes, B)
+        error.scatter_add_(1, batches.labels[:, None], self._minus_one)
+        weight = batches.weight if batches.clipping_norm is None else torch.ones(())
+        torch.mul(error, weight[..., None, :] if weight.dim() else weight, out=self._real_error)
+        self._propagate()
+        if batches.clipping_norm is not None:
+            self._clip(batches.weight, batches.clipping_norm)
+        self._noise = batches.noise
+
+    def _propagate(self) -> None:
+        for i in range(len(self._back) - 1, -1, -1):
+            below, activation = self.errors[i], self.inputs[i + 1]
+            torch.bmm(*self._back[i], out=below)
+            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0.
+            torch.ops.aten.threshold_backward.grad_input(below, activation, 0, grad_input=below)
+
+    def _clip(self, weight: Tensor, clipping_norm: Tensor) -> None:
+        """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² (‖a_l‖² + 1).
+
+        A linear layer's gradient for one record is the outer product of δ_l and (a_l, 1), so that its norm
+        is known without forming it (Goodfellow 2015, arXiv:1510.01799).
+        """
+        norm = torch.linalg.vector_norm
+        lengths = [norm(delta, dim=2) for delta in self.errors[:-1]] + [norm(self.errors[-1], dim=1)]
+        square = torch.zeros_like(weight)  # (M, B)
+        for below, length in zip(self.inputs, lengths, strict=True):
+            square += length.square_().mul_(norm(below, dim=2).square_().add_(1))
+        factor = (clipping_norm / square.sqrt_().add_(1e-6)).clamp_(max=1.0).mul_(weight)
+        for delta in self.errors[:-1]:
+            delta.mul_(factor[:, :, None])
+        self.errors[-1].mul_(factor[:, None])
+
+    def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
+        """Set ``target`` to β·target + α·(gradient of the i-th parameter + its noise)."""
+        if i < len(self._factors):
+            target.baddbmm_(*self._factors[i], beta=beta, alpha=alpha)
+        else:
+            _scale(target, beta).add_(self.errors[-1].sum(2, keepdim=True), alpha=alpha)
+        if self._noise is not None:
+            piece = self._noise[i]
+            target[:, : piece.shape[1], : piece.shape[2]].add_(piece, alpha=alpha)
+
+
+class StackedModule:
+    """Any module without batch statistics and randomness, through `torch.func`.
+
+    Parameters are (M, …) in the module's shapes; those that are frozen, and buffers, are shared constants.
+    """
+
+    def __init__(self, module: nn.Module, classes: int) -> None:
+        self.module = module.train()
+        self._classes = classes
+        self._trained = [name for name, p in module.named_parameters() if p.requires_grad]
+        self._shapes = [module.get_parameter(name).shape for name in self._trained]
+        self._constants = {k: v.detach() for k, v in module.state_dict().items() if k not in self._trained}
+        self.parameters = sum(shape.numel() for shape in self._shapes)
+
+    def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
+        """Return the trained parameters of one model, M = 1; keep the others as constants."""
+        self._constants = {
+            name: torch.as_tensor(state[name]).to(value.dtype) for name, value in self._constants.items()
+        }
+        return [torch.tensor(state[name], dtype=torch.float32)[None] for name in self._trained]
+
+    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return (M, …) by name, constants repeated."""
+        trained = dict(zip(self._trained, parameters, strict=True))
+        models = len(parameters[0])
+        return {
+            name: trained.get(name, value.detach().expand(models, *value.shape))
+            for name, value in (self.module.state_dict() | self._constants).items()
+        }
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut (M, parameters) into pieces of the parameters' shapes."""
+        pieces = flat.split([shape.numel() for shape in self._shapes], dim=1)
+        return [piece.unflatten(1, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def pool(self, records: Records) -> Pool:
+        """Return features (n + 1, …)."""
+        features = torch.tensor(records.features, dtype=torch.float32)
+        empty = torch.zeros_like(features[:1])
+        return Pool(torch.cat([features, empty]), functional.pad(torch.tensor(records.labels), (0, 1)))
+
+    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+        """Return (M, n, classes) float32, in evaluation mode, model after model."""
+        parts = pool.features[:-1].split(SIGNAL_ROWS)
+        self.module.eval()
+        models = zip(*parameters, strict=True)
+        answers = [torch.cat([self.call(list(model), x) for x in parts]) for model in models]
+        self.module.train()
+        return torch.stack(answers)
+
+    def call(self, parameters: list[Tensor], x: Tensor) -> Tensor:
+        """Return the logits of one model."""
+        weights = dict(zip(self._trained, parameters, strict=True))
+        return torch.func.functional_call(self.module, {**self._constants, **weights}, (x,))
+
+    def trainer(self, parameters: Parameters, pool: Pool) -> ModuleTrainer:
+        """Return gradients by vmap(grad)."""
+        return ModuleTrainer(self, parameters, pool)
+
+    def floats(self, width: int, private: bool) -> int:
+        """A guess, since activations are the module's own affair: 16 Ki per record."""
+        return width * (2**14 + (self.parameters if private else 0)) + 2 * self.parameters
+
+
+@dataclass(frozen=True)
+class ModuleTrainer:
+    """Gradients of M models of a `StackedModule`."""
+
+    stack: StackedModule
+    parameters: Parameters
+    pool: Pool
+
+    def gradient(self, batches: Batches) -> ModuleGradient:
+        """Return the gradients; see `Trainer`."""
+        parameters = [p[: len(batches.rows)] for p in self.parameters]
+        x, y, weight = self.pool.features[batches.rows], batches.labels, batches.weight
+        if batches.clipping_norm is None:
+            gradients = torch.func.vmap(torch.func.grad(self._loss))(parameters, x, y, weight)
+        else:
+            gradients = torch.func.vmap(self._clipped)(parameters, x, y, weight, batches.clipping_norm)
+        return ModuleGradient(list(gradients), batches.noise)
+
+    def _loss(self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        losses = functional.cross_entropy(self.stack.call(parameters, x), y, reduction="none")
+        return (losses * weight).sum()
+
+    def _clipped(
+        self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor, clipping_norm: Tensor
+    ) -> list[Tensor]:
+        """Return one model's sum of clipped gradients, formed record by record."""
+        one = torch.ones(1)
+        single = torch.func.grad(lambda p, a, b: self._loss(p, a[None], b[None], one))
+        gradients = torch.func.vmap(single, in_dims=(None, 0, 0))(parameters, x, y)
+        square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+        factor = (clipping_norm / (square.sqrt() + 1e-6)).clamp(max=1.0) * weight  # (B,)
+        return [torch.tensordot(factor, g, dims=1) for g in gradients]
+
+
+@dataclass(frozen=True)
+class ModuleGradient:
+    """Gradients of `StackedModule`, formed."""
+
+    gradients: list[Tensor]
+    noise: list[Tensor] | None
+
+    def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
+        """Set ``target`` to β·target + α·(gradient of the i-th parameter + its noise)."""
+        _scale(target, beta).add_(self.gradients[i], alpha=alpha)
+        if self.noise is not None:
+            target.add_(self.noise[i], alpha=alpha)
+
+
+def _scale(target: Tensor, beta: float) -> Tensor:
+    # As in BLAS, β = 0 overwrites whatever was there, NaN included.
+    return target.zero_() if beta == 0 else target.mul_(beta) if beta != 1 else target
+
+
+class _Prefixes(dict[int, Parameters]):
+    """n → the first n models' parameters; kept, since cutting them at every step costs."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__()
+        self._all = parameters
+
+    def __missing__(self, n: int) -> Parameters:
+        self[n] = [p[:n] for p in self._all]
+        return self[n]
+
+
+Update = Callable[[Gradient, int], None]
+
+
+def optimizer(parameters: Parameters, settings: TrainingSettings, proximal_mu: float = 0.0) -> Update:
+    """Return ``update(gradient, n)``: one step, in place, of the first n models.
+
+    All of them have made the same number of steps before. torch.optim's SGD (heavy ball), and Adam with its
+    defaults, with coupled weight decay, on the gradient plus FedProx's μ(w − w_t) (Li et al. 2020, eq. 2),
+    w_t being the parameters now.
+    """
+    anchors = [p.clone() for p in parameters] if proximal_mu else []
+    if settings.optimizer == "adam":
+        return _adam(parameters, settings, proximal_mu, anchors)
+    if settings.momentum:
+        return _heavy_ball(parameters, settings, proximal_mu, anchors)
+    return _sgd(parameters, settings, proximal_mu, anchors)
+
+
+def _sgd(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
+    """w ← (1 − lr(λ + μ)) w − lr ∇ + lr μ w_t, in one product per weight matrix."""
+    lr, kept = settings.lr, 1 - settings.lr * (settings.l2 + mu)
+    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+
+    def update(gradient: Gradient, n: int) -> None:
+        for i, p in enumerate(first[n]):
+            gradient.add_to(i, p, kept, -lr)
+            if mu:
+                p.add_(anchored[n][i], alpha=lr * mu)
+
+    return update
+
+
+def _heavy_ball(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
+    """v ← m v + ∇, w ← w − lr v."""
+    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+    velocities = _Prefixes([torch.zeros_like(p) for p in parameters])
+
+    def update(gradient: Gradient, n: int) -> None:
+        for i, (p, velocity) in enumerate(zip(first[n], velocities[n], strict=True)):
+            gradient.add_to(i, velocity, settings.momentum, 1.0)
+            _add_penalties(velocity, p, settings.l2, mu, anchored[n][i] if mu else None)
+            p.sub_(velocity, alpha=settings.lr)
+
+    return update
+
+
+def _adam(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
+    """Adam (Kingma & Ba 2015, algorithm 1)."""
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+    means = _Prefixes([torch.zeros_like(p) for p in parameters])
+    squares = _Prefixes([torch.zeros_like(p) for p in parameters])
+    t = 0
+
+    def update(gradient: Gradient, n: int) -> None:
+        nonlocal t
+        t += 1
+        for i, (p, mean, square) in enumerate(zip(first[n], means[n], squares[n], strict=True)):
+            slope = torch.empty_like(p)
+            gradient.add_to(i, slope, 0.0, 1.0)
+            _add_penalties(slope, p, settings.l2, mu, anchored[n][i] if mu else None)
+            mean.lerp_(slope, 1 - beta1)
+            square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            scale = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(epsilon)
+            p.addcdiv_(mean, scale, value=-settings.lr / (1 - beta1**t))
+
+    return update
+
+
+def _add_penalties(slope: Tensor, w: Tensor, l2: float, mu: float, anchor: Tensor | None) -> None:
+    if l2:
+        slope.add_(w, alpha=l2)
+    if anchor is not None:
+        # The difference first: it is exactly 0 where nothing moved, and Adam blows up what is not.
+        slope.add_(w - anchor, alpha=mu)

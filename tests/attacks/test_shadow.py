@@ -1,0 +1,608 @@
+"""Shadow federations: the fast path against the plain one, that one against the clients' own training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from attacks import shadow, shadow_plan, shadow_training, signals
+from attacks.shadow import FederationPlan, Membership, PartyTraining, draw_members, simulate
+from attacks.shadow_plan import Streams
+from clients import dp as clients_dp
+from clients import training as clients_training
+from fedsim import models
+from fedsim.data.records import Records
+from fedsim.errors import InputError
+from fedsim.privacy import Plan
+from fedsim.scenario import ModelSettings, TrainingSettings
+
+
+def dp_plan(
+    n: int, batch: int, epochs: int = 2, noise_multiplier: float = 0.8, clipping_norm: float = 0.7
+) -> Plan:
+    return Plan(
+        sample_rate=min(1.0, batch / n), expected_batch=float(min(batch, n)),
+        steps_per_round=epochs * -(-n // batch), noise_multiplier=noise_multiplier, rounds=3, delta=1e-5,
+        clipping_norm=clipping_norm, accountant="rdp", epsilon=1.0, budget=float("inf"),
+    )  # fmt: skip
+
+
+def small_plan(
+    sizes: Sequence[int] = (9, 14, 5),
+    private: Sequence[int] = (),
+    training: dict | None = None,
+    hidden: Sequence[int] = (6,),
+    classes: int = 2,
+    **changes: object,
+) -> FederationPlan:
+    made = TrainingSettings(**{"batch": 4, "epochs": 2, **(training or {})})
+    parties = tuple(
+        PartyTraining(n, dp_plan(n, made.batch, made.epochs) if k in private else None)
+        for k, n in enumerate(sizes)
+    )
+    values = {
+        "model": ModelSettings(name="mlp", hidden=list(hidden)), "input_shape": (5,), "classes": classes,
+        "rounds": 3, "training": made, "parties": parties, "participants": len(sizes),
+    }  # fmt: skip
+    return FederationPlan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def some_pool(plan: FederationPlan, n: int = 60) -> Records:
+    stream = np.random.default_rng(0)
+    features = stream.normal(size=(n, *plan.input_shape)).astype(np.float32)
+    return Records(features, stream.integers(0, plan.classes, n))
+
+
+def w_0(plan: FederationPlan) -> dict[str, np.ndarray]:
+    return models.weights(models.build(plan.model, plan.input_shape, plan.classes, seed=1))
+
+
+def members_of(plan: FederationPlan, shadows: int, pool: Records) -> Membership:
+    return draw_members(shadows, plan.sizes.tolist(), np.full(len(pool), -1), seed=4)
+
+
+def one_by_one(plan: FederationPlan, pool: Records, membership: Membership, rounds: Sequence[int]) -> tuple:
+    """φ (S, rounds, n) and w_T (S, p) by the reference."""
+    phi = np.empty((len(membership), len(rounds), len(pool)))
+    weights = []
+    for s, members in enumerate(membership.members):
+
+        def observe(t: int, answers: torch.Tensor, s: int = s) -> None:
+            logits = answers[0].numpy().astype(np.float64)
+            phi[s, list(rounds).index(t)] = signals.scaled_logit(logits, pool.labels)
+
+        streams = Streams(11, 0, s)
+        state = shadow_training.train_one(plan, w_0(plan), pool, members, pool, rounds, streams, observe)
+        weights.append(np.concatenate([w.numpy().ravel() for w in state.values()]))
+    return phi, np.stack(weights)
+
+
+CNN = ModelSettings(name="cnn", hidden=[2])
+SETTINGS = {
+    "plain": {},
+    "one size": {"sizes": (8, 8)},
+    "logistic": {"hidden": ()},
+    "three classes, two layers": {"hidden": (6, 7), "classes": 3},
+    "momentum and l2": {"training": {"momentum": 0.9, "l2": 0.05}},
+    "adam": {"training": {"optimizer": "adam", "lr": 0.01, "l2": 0.01}},
+    "a number of steps": {"training": {"steps": 3}},
+    "batch above size": {"training": {"batch": 32}},
+    "fedprox": {"strategy": "fedprox", "options": {"proximal_mu": 0.5}},
+    "fedavgm": {"strategy": "fedavgm", "options": {"server_momentum": 0.7, "server_learning_rate": 0.5}},
+    "fedadam": {"strategy": "fedadam", "options": {"eta": 0.02}},
+    "two take part": {"participants": 2},
+    "private": {"private": (0, 1, 2)},
+    "mixed": {"private": (1,), "classes": 3},
+    "mixed, momentum, fedprox, one takes part": {
+        "private": (0, 2), "participants": 1, "training": {"momentum": 0.5, "l2": 0.01},
+        "strategy": "fedprox", "options": {"proximal_mu": 0.2},
+    },
+    "cnn": {"model": CNN, "input_shape": (1, 6, 6)},
+    "private cnn": {"model": CNN, "input_shape": (1, 6, 6), "private": (0,)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_stacked_equals_one_by_one(changes: dict) -> None:
+    plan = small_plan(**changes)
+    pool = some_pool(plan)
+    membership = members_of(plan, 3, pool)
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, keep_weights=True)
+    phi, weights = one_by_one(plan, pool, membership, [0, 2, 3])
+    assert found.weights is not None
+    assert np.abs(weights - shadow.flat_weights(w_0(plan))).max() > 0.01  # something was learnt
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(found.phi, phi, rtol=1e-3, atol=2e-4)
+
+
+def one_party(choice: dict, n: int, noise: float | None = None) -> tuple[FederationPlan, Records, dict]:
+    """One party, one round, all records in every batch: then the order of the records does not matter."""
+    plan = small_plan((n,), training={"batch": 64, "epochs": 4, **choice}, rounds=1, classes=3)
+    if noise is not None:
+        dp = dp_plan(n, 64, 4, noise_multiplier=noise, clipping_norm=0.3)
+        plan = small_plan((n,), training={"batch": 64, "epochs": 4, **choice}, rounds=1, classes=3,
+                          parties=(PartyTraining(n, dp),))  # fmt: skip
+    pool = some_pool(plan, n)
+    kept = Membership(np.arange(n, dtype=np.int32)[None, None], n)
+    found = simulate(plan, w_0(plan), pool, kept, pool, rounds=[1], seed=0, keep_weights=True)
+    return plan, pool, {"weights": found.weights}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"momentum": 0.9, "l2": 0.1}, {"optimizer": "adam", "lr": 0.01}, {"lr": 0.5, "steps": 7}],
+    ids=str,
+)
+def test_a_party_trains_as_the_clients_do(choice: dict) -> None:
+    plan, pool, found = one_party(choice, 20)
+    module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
+    clients_training.train(module, pool, plan.training, torch.Generator().manual_seed(0))
+    expected = shadow.flat_weights(models.weights(module))
+    np.testing.assert_allclose(found["weights"][0], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["written out", "Opacus"])
+def test_a_private_party_trains_as_the_clients_do(reference: bool) -> None:
+    """With q = 1 and next to no noise both are clipped gradient descent."""
+    plan, pool, found = one_party({"momentum": 0.5}, 20, noise=1e-9)
+    module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
+    clients_dp.train_private(
+        module, pool, plan.training, plan.dp(0), reference=reference,
+        sampling=torch.Generator().manual_seed(0), noise=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    expected = shadow.flat_weights(models.weights(module))
+    np.testing.assert_allclose(found["weights"][0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_noise_has_its_deviation() -> None:
+    """With lr = 1 and one step, w_1 − w_0 is next to nothing but noise: N(0, (σC / qn)²)."""
+    dp = Plan(0.5, 10.0, 1, 300.0, 1, 1e-5, 0.5, "rdp", 1.0, 1.0)
+    training = {"lr": 1.0, "steps": 1, "batch": 10}
+    plan = small_plan((20,), training=training, rounds=1, hidden=(40, 40), parties=(PartyTraining(20, dp),))
+    pool = some_pool(plan, 20)
+    membership = Membership(np.broadcast_to(np.arange(20, dtype=np.int32), (2, 1, 20)), 20)
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=0, keep_weights=True)
+    assert found.weights is not None
+    noise = (found.weights - shadow.flat_weights(w_0(plan))) / (300.0 * 0.5 / 10.0)
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 0.001
+    assert abs(np.corrcoef(noise)[0, 1]) < 0.1  # each shadow has a stream of its own
+
+
+# What chance decides.
+
+
+def keys(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).bit_generator.random_raw(shape)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=4), seed=st.integers(0, 1000))
+def test_permutations_are_permutations(sizes: list[int], seed: int) -> None:
+    orders = shadow_plan.permutations(keys((2, len(sizes), 3, max(sizes)), seed), np.array(sizes))
+    for k, n in enumerate(sizes):
+        assert (np.sort(orders[:, k, :, :n]) == np.arange(n)).all()
+
+
+def test_every_permutation_is_as_likely() -> None:
+    orders = shadow_plan.permutations(keys((24000, 1, 1, 4)), np.array([4]))
+    counts = Counter(map(tuple, orders[:, 0, 0].tolist()))
+    assert len(counts) == 24
+    assert stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_an_epoch_has_every_record_once_and_its_last_batch_is_smaller() -> None:
+    plan = small_plan((9, 14), training={"batch": 4, "epochs": 3})
+    schedule = shadow_plan.draw_schedule(plan, [Streams(0, 0, s) for s in range(5)])
+    assert [b.shape for b in schedule.batches] == [(5, 9, 4), (5, 12, 4)]
+    for n, batches in zip((9, 14), schedule.batches, strict=True):
+        epochs = batches.reshape(5, 3, -1)
+        assert (np.sort(epochs)[..., -n:] == np.arange(n)).all()
+        assert ((batches >= 0).sum(2) == ([4] * (n // 4) + [n % 4]) * 3).all()
+    first, second = schedule.batches[0][0, :3].ravel(), schedule.batches[0][0, 3:6].ravel()
+    assert (first != second).any()
+
+
+def test_poisson_batches_have_their_rate_and_drop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan((40,), private=(0,), training={"batch": 10, "epochs": 500})
+    streams = [Streams(0, 0, s) for s in range(4)]
+    batches = shadow_plan.draw_schedule(plan, streams).batches[0]
+    counts = np.stack([(batches == i).sum(2) for i in range(40)])  # (records, shadows, steps)
+    assert counts.max() == 1
+    sizes = counts.sum(0).ravel()
+    observed = np.bincount(sizes, minlength=41)
+    expected = stats.binom.pmf(np.arange(41), 40, 0.25) * len(sizes)
+    common = expected > 5
+    assert (
+        stats.chisquare(
+            [*observed[common], observed[~common].sum()], [*expected[common], expected[~common].sum()]
+        ).pvalue
+        > 0.001
+    )
+    # A batch beyond the width that was prepared for widens it.
+    monkeypatch.setattr(shadow_plan, "poisson_width", lambda n, rate: 4)
+    again = shadow_plan.draw_schedule(plan, [Streams(0, 0, s) for s in range(4)]).batches[0]
+    assert ((again >= 0).sum(2).ravel() == sizes).all()
+    assert sizes.max() == again.shape[2] > 4
+
+
+def test_participants_are_drawn_uniformly() -> None:
+    plan = small_plan((4, 4, 4, 4), participants=2)
+    streams = [Streams(0, 0, s) for s in range(600)]
+    active = shadow_plan.draw_schedule(plan, streams).active
+    assert (active.sum(1) == 2).all()
+    pairs = Counter(map(tuple, active.tolist()))
+    assert len(pairs) == 6
+    assert stats.chisquare(list(pairs.values())).pvalue > 0.001
+
+
+# Members.
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    own=st.lists(st.integers(4, 12), min_size=1, max_size=4),
+    anyones=st.integers(0, 20),
+    sizes=st.data(),
+    fixed=st.integers(0, 3),
+)
+def test_members_are_where_they_may_be(
+    own: list[int], anyones: int, sizes: st.DataObject, fixed: int
+) -> None:
+    party_of = np.concatenate([np.repeat(np.arange(len(own)), own), np.full(anyones, -1)])
+    wanted = [sizes.draw(st.integers(1, 12)) for _ in own]
+    known = np.arange(fixed)  # of party 0
+    drawn = draw_members(6, wanted, party_of, fixed={0: known}, seed=1)
+    inside = drawn.inside
+    assert inside.shape == (6, len(party_of))
+    assert (inside[:, known] == 0).all()
+    assert ((inside == -1) | (party_of == -1) | (inside == party_of)).all()
+    for k, size in enumerate(drawn.sizes):
+        assert ((inside == k).sum(1) == size).all()  # every record once
+        assert 1 <= size <= max(wanted[k], fixed)
+        if wanted[k] <= shadow.MOST * (own[k] - fixed * (k == 0)):
+            assert size == max(wanted[k], fixed * (k == 0))
+    np.testing.assert_array_equal(
+        draw_members(3, wanted, party_of, fixed={0: known}, seed=1).inside, inside[:3]
+    )
+
+
+def test_pairs_are_complementary() -> None:
+    party_of = np.repeat([0, 1], [20, 30])
+    inside = draw_members(8, [10, 15], party_of, seed=2).inside >= 0
+    assert (inside[::2] != inside[1::2]).all()
+    anywhere = draw_members(8, [10, 15], np.full(50, -1), seed=2).inside
+    assert ((anywhere[::2] >= 0) != (anywhere[1::2] >= 0)).all()
+
+
+def test_a_record_of_no_party_is_in_a_random_one() -> None:
+    inside = draw_members(400, [10, 20], np.full(60, -1), seed=2).inside
+    in_first = (inside == 0).sum(0)
+    assert stats.chisquare(in_first).pvalue > 0.001
+    assert abs((inside == 0).mean() - 10 / 60) < 1e-9
+
+
+def test_half_of_the_shadows_hold_a_record_and_none_holds_all() -> None:
+    inside = draw_members(200, [44, 44], np.repeat([0, 1], [88, 45]), seed=0).inside
+    share = (inside >= 0).mean(0)
+    assert set(share[:88]) == {0.5}
+    assert 0.6 < share[88:].min() and share[88:].max() < 0.9  # 44 of 45 would leave nobody out
+
+
+def test_a_party_that_no_record_can_be_in() -> None:
+    with pytest.raises(ValueError, match="party 1"):
+        draw_members(2, [3, 3], np.zeros(10, int), seed=0)
+
+
+# How the work is divided.
+
+
+def test_blocks_and_processes_change_no_bit() -> None:
+    plan = small_plan((9, 14, 5), private=(1,), participants=2, hidden=(7, 5), classes=3)
+    pool = some_pool(plan)
+    membership = members_of(plan, 7, pool)
+    asked = {"rounds": [1, 3], "seed": 3, "keep_logits": True, "keep_weights": True}
+    whole = simulate(plan, w_0(plan), pool, membership, pool, **asked)  # type: ignore[arg-type]
+    for how in ({"max_bytes": 1}, {"max_bytes": 100_000}, {"workers": 2}):
+        parts = simulate(plan, w_0(plan), pool, membership, pool, **asked, **how)  # type: ignore[arg-type]
+        for name in ("phi", "logits", "weights"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    few = simulate(plan, w_0(plan), pool, membership.first(3), pool, **asked)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(few.phi, whole.phi[:3])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    d=st.integers(1, 20), hidden=st.lists(st.integers(1, 40), max_size=2), classes=st.integers(2, 9),
+    batch=st.integers(1, 20), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    private=st.booleans(), momentum=st.sampled_from([0.0, 0.9]),
+)  # fmt: skip
+def test_a_shadow_does_not_depend_on_the_others(
+    d: int, hidden: list[int], classes: int, batch: int, sizes: list[int], private: bool, momentum: float
+) -> None:
+    """Whatever the shapes: alignment must not reach the result."""
+    plan = small_plan(
+        sizes, (0,) if private else (), {"batch": batch, "momentum": momentum}, hidden, classes,
+        input_shape=(d,), rounds=1,
+    )  # fmt: skip
+    pool = some_pool(plan, 160)
+    membership = members_of(plan, 5, pool)
+    whole = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, keep_weights=True)
+    alone = simulate(
+        plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, keep_weights=True, max_bytes=1
+    )
+    np.testing.assert_array_equal(alone.weights, whole.weights)
+    np.testing.assert_array_equal(alone.phi, whole.phi)
+
+
+def test_memory_bounds_the_block() -> None:
+    plan = small_plan((50,) * 5, hidden=(600, 600))
+    sizes = [shadow.block_size(plan, 500, 1000, 1, limit) for limit in (1, 2**26, 2**30, 2**40)]
+    assert sizes[0] == 1 < sizes[1] < sizes[2] <= sizes[3] == shadow.BLOCK_MODELS // 5
+    assert shadow.block_size(plan, 500, 1000, 4, 2**28) <= sizes[2] // 4 + 1
+    assert shadow.block_size(plan, 500, 8, 4, 2**40) == 2  # all workers have something to do
+
+
+def test_progress_is_told() -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    told: list[tuple[int, int]] = []
+    simulate(
+        plan, w_0(plan), pool, members_of(plan, 3, pool), pool, rounds=[3], seed=3, max_bytes=1,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+# What is kept.
+
+
+def test_what_is_observed() -> None:
+    plan = small_plan(classes=3)
+    pool = some_pool(plan)
+    asked = pool.take(np.array([3, 1, 4]))
+    membership = members_of(plan, 4, pool)
+    found = simulate(
+        plan, w_0(plan), pool, membership, asked, rounds=[0, 3], seed=3, keep_logits=True, keep_weights=True
+    )
+    assert found.logits is not None and found.weights is not None
+    assert (found.phi.shape, found.logits.shape) == ((4, 2, 3), (4, 2, 3, 3))
+    assert found.phi.dtype == found.logits.dtype == found.weights.dtype == np.float32
+    module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
+    np.testing.assert_allclose(found.logits[:, 0], [signals.logits(module, asked.features)] * 4, atol=1e-5)
+    names = list(module.state_dict())
+    pieces = np.split(found.weights[2], np.cumsum([w.numel() for w in module.state_dict().values()])[:-1])
+    shaped = {name: piece.reshape(w_0(plan)[name].shape) for name, piece in zip(names, pieces, strict=True)}
+    models.load_weights(module, shaped)
+    logits = signals.logits(module, asked.features)
+    np.testing.assert_allclose(found.logits[2, 1], logits, atol=1e-5)
+    np.testing.assert_allclose(found.phi[2, 1], signals.scaled_logit(logits, asked.labels), atol=1e-4)
+
+
+def test_members_look_like_members() -> None:
+    """Random labels are learnt by heart, so that φ is larger where a record is in."""
+    plan = small_plan((20, 20), training={"epochs": 20, "lr": 0.3}, hidden=(32,), rounds=4)
+    pool = some_pool(plan, 80)
+    membership = members_of(plan, 16, pool)
+    phi = simulate(plan, w_0(plan), pool, membership, pool, rounds=[0, 4], seed=3).phi
+    inside = membership.inside >= 0
+    assert (phi[:, 0] == phi[0, 0]).all()  # w_0 is everyone's
+    gap = phi[:, 1][inside].mean() - phi[:, 1][~inside].mean()
+    assert gap > 5 * phi[:, 1].std() / np.sqrt(phi[:, 1].size)
+
+
+MODULES = """
+from torch import nn
+
+def noisy(shape, classes):
+    return nn.Sequential(nn.Linear(*shape, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, classes))
+
+def smooth(shape, classes):
+    return nn.Sequential(nn.Linear(*shape, 8), nn.Tanh(), nn.Linear(8, classes))
+"""
+
+
+@pytest.mark.parametrize("name", ["noisy", "smooth"])
+def test_modules_of_ones_own(name: str, tmp_path: Path) -> None:
+    """What cannot be stacked is trained one by one: same interface, repeatable, no global stream touched."""
+    (tmp_path / "shadow_modules.py").write_text(MODULES)
+    model = ModelSettings(name=f"shadow_modules:{name}", folder=str(tmp_path))
+    plan = small_plan((10, 14), model=model)  # no last batch of one: BatchNorm cannot train on it
+    pool = some_pool(plan)
+    membership = members_of(plan, 3, pool)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, keep_weights=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    phi, weights = one_by_one(plan, pool, membership, [3])
+    np.testing.assert_allclose(found.phi, phi, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=1e-5)
+    assert (found.phi[0] != found.phi[1]).all()
+
+
+# The server's step, from the equations.
+
+
+def server_by_equation(strategy: str, w: np.ndarray, answers: list[np.ndarray]) -> np.ndarray:
+    """Reddi et al. 2021, algorithm 2, and Hsu et al. 2019, number by number."""
+    m = v = np.zeros_like(w)
+    for t, mean in enumerate(answers, start=1):
+        delta = mean - w
+        if strategy == "fedavgm":
+            m = 0.6 * m - delta
+            w = w - 0.5 * m
+            continue
+        b1 = 0.0 if strategy == "fedadagrad" else 0.9
+        m = b1 * m + (1 - b1) * delta
+        v = {
+            "fedadagrad": v + delta**2,
+            "fedadam": 0.99 * v + 0.01 * delta**2,
+            "fedyogi": v - 0.01 * delta**2 * np.sign(v - delta**2),
+        }[strategy]
+        rate = 0.1 * (np.sqrt(1 - 0.99 ** (t + 1)) / (1 - 0.9 ** (t + 1)) if strategy == "fedadam" else 1)
+        w = w + rate * m / (np.sqrt(v) + 1e-3)
+    return w
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])
+def test_server_steps(strategy: str) -> None:
+    options = {"server_momentum": 0.6, "server_learning_rate": 0.5} if strategy == "fedavgm" else {"eta": 0.1}
+    step = shadow_training.server(small_plan(strategy=strategy, options=options))
+    stream = np.random.default_rng(0)
+    start, *answers = stream.normal(size=(5, 6))
+    w = [torch.tensor(start)]
+    for answer in answers:
+        w = step(w, [torch.tensor(answer)])
+    np.testing.assert_allclose(w[0].numpy(), server_by_equation(strategy, start, answers), rtol=1e-10)
+
+
+def test_defaults_of_the_strategies_are_flowers() -> None:
+    import inspect
+
+    from fedsim import strategy
+
+    for name, options in shadow_plan.STRATEGIES.items():
+        parameters = inspect.signature(strategy.CLASSES[name].__init__).parameters
+        theirs = {key: parameters[key].default for key in options if key in parameters}
+        assert theirs == {key: options[key] for key in theirs}
+        assert set(options) - set(theirs) <= {"beta_1", "beta_2"}
+
+
+# The cache.
+
+
+class Counting:
+    """Counts the shadows that are really trained."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trained = 0
+        run = shadow._run_block
+
+        def counted(job: shadow._Job, start: int, members: np.ndarray) -> shadow.Block:
+            self.trained += len(members)
+            return run(job, start, members)
+
+        monkeypatch.setattr(shadow, "_run_block", counted)
+
+
+def test_cache_is_used_for_the_same_or_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership = members_of(plan, 6, pool)
+    counting = Counting(monkeypatch)
+
+    def ask(shadows: int, seed: int = 3, rounds: Sequence[int] = (3,), w: dict | None = None) -> np.ndarray:
+        counting.trained = 0
+        start = w or w_0(plan)
+        return simulate(
+            plan, start, pool, membership.first(shadows), pool, rounds=rounds, seed=seed, cache=tmp_path
+        ).phi  # fmt: skip
+
+    first = ask(4)
+    assert counting.trained == 4
+    np.testing.assert_array_equal(ask(4), first)
+    assert counting.trained == 0
+    np.testing.assert_array_equal(ask(3), first[:3])
+    assert counting.trained == 0
+    more = ask(6)
+    assert counting.trained == 2
+    np.testing.assert_array_equal(more[:4], first)
+    np.testing.assert_array_equal(ask(6), more)
+    assert counting.trained == 0
+    for other in ({"seed": 4}, {"rounds": (2, 3)}, {"w": {k: v + 1 for k, v in w_0(plan).items()}}):
+        ask(2, **other)  # type: ignore[arg-type]
+        assert counting.trained == 2
+    other_members = draw_members(6, plan.sizes.tolist(), np.full(len(pool), -1), seed=5)
+    mixed = Membership(np.concatenate([membership.members[:2], other_members.members[2:]]), len(pool))
+    counting.trained = 0
+    simulate(plan, w_0(plan), pool, mixed, pool, rounds=[3], seed=3, cache=tmp_path)
+    assert counting.trained == 4  # only the shadows that are the same are taken
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    return {
+        "cut": data[: len(data) // 2],
+        "flipped": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "empty": b"",
+    }[how]
+
+
+@pytest.mark.filterwarnings("ignore:.*damaged")
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_cache_is_trained_again(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership = members_of(plan, 2, pool)
+    asked = {"rounds": [3], "seed": 3, "cache": tmp_path}
+    first = simulate(plan, w_0(plan), pool, membership, pool, **asked)  # type: ignore[arg-type]
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damaged(whole, how))
+    counting = Counting(monkeypatch)
+    again = simulate(plan, w_0(plan), pool, membership, pool, **asked)  # type: ignore[arg-type]
+    assert counting.trained == 2
+    np.testing.assert_array_equal(again.phi, first.phi)
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        found = simulate(
+            plan,
+            w_0(plan),
+            pool,
+            members_of(plan, 2, pool),
+            pool,
+            rounds=[3],
+            seed=3,
+            cache=tmp_path / "file" / "x",
+        )
+    assert np.isfinite(found.phi).all()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", "/somewhere")
+    assert shadow.cache_folder() == Path("/somewhere")
+    monkeypatch.delenv("FEDSIM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/of/caches")
+    assert shadow.cache_folder() == Path("/home/of/caches/fedsim/shadows")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert shadow.cache_folder() == Path.home() / ".cache/fedsim/shadows"
+
+
+# Bad input.
+
+
+def test_a_strategy_that_shadows_cannot_follow() -> None:
+    with pytest.raises(InputError, match=r"federation.strategy = 'krum'.*fedavg"):
+        small_plan(strategy="krum")
+
+
+def test_bugs_of_the_caller() -> None:
+    plan = small_plan((9, 14))
+    pool = some_pool(plan)
+    membership = members_of(plan, 2, pool)
+    with pytest.raises(ValueError, match=r"\[9, 14\].*\[9, 13\]"):
+        simulate(plan.resized([9, 13]), w_0(plan), pool, membership, pool, rounds=[3], seed=0)
+    for rounds in ([], [4], [-1, 2], [2, 1], [2, 2]):
+        with pytest.raises(ValueError, match="rounds"):
+            simulate(plan, w_0(plan), pool, membership, pool, rounds=rounds, seed=0)
+    with pytest.raises(ValueError, match="3 participants of 2"):
+        small_plan((9, 14), participants=3)
+
+
+def test_importing_shadows_is_cheap(run_python) -> None:  # type: ignore[no-untyped-def]
+    assert (
+        run_python("import sys, attacks.shadow; print('torch' in sys.modules, 'scipy' in sys.modules)")
+        == "False False\n"
+    )
