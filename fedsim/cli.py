@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def run(
     with live.follow(folder, _err):
         runner.federate(folder, engine, workers)
     tables.show(folder, _out)
+    _write_report(folder)
 
 
 def _prepare(
@@ -147,6 +149,45 @@ def show(folder: Path) -> None:
     tables.show(RunDirectory.open(folder), _out)
 
 
+@main.command("report")
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="A run with another adversary, for the matrix adversary × victim.",
+)
+@click.option(
+    "--prior",
+    "priors",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of members among those asked about. [default: 0.1, 0.01, 0.001]",
+)
+def write_report(folder: Path, others: tuple[Path, ...], priors: tuple[float, ...]) -> None:
+    """Write RUN's report.html, one page that needs no network, and its figures.
+
+    \b
+    Examples:
+      fedsim report runs/hospitals
+      fedsim report runs/hospitals --prior 0.05
+      fedsim report runs/hospitals --with runs/hospitals-2
+    """
+    from fedsim.results import RunDirectory
+
+    _write_report(RunDirectory.open(folder), [RunDirectory.open(other) for other in others], priors)
+
+
+def _write_report(folder: Any, others: Sequence[Any] = (), priors: Sequence[float] = ()) -> None:
+    from fedsim import report
+
+    with _err.status("Writing the report…"):
+        page = report.write(folder, others, priors) if priors else report.write(folder, others)
+    _out.print(f"Report: [bold]{page}[/bold]", highlight=False, soft_wrap=True)
+
+
 @main.command()
 @click.argument("parent", default="runs", type=click.Path(path_type=Path))
 def runs(parent: Path) -> None:
@@ -176,6 +217,7 @@ def attack(folder: Path, attacks: str | None) -> None:
     with _err.status("Attacking…"):
         runner.attack(run, names)
     tables.show(run, _out)
+    _write_report(run)
 
 
 @main.group()

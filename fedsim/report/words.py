@@ -1,0 +1,218 @@
+"""The findings in sentences, for someone who decides and need not know the field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from clients.sectors import SECTORS
+from fedsim.report.findings import Findings, Leak, Party
+from fedsim.scenario import DPSettings, Scenario
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement of one AUC; level: 'ok', 'warn' or 'bad' (its colour), never without the words."""
+
+    level: str
+    words: str
+    detail: str = ""
+
+
+def verdict(leak: Leak | None) -> Verdict:
+    """Judge by the interval first: only one that lies wholly above .5 shows a leak.
+
+    Its size goes by the value: 'slight' below .6, 'clear' below .75, 'severe' from there on.
+    """
+    if leak is None or math.isnan(leak.value):
+        return Verdict("ok", "not measured")
+    if leak.low <= 0.5:
+        return Verdict("ok", "no leak shown", f"an AUC up to {leak.high:.2f} is not ruled out")
+    size = "slight" if leak.value < 0.6 else "clear" if leak.value < 0.75 else "severe"
+    return Verdict("warn" if size == "slight" else "bad", f"{size} leak")
+
+
+def headline(findings: Findings) -> Verdict:
+    """Answer the first question in one line: over all parties together, else wherever a leak shows."""
+    if findings.overall is None:
+        return Verdict("ok", "Not measured yet: this run has no attack results")
+    found = verdict(findings.overall)
+    judged = [(party.name, verdict(party.leak)) for party in findings.parties if party.leak]
+    exposed = [(name, each) for name, each in judged if each.level != "ok"]
+    if found.level != "ok":
+        alone = "" if exposed else "; each party by itself has too few records to show it"
+        return Verdict(found.level, f"Yes: over all parties, the adversary finds a {found.words}{alone}")
+    if not exposed:
+        return Verdict("ok", "No leak shown at any party, which does not prove that there is none")
+    places = _listed([f"{name} ({each.words})" for name, each in exposed])
+    level = "bad" if any(each.level == "bad" for _, each in exposed) else "warn"
+    return Verdict(level, f"At some parties: {places}. Over all parties together, no leak is shown")
+
+
+def meaning(leak: Leak, record: str) -> str:
+    """Say what an AUC is: the share of pairs that are told apart."""
+    return (
+        f"Of two {record}s, one whose record trained the model and one whose record did not, the strongest "
+        f"of {leak.attacks} attacks ({leak.attack}) picks the right one in {_percent(leak.value)} of such "
+        f"pairs (95\u202f% interval {_percent(leak.low)} to {_percent(leak.high)}). Tossing a coin picks it "
+        "in 50\u202f%."
+    )
+
+
+def confident(findings: Findings, record: str) -> str:
+    """Say what the same attack finds when it must hardly ever accuse wrongly."""
+    assert findings.overall is not None
+    rows = findings.leakage
+    keys = (rows["party"] == "all") & (rows["game"] == "all") & (rows["attack"] == findings.overall.attack)
+    row = rows[keys & (rows["metric"] == "tpr_at_fpr_0.01")].iloc[0]
+    if not math.isfinite(row["value"]):
+        return (
+            f"How many {record}s it finds when it may call only 1 in 100 outsiders a member cannot be told "
+            f"with {row['n_nonmembers']} held-out records."
+        )
+    return (
+        f"When it may call only 1 in 100 outsiders a member, it finds {_percent(row['value'])} of the "
+        f"members ({_percent(row['low'])} to {_percent(row['high'])}); guessing finds 1\u202f%."
+    )
+
+
+def switch(parties: list[Party]) -> str:
+    """Say what DP-SGD guarantees, and to whom."""
+    protected = [party for party in parties if party.epsilon is not None]
+    if not protected:
+        return "No party has switched DP-SGD on: nobody has a guarantee, and another attack may find more."
+    each = "; ".join(
+        f"{party.name}: ε = {party.epsilon:.3g}, δ = {delta(party.delta)}, {limit(party.bound)}"
+        for party in protected[:3]
+    )
+    more = f"; and {len(protected) - 3} more in the table" if len(protected) > 3 else ""
+    rest = len(parties) - len(protected)
+    others = f" The other {rest} have no guarantee." if rest else ""
+    return f"DP-SGD is on at {len(protected)} of {len(parties)} parties ({each}{more}).{others}"
+
+
+def limit(bound: float | None) -> str:
+    """Say what a guarantee allows; from .9995 on the figure would look like a limit and be none."""
+    if bound is None or bound >= 0.9995:
+        return "which by itself rules out hardly any attack"
+    return f"so that no attack whatever can exceed an AUC of {bound:.3f}"
+
+
+def delta(value: float | None) -> str:
+    """Write δ: '10⁻⁵' where it is a power of ten, else '2.5e-06'."""
+    if value is None:
+        return "–"
+    shown = f"{value:.0e}"
+    if not shown.startswith("1e-") or float(shown) != value:
+        return f"{value:g}"
+    return "10⁻" + str(int(shown[3:])).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str) -> list[str]:
+    """Describe the experiment: who, what, how, and who attacks."""
+    sector = SECTORS[scenario.parties.sector]
+    records = sum(party.records for party in parties)
+    federation, training = scenario.federation, scenario.training
+    work = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
+    games = "This was run once."
+    if scenario.games > 1:
+        games = (
+            f"This was run {scenario.games} times, each with another draw of who is a member; figures are "
+            "means over these games."
+        )
+    return [
+        f"{len(parties)} {sector.name}s hold {records} {sector.record} records in all, from "
+        f"{_source(scenario)}. Each trains on {_percent(scenario.parties.member_share)} of its records (the "
+        "members) and holds the others out (the non-members).",
+        f"Together they train a {_model(scenario)} for {federation.rounds} rounds with "
+        f"{federation.strategy}: in each round {_who(scenario, len(parties))} trains for {work} by "
+        f"{training.optimizer.upper()} (learning rate {training.lr:g}, batches of {training.batch}) and "
+        "sends its model to the server, which combines them.",
+        f"{adversary} is curious. It does what the protocol asks, keeps every model that it is sent, and "
+        "then asks of each candidate record of the other parties: was it used for training? " + games,
+    ]
+
+
+def dp_in_words(settings: DPSettings) -> str:
+    """Describe a party's switch."""
+    if settings.epsilon is not None:
+        target = f"target ε = {settings.epsilon:g}"
+    else:
+        target = f"noise multiplier {settings.noise_multiplier:g}"
+    return f"{target}, clipping norm {settings.clipping_norm:g}, accountant {settings.accountant.upper()}"
+
+
+def assumptions(findings: Findings) -> list[tuple[str, str]]:
+    """Say what the adversary sees, owns and is assumed to know: (what, words)."""
+    settings = findings.run.scenario.adversary
+    facts = [
+        ("Observer", "participant: every global model that it is sent, its own records and updates"),
+        ("Knows", "the public settings: architecture, rounds, local training, number of parties, strategy"),
+        ("Holds", "the candidates' records in full, with their labels, but not who trained on them"),
+        ("Deviates", "no: it trains honestly and sends what it should"),
+        ("Thresholds", "set on its own training and held-out records, never on the other parties' truth"),
+    ]
+    for key, value in settings.model_dump().items():
+        if key not in ("party", "attacks"):
+            shown = "default" if value is None else str(value)
+            facts.append((f"adversary.{key}", f"{shown} ({type(settings).model_fields[key].description})"))
+    return facts
+
+
+def outside(findings: Findings, record: str) -> list[str]:
+    """List what ε does not cover (DESIGN §7): it is about the training steps and nothing else."""
+    unprotected = [party.name for party in findings.parties if party.epsilon is None]
+    points = []
+    if unprotected:
+        names = _listed(unprotected)
+        points.append(
+            f"Everything about the records of {names}: training there is without DP-SGD, and the exact "
+            "training loss is reported."
+        )
+    points += [
+        "Held-out figures: after each round every party reports loss, accuracy and AUC on its held-out "
+        "records, exactly. These records are real, and were not used for training.",
+        "Sample counts: the exact number of training and held-out records of each party.",
+        "Hyperparameters: learning rate, rounds, batch size, clipping norm and model are taken as chosen "
+        "without looking at private records. Where they were tuned on them, that is not accounted for.",
+        "Time and attendance: the seconds that a party took, and the rounds in which it refused or failed.",
+        f"Persons with several records: the unit of (ε, δ) is one record of one party. Whoever has k records "
+        f"there is guaranteed k·ε at best; a {record} known to several parties spends at each of them.",
+        "The random stream: this simulation derives its noise from the seed below, so that anyone can repeat "
+        "it. Who knows the seed can take the noise off. A real deployment must draw it from a secret source.",
+    ]
+    return points
+
+
+def _source(scenario: Scenario) -> str:
+    data = scenario.data
+    if data.name is not None:
+        return f"the named data set '{data.name}'"
+    return "their own tables" if isinstance(data.path, dict) else "a table of their own"
+
+
+def _model(scenario: Scenario) -> str:
+    model = scenario.model
+    names = {
+        "mlp": "multilayer perceptron",
+        "logistic": "logistic regression",
+        "cnn": "convolutional network",
+    }
+    widths = (
+        f" (hidden layers of {', '.join(map(str, model.hidden))})" if model.name in ("mlp", "cnn") else ""
+    )
+    return names.get(model.name, f"model '{model.name}'") + widths
+
+
+def _who(scenario: Scenario, parties: int) -> str:
+    drawn = scenario.federation.participants(parties)
+    return "every party" if drawn == parties else f"each of {drawn} parties, drawn at random,"
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + "\u202f%"
