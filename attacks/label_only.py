@@ -139,7 +139,7 @@ Crossed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def _nearest(
     origin: np.ndarray, labels: np.ndarray, inside: np.ndarray, starts: np.ndarray, answers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each record the nearest start on its other side, else the furthest, and whether there is one.
+    """Return each record's nearest start on its other side, else the furthest, and whether there is one.
 
     origin, labels, inside: of the n records; starts (m, d), answers (m,)
     """

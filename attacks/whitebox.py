@@ -74,7 +74,7 @@ def spread(rounds: list[int], count: int) -> list[int]:
     """Return at most ``count`` of the rounds, evenly spread, the last one among them."""
     if len(rounds) <= count:
         return rounds
-    return [rounds[i] for i in np.linspace(0, len(rounds) - 1, count + 1).round().astype(int)[1:]]
+    return [rounds[(i + 1) * len(rounds) // count - 1] for i in range(count)]
 
 
 def label_first(values: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -192,3 +192,24 @@ def test_a_direction_without_a_parameter_is_an_error(records: Callable[..., Reco
     module = models.build(ModelSettings(hidden=[8]), (10,), 2)
     with pytest.raises(KeyError, match="linear1"):
         signals.gradient_products(module, records(np.random.default_rng(0), 3), {})
+
+
+@given(answers())
+def test_correct_is_the_share_of_right_answers(case: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = case
+    expected = [float(list(z).index(max(z)) == y) for z, y in zip(logits, labels, strict=True)]
+    np.testing.assert_array_equal(signals.correct(logits, labels), expected)
+
+
+def test_a_model_without_an_answer_is_neither_right_nor_wrong() -> None:
+    found = signals.correct(np.array([[np.nan, 1.0], [2.0, 1.0]]), np.array([0, 0]))
+    np.testing.assert_array_equal(found, [np.nan, 1.0])
+
+
+def test_gradient_norms_are_those_beside_the_products(records: Callable[..., Records]) -> None:
+    module = models.build(ModelSettings(hidden=[8]), (10,), 2, seed=2)
+    drawn = records(np.random.default_rng(0), 9)
+    _, expected = products_one_by_one(models.build(ModelSettings(hidden=[8]), (10,), 2, seed=2), drawn, {
+        key: np.zeros(value.shape) for key, value in module.named_parameters()
+    })  # fmt: skip
+    np.testing.assert_allclose(signals.gradient_norms(module, drawn), expected, rtol=1e-6)
