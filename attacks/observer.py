@@ -16,7 +16,8 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import torch
 
 Weights = dict[str, np.ndarray]
+
+PROGRESS = "progress.json"
 
 AVERAGING = ("fedavg", "fedprox")
 """The strategies whose new model is the average of the answers, so that one's own part can be taken out."""
@@ -183,6 +186,23 @@ def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) ->
 def record_candidates(folder: Path, candidates: Pool) -> None:
     """Write the records whose membership is asked."""
     write_arrays(folder / "candidates.safetensors", candidates.arrays())
+
+
+def progress_note(folder: Path) -> Callable[[int, int], None]:
+    """Return a function that notes (done, in all) in ``progress.json``, at most twice a second.
+
+    The adversary may work in a process of its own: whoever waits for it reads the note (`fedsim.live`).
+    """
+    last = 0.0
+
+    def note(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.5 or done == total:
+            last = now
+            write_json(folder / PROGRESS, {"done": done, "total": total})
+
+    return note
 
 
 def load_view(folder: Path) -> ParticipantView:

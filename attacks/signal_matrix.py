@@ -18,10 +18,10 @@ class SignalMatrix:
 
     target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T
     shadows: (S, R, n) float32, the same of the shadows
-    inside: (S, n) int8, the party that the record was a member of in that shadow, −1 where of none
+    inside: (S, n) int, the party that the record was a member of in that shadow, −1 where of none
     rounds: (R,) int, ascending
     labels: (n,) int64
-    party: (n,) int8, the party that the record belongs to, member or not, where the adversary knows it, else −1
+    party: (n,) int, the party that the record belongs to, member or not; −1 where that is not known
     target_logits, shadow_logits: (n, C) and (S, n, C) float32 at w_T, None unless asked for
     target_weights, shadow_weights: (P,) and (S, P) float32, w_T flattened in the order of its state dict,
         None unless asked for; target and shadows start from the same w_0, so that weight space is aligned

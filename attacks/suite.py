@@ -1,6 +1,7 @@
 """The suite: every attack by name, and the one way to run them.
 
-To add an attack, write its ``score`` function and one line in `SUITE`.
+To add an attack, write its ``score`` function and one line in `_ATTACKS`. There are two kinds: those that
+read the view, and those that compare the target with shadow federations (`signal_matrix`).
 """
 
 from __future__ import annotations
@@ -8,11 +9,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from attacks import label_only, threshold, trajectory, whitebox
+from attacks import (
+    calibration,
+    joint,
+    label_only,
+    lira,
+    lira_rounds,
+    quantile,
+    rmia,
+    shokri,
+    simulation,
+    threshold,
+    trajectory,
+    whitebox,
+)
+from attacks.calibration import MatrixScore, calibrate
 from attacks.observer import ParticipantView
+from attacks.shadow_plan import STRATEGIES
+from attacks.signal_matrix import SignalMatrix
 from fedsim import rng
 from fedsim.data.records import Records
 from fedsim.errors import InputError, suggestion
@@ -22,17 +40,21 @@ Score = Callable[[ParticipantView, Records, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: ``score(view, candidates, rng)`` gives (n,) float64, higher = member.
+    """One attack; its score has a number per candidate, (n,) float64, higher = member.
 
+    score: of (view, candidates, rng), or of (matrix, rng) where it compares with ``shadows``
     needs: of the candidates; sees: of the federation; assumes: what must hold for it to work.
+    inside: whether the candidates must be members of some shadows, so that the adversary must own them
     """
 
     name: str
-    score: Score
+    score: Score | MatrixScore
     needs: str
     sees: str
     source: str
     assumes: str
+    shadows: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,14 +62,12 @@ class Finding:
     """What one attack found; it says 'member' where score ≥ threshold.
 
     scores: (n,) float64 of the candidates, finite, higher = member.
-    threshold: the one with the best balanced accuracy on the adversary's own records.
-    own_train_scores, own_heldout_scores: (m,) float64 each, what the threshold was chosen on.
+    threshold: the one with the best balanced accuracy on what the adversary owns: its own records, or
+        shadows attacked in the target's place.
     """
 
     scores: np.ndarray
     threshold: float
-    own_train_scores: np.ndarray
-    own_heldout_scores: np.ndarray
 
 
 _X, _XY = "features", "features and label"
@@ -57,6 +77,8 @@ _FITTED = "members are fitted better than records like them"
 _OWN = "candidates are to the model what the adversary's own records are"
 _PULLED = "members turn the step towards themselves; equal weights in the average"
 _YEOM, _SALEM, _SONG = "Yeom et al. 2018", "Salem et al. 2019", "Song & Mittal 2021"
+_ALIKE = "shadows repeat the federation: public settings, w_0, records like the parties' own"
+_CARLINI, _ZARIFZADEH = "Carlini et al. 2022", "Zarifzadeh et al. 2024"
 _NASR, _CHOQUETTE = "Nasr et al. 2019", "Choquette-Choo et al. 2021"
 _ATTACKS = [
     Attack("gap", threshold.gap, _XY, _LABEL, _YEOM, _FITTED),
@@ -64,8 +86,8 @@ _ATTACKS = [
     Attack("confidence", threshold.confidence, _X, _LAST, _SALEM, _FITTED),
     Attack("entropy", threshold.entropy, _X, _LAST, _SALEM, _FITTED),
     Attack("modified-entropy", threshold.modified_entropy, _XY, _LAST, _SONG, _FITTED),
-    Attack("modified-entropy-per-class", threshold.modified_entropy_per_class, _XY, _LAST, _SONG, _OWN),
-    Attack("scaled-logit", threshold.scaled_logit, _XY, _LAST, "Carlini et al. 2022", _FITTED),
+    Attack("per-class-entropy", threshold.modified_entropy_per_class, _XY, _LAST, _SONG, _OWN),
+    Attack("scaled-logit", threshold.scaled_logit, _XY, _LAST, _CARLINI, _FITTED),
     Attack("gradient-norm", whitebox.gradient_norm, _XY, _LAST, _NASR, _FITTED),
     Attack("representation", whitebox.representation, _XY, _LAST, _NASR, _OWN),
     Attack("noise-robustness", label_only.noise_robustness, _XY, _LABEL, _CHOQUETTE, _FITTED),
@@ -75,6 +97,15 @@ _ATTACKS = [
     Attack("update-cosine", trajectory.update_cosine, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("update-difference", trajectory.update_difference, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
+    Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
+    Attack("quantile", quantile.score, _XY, _LAST, "Bertran et al. 2023", _ALIKE, True),
+    Attack("lira-offline", lira.offline, _XY, _LAST, _CARLINI, _ALIKE, True),
+    Attack("lira", lira.online, _XY, _LAST, _CARLINI, _ALIKE, True, True),
+    Attack("lira-fixed", lira.online_fixed, _XY, _LAST, _CARLINI, _ALIKE, True, True),
+    Attack("lira-rounds", lira_rounds.score, _XY, _ALL, "LiRA on (φ_t)_t, shrunk", _ALIKE, True, True),
+    Attack("rmia-offline", rmia.offline, _XY, _LAST, _ZARIFZADEH, _ALIKE, True),
+    Attack("rmia", rmia.online, _XY, _LAST, _ZARIFZADEH, _ALIKE, True, True),
+    Attack("joint", joint.score, _XY, _ALL, "ours: all candidates decoded together", _ALIKE, True, True),
 ]
 SUITE: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 
@@ -92,59 +123,87 @@ def select(names: Sequence[str]) -> list[Attack]:
     return [attack for attack in SUITE.values() if "all" in names or attack.name in names]
 
 
+def applicable(names: Sequence[str], auxiliary: str, strategy: str) -> list[Attack]:
+    """Return the attacks that can be run on such a federation: 'all' means all of those.
+
+    Raises:
+        InputError: a name is not in the suite, or the attack that it names cannot be run.
+    """
+    chosen = []
+    for attack in select(names):
+        obstacle = _obstacle(attack, auxiliary, strategy)
+        if not obstacle:
+            chosen.append(attack)
+        elif attack.name in names:
+            raise InputError(f"adversary.attacks: '{attack.name}' {obstacle}")
+    return chosen
+
+
+def _obstacle(attack: Attack, auxiliary: str, strategy: str) -> str:
+    if attack.shadows and strategy not in STRATEGIES:
+        return f"simulates the federation, which it cannot with federation.strategy = '{strategy}'"
+    if attack.inside and auxiliary != "population":
+        return f"trains shadows on candidates, which adversary.auxiliary = '{auxiliary}' does not own"
+    return ""
+
+
 def run(
-    view: ParticipantView, candidates: Records, names: Sequence[str], seed: int, game: int = 0
+    view: ParticipantView,
+    candidates: Records,
+    names: Sequence[str],
+    seed: int,
+    game: int = 0,
+    laboratory: simulation.Laboratory | None = None,
 ) -> dict[str, Finding]:
-    """Score every candidate with every named attack; choose each attack's threshold on the owner's records.
+    """Score every candidate with every named attack; choose each attack's threshold on what the owner has.
 
     A score that is not finite (a diverged model) becomes the lowest finite score, with a RuntimeWarning: a
     record about which nothing can be said is not called a member.
 
+    laboratory: what simulations may cost; shadows are simulated once, and only if an attack asks for them.
+
     Raises:
-        InputError: a name is not in the suite.
+        InputError: a name is not in the suite, or the attack cannot be run on this federation.
         ValueError: the owner has no training or no held-out records to calibrate on.
     """
-    own = Records.concatenate([view.own_train, view.own_heldout])
-    calibration = view.as_outsider_of_itself()
+    attacks = applicable(names, view.assumptions.auxiliary, view.settings.strategy)
+    matrix = None
+    if any(attack.shadows for attack in attacks):
+        matrix = simulation.simulate(view, candidates, seed, game, laboratory)
     findings = {}
-    for attack in select(names):
-        purpose = f"attack/{attack.name}"
-        scores = _finite_scores(attack, view, candidates, rng.generator(seed, purpose, game=game))
-        stream = rng.generator(seed, f"{purpose}/calibration", game=game)
-        own_scores = _finite_scores(attack, calibration, own, stream)
-        members, nonmembers = np.split(own_scores, [len(view.own_train)])
-        findings[attack.name] = Finding(scores, calibrate(members, nonmembers), members, nonmembers)
+    for attack in attacks:
+        if attack.shadows:
+            assert matrix is not None
+            findings[attack.name] = _compare(attack, matrix, len(candidates), seed, game)
+        else:
+            findings[attack.name] = _read(attack, view, candidates, seed, game)
     return findings
 
 
-def calibrate(members: np.ndarray, nonmembers: np.ndarray) -> float:
-    """Return the threshold c for which 'score ≥ c' has the best balanced accuracy.
-
-    members, nonmembers: (n,) scores. c lies halfway between two neighbouring scores; of equally good cuts the
-    one whose neighbours are furthest apart wins, then the lowest. Where every cut is worse than chance, c
-    lies above all scores.
-
-    Raises:
-        ValueError: one of the two is empty.
-    """
-    if not len(members) or not len(nonmembers):
-        raise ValueError("a threshold needs at least one member and one non-member")
-    distinct = np.unique(np.concatenate([members, nonmembers]))
-    low, high = distinct[:-1], distinct[1:]
-    middle = low + (high - low) / 2
-    cuts = np.append(np.where(middle > low, middle, high), np.nextafter(distinct[-1], np.inf))
-    margins = np.append(high - low, 0.0)
-    hits = len(members) - np.searchsorted(np.sort(members), cuts)
-    alarms = len(nonmembers) - np.searchsorted(np.sort(nonmembers), cuts)
-    advantage = hits * len(nonmembers) - alarms * len(members)  # in integers, so that ties are ties
-    return float(cuts[np.lexsort((cuts, -margins, -advantage))[0]])
+def _read(attack: Attack, view: ParticipantView, candidates: Records, seed: int, game: int) -> Finding:
+    """Run an attack that reads the view; its threshold comes from the owner's own records."""
+    score, purpose = cast(Score, attack.score), f"attack/{attack.name}"
+    stream = rng.generator(seed, purpose, game=game)
+    scores = _finite(attack, lambda: score(view, candidates, stream))
+    own = Records.concatenate([view.own_train, view.own_heldout])
+    stream = rng.generator(seed, f"{purpose}/calibration", game=game)
+    own_scores = _finite(attack, lambda: score(view.as_outsider_of_itself(), own, stream))
+    members, nonmembers = np.split(own_scores, [len(view.own_train)])
+    return Finding(scores, calibrate(members, nonmembers))
 
 
-def _finite_scores(
-    attack: Attack, view: ParticipantView, records: Records, stream: np.random.Generator
-) -> np.ndarray:
+def _compare(attack: Attack, matrix: SignalMatrix, candidates: int, seed: int, game: int) -> Finding:
+    """Run an attack on shadows; its threshold comes from shadows attacked in the target's place."""
+    score, purpose = cast(MatrixScore, attack.score), f"attack/{attack.name}"
+    stream = rng.generator(seed, purpose, game=game)
+    scores = _finite(attack, lambda: score(matrix, stream)[:candidates])
+    stream = rng.generator(seed, f"{purpose}/calibration", game=game)
+    return Finding(scores, calibration.calibrate_on_rehearsals(score, matrix, stream))
+
+
+def _finite(attack: Attack, score: Callable[[], np.ndarray]) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
-        scores = np.asarray(attack.score(view, records, stream), dtype=np.float64)
+        scores = np.asarray(score(), dtype=np.float64)
     finite = np.isfinite(scores)
     if finite.all():
         return scores

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 
-from attacks import observer, suite
+from attacks import observer, shadow, simulation, suite
 from clients import messages, participant
 from clients.party import Party
 from fedsim import privacy
@@ -89,7 +89,14 @@ def attack(party: Party, message: Message) -> RecordDict:
     observer.record_candidates(_notebook(party), candidates)
     view = observer.load_view(_notebook(party))
     scenario = party.scenario
-    findings = suite.run(view, candidates.records, scenario.adversary.attacks, scenario.seed, party.game)
+    laboratory = simulation.Laboratory(
+        workers=messages.workers(message),
+        cache=shadow.cache_folder(),
+        progress=observer.progress_note(_notebook(party)),
+    )
+    findings = suite.run(
+        view, candidates.records, scenario.adversary.attacks, scenario.seed, party.game, laboratory
+    )
     scores = {name: finding.scores for name, finding in findings.items()}
     thresholds = {name: finding.threshold for name, finding in findings.items()}
     return RecordDict({"scores": messages.to_arrays(scores), "thresholds": messages.metrics(thresholds)})

@@ -61,6 +61,11 @@ def proximal_mu(message: Message) -> float:
     return float(cast(float, message.content.config_records["config"].get("proximal-mu", 0.0)))
 
 
+def workers(message: Message) -> int:
+    """Return the number of processes that the engine grants a party for heavy work."""
+    return int(cast(int, message.content.config_records["config"].get("workers", 1)))
+
+
 def numbers(metrics: MetricRecord) -> dict[str, float]:
     """Return scalar metrics as floats."""
     return {name: float(cast(float, value)) for name, value in metrics.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from rich.console import Console
 from fedsim import __version__
 from fedsim.errors import FedsimError, InputError
 
-_out = Console()
+# In a pipe there is no width to find out: 100 columns hold every table.
+_out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
 _err = Console(stderr=True)
 
 
@@ -201,7 +203,8 @@ def runs(parent: Path) -> None:
 @main.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
-def attack(folder: Path, attacks: str | None) -> None:
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+def attack(folder: Path, attacks: str | None, workers: int) -> None:
     """Repeat the attacks of RUN offline, from what the adversary kept.
 
     \b
@@ -209,13 +212,13 @@ def attack(folder: Path, attacks: str | None) -> None:
       fedsim attack runs/hospitals
       fedsim attack runs/hospitals --attacks loss,update-cosine
     """
-    from fedsim import runner, tables
+    from fedsim import live, runner, tables
     from fedsim.results import RunDirectory
 
     run = RunDirectory.open(folder)
     names = [name.strip() for name in attacks.split(",")] if attacks else None
-    with _err.status("Attacking…"):
-        runner.attack(run, names)
+    with live.bar("shadow federations", _err) as progress:
+        runner.attack(run, names, workers, progress)
     tables.show(run, _out)
     _write_report(run)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from attacks.observer import PROGRESS
 from fedsim.errors import FedsimError
+from fedsim.files import read_json
 from fedsim.results import RunDirectory
 
 _POLL_SECONDS = 0.2
@@ -42,6 +45,8 @@ class _Watcher:
         self.changed_at = self.path.stat().st_mtime_ns if self.path.exists() else 0
         self.printed = 0
         self.started = time.monotonic()
+        self.simulating: tuple[int, int, float] | None = None  # game, done when first seen, when
+        self.said = 0.0
 
     def _known(self) -> set[tuple[int, int]]:
         if not self.path.exists():
@@ -55,7 +60,30 @@ class _Watcher:
         self.look()
 
     def look(self) -> None:
-        """Print what is new; a file in the middle of a kill or a clean-up is looked at again later."""
+        """Print what is new: rounds, and how far the adversary's simulations are."""
+        self._look_at_rounds()
+        self._look_at_simulations()
+
+    def _look_at_simulations(self) -> None:
+        game = max((game for game, _ in self.seen), default=0)
+        path = self.run.observations(game) / PROGRESS
+        try:
+            note = read_json(path)
+        except FedsimError:
+            return
+        done, total, now = note["done"], note["total"], time.monotonic()
+        if self.simulating is None or self.simulating[0] != game:
+            self.simulating = (game, done, now)
+            self.said = now
+        _, first, since = self.simulating
+        if done > first and now - self.said >= 2 and done < total:
+            self.said = now
+            left = duration((total - done) * (now - since) / (done - first))
+            text = f"adversary: {done} of {total} shadow federations simulated  [dim]{left} left[/dim]"
+            self.console.print(text, highlight=False)
+
+    def _look_at_rounds(self) -> None:
+        """A file in the middle of a kill or a clean-up is looked at again later."""
         try:
             changed_at = self.path.stat().st_mtime_ns
             if changed_at == self.changed_at:
@@ -121,3 +149,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with the time left; yield the function that moves it to (done, in all)."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def move(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield move

@@ -10,13 +10,14 @@ import importlib.util
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from attacks import evaluation, observer, suite
+from attacks import evaluation, observer, shadow, simulation, suite
 from clients.sectors import SECTORS
 from fedsim import models, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
@@ -61,7 +62,7 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
         InputError: in one sentence, what is wrong and what would be valid.
     """
     scenario = with_sector_defaults(scenario)
-    suite.select(scenario.adversary.attacks)
+    suite.applicable(scenario.adversary.attacks, scenario.adversary.auxiliary, scenario.federation.strategy)
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir)
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
@@ -240,16 +241,24 @@ def evaluate(run: RunDirectory) -> None:
     run.write_table("leakage", leakage)
 
 
-def attack(run: RunDirectory, names: list[str] | None = None) -> None:
+def attack(
+    run: RunDirectory,
+    names: list[str] | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
     """Repeat the attacks offline, from what the adversary kept and nothing else, and evaluate them.
 
     names: attacks to run, default those of the scenario; other attacks' scores are kept.
+    workers, progress: of the shadow federations (`simulation.Laboratory`).
 
     Raises:
         InputError: unknown attack, or a game whose observations are missing.
     """
     wanted = names or run.scenario.adversary.attacks
-    suite.select(wanted)
+    assumed = run.scenario.adversary
+    suite.applicable(wanted, assumed.auxiliary, run.scenario.federation.strategy)
+    laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):
         folder = run.observations(game)
         if not (folder / "candidates.safetensors").exists():
@@ -258,7 +267,7 @@ def attack(run: RunDirectory, names: list[str] | None = None) -> None:
                 f"finish it with `fedsim run {run.path} --resume`"
             )
         view, candidates = observer.load_view(folder), observer.load_candidates(folder)
-        findings = suite.run(view, candidates, wanted, run.scenario.seed, game)
+        findings = suite.run(view, candidates, wanted, run.scenario.seed, game, laboratory)
         _keep_findings(run, game, findings)
     evaluate(run)
 
@@ -272,7 +281,8 @@ def _keep_findings(run: RunDirectory, game: int, findings: dict[str, suite.Findi
         before = run.table("scores")
         mine = before[(before["game"] == game) & ~before["attack"].isin(list(findings))]
         fresh = pd.concat([mine.drop(columns="game"), fresh], ignore_index=True)
-        order = fresh["attack"].map(list(suite.SUITE).index)
+        known = {name: position for position, name in enumerate(suite.SUITE)}
+        order = fresh["attack"].map(lambda name: known.get(name, len(known)))
         fresh = fresh.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     run.write_game("scores", game, fresh)
 

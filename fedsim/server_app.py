@@ -370,7 +370,8 @@ def _collect_findings(federation: Federation) -> None:
     """
     run, game = federation.run, federation.game
     asked = messages.to_arrays(run.read_candidates(game).arrays())
-    content = RecordDict({"candidates": asked})
+    config = ConfigRecord({"workers": int(run.manifest.get("workers", 1))})
+    content = RecordDict({"candidates": asked, "config": config})
     adversary = run.manifest["adversary"]
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary

@@ -26,6 +26,10 @@ _METRICS = {
 }
 
 
+# More victims than this make a table of attacks × victims too wide for a terminal.
+_MANY_VICTIMS = 6
+
+
 def show(run: RunDirectory, console: Console) -> None:
     """Print utility and guarantee per party, leakage per attack, and leakage per attack and party."""
     console.print()
@@ -81,7 +85,7 @@ def _leakage(leakage: pd.DataFrame) -> Table:
     table = _table(title)
     table.add_column("attack", no_wrap=True)
     for heading in _METRICS.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for attack, rows in overall.groupby("attack", sort=False):
         cells = [_cell(rows[rows["metric"] == metric]) for metric in _METRICS]
         table.add_row(str(attack), *cells)
@@ -96,13 +100,30 @@ def _exposure(leakage: pd.DataFrame) -> Table:
     auc = _over_games(leakage)
     auc = auc[(auc["metric"] == "auc") & (auc["party"] != "all")]
     victims = list(dict.fromkeys(auc["party"]))
-    table = _table("AUC per attack and victim party, with 95 % intervals")
+    if len(victims) > _MANY_VICTIMS:
+        return _exposure_of_many(auc, victims)
+    table = _table("AUC per attack and victim party (members + held out), with 95 % intervals")
     table.add_column("attack", no_wrap=True)
     for victim in victims:
         n = auc[auc["party"] == victim].iloc[0]
-        table.add_column(f"{victim}\nn = {n['n_members']:.0f} + {n['n_nonmembers']:.0f}", justify="right")
+        size = f"{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
+        table.add_column(f"{victim}\n{size}", justify="right", no_wrap=True)
     for attack, rows in auc.groupby("attack", sort=False):
         table.add_row(str(attack), *(_cell(rows[rows["party"] == victim]) for victim in victims))
+    return table
+
+
+def _exposure_of_many(auc: pd.DataFrame, victims: list[str]) -> Table:
+    """Return a row per victim, with the attacks that find most on average; the table would be too wide."""
+    best = auc.groupby("attack")["value"].mean().nlargest(5).index
+    table = _table("AUC per victim party (members + held out) of the five strongest attacks, 95 % intervals")
+    for heading in ("party", *best):
+        table.add_column(str(heading), justify="left" if heading == "party" else "right")
+    for victim in victims:
+        rows = auc[auc["party"] == victim]
+        n = rows.iloc[0]
+        name = f"{victim}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
+        table.add_row(name, *(_cell(rows[rows["attack"] == attack]) for attack in best))
     return table
 
 

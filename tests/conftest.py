@@ -18,3 +18,9 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not at {folder} (set FEDSIM_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one, or the person at this machine, has simulated before."""
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -48,7 +48,8 @@ candidates = read_arrays(run / "candidates-000.safetensors")
 opened.clear()
 with InProcessGrid(run, 0, 3) as grid:
     adversary = min(grid.get_node_ids())
-    content = RecordDict({"candidates": messages.to_arrays(candidates)})
+    config = ConfigRecord({"workers": 1})
+    content = RecordDict({"candidates": messages.to_arrays(candidates), "config": config})
     [reply] = grid.send_and_receive([Message(content, adversary, "query.attack")])
 assert reply.has_content(), reply.error
 print(json.dumps(sorted(path for path in opened if path.startswith(str(run)))))

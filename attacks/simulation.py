@@ -1,0 +1,185 @@
+"""From what a participant saw to the shadows that it simulates: the adversary's own laboratory.
+
+It repeats the federation with the public settings, from the w_0 that it was sent, with its own training
+records where they were and everyone else's drawn from the records that it owns (DESIGN §9). What it
+owns decides what it can learn:
+
+population   the candidates and further records of the same parties: each is in about half of the shadows
+disjoint     records of the same parties of which none is a candidate: candidates are in no shadow
+own          nothing but its own records: candidates are in no shadow
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attacks import shadow, signals
+from attacks.observer import ParticipantView
+from attacks.signal_matrix import SignalMatrix
+from fedsim.data.records import Pool, Records
+
+OBSERVED_ROUNDS = 4
+"""Rounds at which shadows are looked at: spread over the last three quarters, w_T last."""
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What simulations may cost, and where they are kept; none of it changes a result.
+
+    workers: processes of one thread each; max_bytes: of memory; cache: folder of earlier simulations, or None
+    progress: called with shadows done and in all
+    """
+
+    workers: int = 1
+    max_bytes: int = 2**30
+    cache: Path | None = None
+    progress: Callable[[int, int], object] | None = None
+
+
+def simulate(
+    view: ParticipantView,
+    candidates: Records,
+    seed: int,
+    game: int = 0,
+    laboratory: Laboratory | None = None,
+) -> SignalMatrix:
+    """Simulate the shadows of ``view`` and return their signals beside the target's.
+
+    The columns are the candidates, in order, followed by the other records from which shadows were drawn.
+
+    Raises:
+        InputError: the strategy cannot be simulated, or the adversary owns too few records.
+    """
+    laboratory = laboratory or Laboratory()
+    asked = Pool(candidates, _party_of(view, len(candidates)))
+    drawn_from, fixed = _records_to_draw(view, asked)
+    columns = Records.concatenate([candidates, *_beside(view)])
+    membership = shadow.draw_members(
+        view.assumptions.shadows,
+        view.settings.sizes,
+        drawn_from.party,
+        fixed={view.settings.own: fixed},
+        seed=seed,
+        game=game,
+    )
+    rounds = observed_rounds(view)
+    found = shadow.simulate(
+        federation_plan(view).resized(membership.sizes),
+        view.models[0],
+        drawn_from.records,
+        membership,
+        columns,
+        rounds=rounds,
+        seed=seed,
+        game=game,
+        keep_logits=view.settings.classes > 2,
+        keep_weights=_weights_fit(view),
+        workers=laboratory.workers,
+        max_bytes=laboratory.max_bytes,
+        cache=laboratory.cache,
+        progress=laboratory.progress,
+    )
+    return _matrix(view, columns, found, _inside(view, membership, len(candidates), len(columns)))
+
+
+def observed_rounds(view: ParticipantView) -> list[int]:
+    """Return the rounds at which target and shadows are compared, of those that the adversary saw."""
+    seen, last = np.array(view.trained_rounds), view.final_round
+    wanted = np.linspace(last / OBSERVED_ROUNDS, last, OBSERVED_ROUNDS)
+    nearest = [int(seen[np.abs(seen - t).argmin()]) for t in wanted]
+    return sorted(set(nearest))
+
+
+def federation_plan(view: ParticipantView) -> shadow.FederationPlan:
+    """Return the public settings as a plan that shadows repeat."""
+    settings = view.settings
+    parties = zip(settings.sizes, settings.privacy, strict=True)
+    return shadow.FederationPlan(
+        model=settings.model,
+        input_shape=tuple(settings.input_shape),
+        classes=settings.classes,
+        rounds=view.final_round,
+        training=settings.training,
+        parties=tuple(shadow.PartyTraining(size, dp) for size, dp in parties),
+        participants=settings.participants,
+        strategy=settings.strategy,
+        options=settings.options,
+    )
+
+
+def _weights_fit(view: ParticipantView) -> bool:
+    """Whether the final weights of all shadows take less than a quarter of a GiB."""
+    parameters = sum(array.size for array in view.final_model.values())
+    return 4 * parameters * view.assumptions.shadows <= 2**28
+
+
+def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:
+    known = view.candidate_party
+    return np.full(candidates, -1) if known is None or len(known) != candidates else known
+
+
+def _beside(view: ParticipantView) -> list[Records]:
+    """Return the records besides the candidates that shadows are drawn from, and that are signals as well."""
+    if view.assumptions.auxiliary == "own":
+        return [view.own_heldout]
+    owned = view.auxiliary
+    return [owned.records] if owned is not None and len(owned) else []
+
+
+def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, np.ndarray]:
+    """Return the pool from which shadows are drawn, and the rows that are the adversary's own members.
+
+    Own members come last. Under 'own' all own records are drawn from as well, to stand for the others'.
+    """
+    owned = view.auxiliary or Pool(asked.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    parts = {"population": [asked, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
+    if parts is None:
+        own = Records.concatenate([view.own_heldout, view.own_train])
+        parts = [Pool(own, np.full(len(own), -1))]
+    parts = [*parts, Pool(view.own_train, np.full(len(view.own_train), view.settings.own))]
+    pool = Pool(
+        Records.concatenate([part.records for part in parts]),
+        np.concatenate([part.party for part in parts]),
+    )
+    return pool, np.arange(len(pool) - len(view.own_train), len(pool))
+
+
+def _inside(
+    view: ParticipantView, membership: shadow.Membership, candidates: int, columns: int
+) -> np.ndarray:
+    """Return the party of each column in each shadow, (S, columns) int16; −1 where it is in none."""
+    inside = np.full((len(membership), columns), -1, dtype=np.int16)
+    drawn = membership.inside
+    if view.assumptions.auxiliary == "population":
+        inside[:] = drawn[:, :columns]
+    else:
+        inside[:, candidates:] = drawn[:, : columns - candidates]
+    return inside
+
+
+def _matrix(
+    view: ParticipantView, columns: Records, found: shadow.Shadows, inside: np.ndarray
+) -> SignalMatrix:
+    logits = [view.logits(t, columns) for t in found.rounds]
+    target = np.stack([signals.scaled_logit(each, columns.labels) for each in logits])
+    beside = sum(len(records) for records in _beside(view))
+    known = np.full(beside, -1)
+    if view.auxiliary is not None and len(view.auxiliary) == beside:
+        known = view.auxiliary.party
+    party = np.concatenate([_party_of(view, len(columns) - beside), known])
+    return SignalMatrix(
+        target=target.astype(np.float32),
+        shadows=found.phi,
+        inside=inside,
+        rounds=np.array(found.rounds),
+        labels=columns.labels,
+        party=party,
+        target_logits=None if found.logits is None else logits[-1].astype(np.float32),
+        shadow_logits=None if found.logits is None else found.logits[:, -1],
+        target_weights=None if found.weights is None else shadow.flat_weights(view.final_model),
+        shadow_weights=found.weights,
+    )

@@ -1,0 +1,136 @@
+"""Shadow attacks end to end: what the adversary is assumed to own decides what it can run and find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support import finished_run, prepared_run
+
+from attacks import observer, shadow, simulation, suite
+from fedsim import runner
+from fedsim.errors import InputError
+from fedsim.results import RunDirectory
+
+SHADOWS = [attack.name for attack in suite.SUITE.values() if attack.shadows]
+FEW = {"shadows": 32}
+
+
+def matrix_of(run: RunDirectory, **laboratory: object):  # type: ignore[no-untyped-def]
+    folder = run.observations(0)
+    view, candidates = observer.load_view(folder), observer.load_candidates(folder)
+    lab = simulation.Laboratory(**laboratory)  # type: ignore[arg-type]
+    return simulation.simulate(view, candidates, run.scenario.seed, 0, lab), view
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dp": {"all": {"noise_multiplier": 1.0}}},
+        {"dp": {"hospital-2": {"noise_multiplier": 1.0}}, "model": {"name": "logistic"}},
+        {"federation": {"rounds": 3, "strategy": "fedprox", "options": {"proximal_mu": 0.1}}},
+        {"federation": {"rounds": 4, "fraction": 0.67}, "training": {"steps": 3, "momentum": 0.9}},
+    ],
+    ids=["open", "dp", "mixed", "fedprox", "partial"],
+)
+def test_every_attack_runs_on_every_kind_of_federation(tmp_path: Path, settings: dict) -> None:
+    run = finished_run(tmp_path, adversary=FEW, **settings)
+    scores = run.table("scores")
+    assert list(dict.fromkeys(scores["attack"])) == list(suite.SUITE)
+    assert np.isfinite(scores["score"]).all() and np.isfinite(scores["threshold"]).all()
+
+
+def test_shadows_differ_from_the_target_in_records_and_chance_alone(tmp_path: Path) -> None:
+    """The target's own signals look like one more shadow's: nothing of its setting was forgotten."""
+    run = finished_run(tmp_path, n=150, adversary={"shadows": 128}, federation={"rounds": 6})
+    matrix, _ = matrix_of(run)
+    target, shadows = matrix.target[-1], matrix.shadows[:, -1]
+    spread = shadows.std(axis=0)
+    deviation = (target - shadows.mean(axis=0)) / spread
+    assert np.abs(deviation).mean() < 1.3  # .8 for a Gaussian; a wrong setting shifts all of them
+    assert np.abs(target.mean() - shadows.mean(axis=1).mean()) < 4 * shadows.mean(axis=1).std()
+
+
+def test_candidates_are_in_half_of_the_shadows_and_own_records_in_none_of_the_columns(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["lira"], **FEW})
+    matrix, view = matrix_of(run)
+    share = matrix.member.mean(axis=0)
+    assert ((share > 0.3) & (share < 0.7)).all() and abs(share.mean() - 0.5) < 0.02
+    assert matrix.target.shape[1] == len(run.read_candidates(0))
+    assert matrix.rounds[-1] == view.final_round
+    assert set(np.unique(matrix.inside)) == {-1, 1, 2}, (
+        "no candidate is a member of the adversary's own party"
+    )
+
+
+def test_workers_and_cache_change_nothing(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["lira"], **FEW})
+    alone, _ = matrix_of(run)
+    spread, _ = matrix_of(run, workers=2, cache=tmp_path / "cache")
+    cached, _ = matrix_of(run, cache=tmp_path / "cache")
+    for other in (spread, cached):
+        np.testing.assert_array_equal(other.shadows, alone.shadows)
+        np.testing.assert_array_equal(other.inside, alone.inside)
+    assert list((tmp_path / "cache").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("auxiliary", ["disjoint", "own"])
+def test_without_the_candidates_only_attacks_that_can_do_without_them_run(
+    tmp_path: Path, auxiliary: str
+) -> None:
+    run = finished_run(tmp_path, n=120, adversary={"auxiliary": auxiliary, **FEW})
+    found = set(run.table("scores")["attack"])
+    assert found == {attack.name for attack in suite.SUITE.values() if not attack.inside}
+    assert {"lira-offline", "rmia-offline"} <= found
+    matrix, _ = matrix_of(run)
+    n = len(run.read_candidates(0))
+    assert not matrix.member[:, :n].any()
+    assert matrix.member[:, n:].any(), "thresholds are set on records that are in some shadows"
+    named = {"auxiliary": auxiliary, "attacks": ["lira"]}
+    with pytest.raises(InputError, match=f"'lira' trains shadows on candidates, .*'{auxiliary}'"):
+        prepared_run(tmp_path, n=120, out="b", adversary=named)
+
+
+def test_open_world_columns_are_the_candidates_alone(tmp_path: Path) -> None:
+    run = finished_run(
+        tmp_path, adversary={"candidates": 20, "auxiliary_size": 0, "attacks": ["lira"], **FEW}
+    )
+    matrix, _ = matrix_of(run)
+    assert matrix.target.shape[1] == 20
+    assert (matrix.member.sum(axis=1) <= 15).all() and matrix.member.any(axis=1).all()
+
+
+def test_a_strategy_that_cannot_be_simulated_leaves_the_other_attacks(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, federation={"rounds": 2, "strategy": "krum"})
+    assert set(run.table("scores")["attack"]) == set(suite.SUITE) - set(SHADOWS)
+    krum = {"federation": {"strategy": "krum"}, "adversary": {"attacks": ["lira"]}}
+    with pytest.raises(InputError, match=r"'lira' simulates the federation, .* 'krum'"):
+        prepared_run(tmp_path, out="b", **krum)
+
+
+def test_attacking_again_offline_gives_the_same_scores(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary=FEW)
+    before = run.table("scores")
+    noted: list[tuple[int, int]] = []
+    runner.attack(run, progress=lambda done, total: noted.append((done, total)))
+    pd.testing.assert_frame_equal(run.table("scores"), before)
+    assert noted[-1] == (32, 32)
+    assert shadow.cache_folder().exists()
+
+
+def test_natural_parties_are_known_and_kept_apart(tmp_path: Path) -> None:
+    from support import document, write_table
+
+    write_table(tmp_path / "x.csv", 120)
+    table = pd.read_csv(tmp_path / "x.csv")
+    table["clinic"] = np.repeat(["a", "b", "c"], 40)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    data = {**document(tmp_path)["data"], "path": str(tmp_path / "x.csv"), "party": "clinic"}  # type: ignore[dict-item]
+    run = finished_run(tmp_path, data=data, parties={}, adversary={"attacks": ["lira"], **FEW})
+    matrix, _ = matrix_of(run)
+    assert set(matrix.party) == {1, 2}
+    for k in (1, 2):
+        assert set(np.unique(matrix.inside[:, matrix.party == k])) == {-1, k}
