@@ -156,3 +156,15 @@ def test_a_saturated_record_is_not_infinitely_certain() -> None:
     found = lira.online(replace(matrix, shadows=shadows, target=target), RNG)
     assert np.isfinite(found).all()
     assert found[1] > found[2:].max()
+
+
+def test_a_record_of_few_shadows_has_the_pooled_variance() -> None:
+    """Where the others have enough of their own: two values say nothing of a variance."""
+    matrix = world(9, n=30, shadows=200)
+    inside = matrix.inside.copy()
+    inside[:, 0] = np.where(np.arange(200) < 198, 0, -1)
+    matrix = replace(matrix, inside=inside)
+    _, outside = lira.fit_sides(matrix, slice(-1, None))
+    mean = matrix.shadows[198:, -1, 0].astype(float).mean()
+    expected = (float(matrix.target[-1, 0]) - mean) / np.sqrt(outside.pooled[0, 0])
+    assert lira.offline(matrix, RNG)[0] == pytest.approx(expected)

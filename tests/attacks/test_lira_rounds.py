@@ -172,3 +172,11 @@ def test_a_round_without_variance_counts_for_nothing() -> None:
 def test_rounds_are_spread_and_include_the_last(rounds: list[int], count: int, expected: list[int]) -> None:
     rounds = np.array(rounds)
     assert rounds[lira_rounds.spread(rounds, count)].tolist() == expected
+
+
+def test_differences_that_chance_explains_are_taken_as_one() -> None:
+    """Records that vary less than their sampling error does: nothing tells them apart."""
+    own = np.random.default_rng(7).normal(size=(100, 3)) * 0.1 + [1.0, 2.0, 3.0]
+    noise = np.broadcast_to(np.eye(3), (100, 3, 3))
+    found = lira_rounds._shrunk_differences(own, noise, np.ones(100, dtype=bool))
+    np.testing.assert_allclose(found, np.broadcast_to(own.mean(axis=0), (100, 3)), atol=1e-12)

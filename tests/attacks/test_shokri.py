@@ -94,3 +94,13 @@ def test_a_class_of_which_no_shadow_saw_a_member_is_not_judged() -> None:
     inside = np.where(matrix.labels == 2, -1, matrix.inside).astype(np.int8)
     scores = shokri.score(replace(matrix, inside=inside), RNG)
     assert (scores[matrix.labels == 2] == 0).all() and (scores[matrix.labels != 2] != 0).all()
+
+
+def test_a_shadow_with_broken_logits_is_left_out() -> None:
+    matrix, _ = of_logits(200, 8, classes=3, sharper=3)
+    assert matrix.shadow_logits is not None
+    logits = matrix.shadow_logits.copy()
+    logits[5, :, 1] = np.nan
+    found = shokri.score(replace(matrix, shadow_logits=logits), np.random.default_rng(0))
+    kept = matrix.subset(np.arange(8) != 5)
+    np.testing.assert_array_equal(found, shokri.score(kept, np.random.default_rng(0)))
