@@ -204,18 +204,23 @@ def _weighted_tpr(game: Scored, attack: int, weights: np.ndarray, alpha: float) 
 
 
 def compare_table(
-    found: pd.DataFrame, reference: str, stream: np.random.Generator, alpha: float = 0.01, draws: int = 2000
+    found: pd.DataFrame,
+    reference: str,
+    stream: np.random.Generator,
+    alpha: float | None = 0.01,
+    draws: int = 2000,
 ) -> pd.DataFrame:
     """Return every other attack's difference from ``reference`` (that minus the other), over all parties.
 
     found: rows of `evaluation.joined`. Columns: attack, metric ('auc' or 'tpr_at_fpr_α'), value, low, high,
-    p; no row of TPR where the non-members of all games together cannot resolve α.
+    p; no row of TPR without α, or where the non-members of all games together cannot resolve it.
     """
     rows: list[tuple] = []
     for attack in [name for name in found["attack"].unique() if name != reference]:
         games = scored(found[found["attack"].isin([attack, reference])], [reference, attack])
         results = {"auc": compare_auc(games)}
-        if evaluation.resolvable(sum(int((~game.member).sum()) for game in games), alpha):
+        nonmembers = sum(int((~game.member).sum()) for game in games)
+        if alpha is not None and evaluation.resolvable(nonmembers, alpha):
             results[f"tpr_at_fpr_{alpha}"] = compare_tpr(games, alpha, stream, draws)
         rows += [(attack, metric, r.value, r.low, r.high, r.p) for metric, r in results.items()]
     return pd.DataFrame(rows, columns=["attack", "metric", "value", "low", "high", "p"])

@@ -41,8 +41,9 @@ def roc(table: pd.DataFrame, attacks: Sequence[str], sizes: Mapping[str, int]) -
 
 def _resolution(frame: Frame, words: str, n: int) -> str:
     at = frame.x(1 / n)
+    beside = (at - 4, "end") if at - frame.x.start > 40 else (at + 4, "start")
     line = frame.line([(1 / n, frame.y.low), (1 / n, frame.y.high)], "limit", f"1 of {n}: {words}")
-    return line + text(at + 4, frame.y.end + 12, f"1/{n}", style="quiet")
+    return line + text(beside[0], frame.y.end + 12, f"1/{n}", beside[1], style="quiet")
 
 
 def utility(rounds: pd.DataFrame, metric: str, label: str) -> str:
@@ -105,9 +106,9 @@ def intervals(rows: Sequence[tuple[str, float, float, float, float | None]], lab
         y = 32 + 24 * row
         parts.append(text(170, y + 4, name, anchor="end"))
         parts.append(_interval(frame.x, y, value, low, high, bound))
-        known = f"{value:.3f}" if math.isfinite(value) else "not measured"
+        known = f"{value:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(value) else "not measured"
         parts.append(text(534, y + 4, known))
-    return chart(600, height, label, *parts)
+    return chart(680, height, label, *parts)
 
 
 def gauge(value: float, low: float, high: float, bound: float | None) -> str:

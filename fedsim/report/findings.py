@@ -15,7 +15,7 @@ from fedsim.errors import InputError
 from fedsim.results import RunDirectory
 
 MOST_COMPARED = 8
-"""Attacks whose TPR is compared with the strongest one's: the bootstrap costs about a second each."""
+"""Attacks whose TPR is compared with the strongest one's: the bootstrap costs up to a second each."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,18 @@ def _ranked(leakage: pd.DataFrame) -> list[str]:
 def _differences(
     run: RunDirectory, joined: pd.DataFrame, reference: str, attacks: Sequence[str]
 ) -> pd.DataFrame:
-    """Compare the strongest attack with the others that come nearest to it."""
-    compared = joined[joined["attack"].isin([reference, *attacks[:MOST_COMPARED]])]
-    members = compared[compared["attack"] == reference].groupby("game")["member"].agg(["sum", "size"])
+    """Compare the strongest attack's AUC with all others', its TPR with the nearest ones'."""
+    members = joined[joined["attack"] == reference].groupby("game")["member"].agg(["sum", "size"])
     if (members["sum"] < 2).any() or (members["size"] - members["sum"] < 2).any():
         return pd.DataFrame()
     stream = rng.generator(run.scenario.seed, "report: bootstrap")
-    return comparison.compare_table(compared, reference, stream, draws=1000)
+    near = joined[joined["attack"].isin([reference, *attacks[:MOST_COMPARED]])]
+    far = joined[~joined["attack"].isin(attacks[:MOST_COMPARED]) | (joined["attack"] == reference)]
+    parts = [
+        comparison.compare_table(near, reference, stream, draws=1000),
+        comparison.compare_table(far, reference, stream, alpha=None),
+    ]
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def _parties(run: RunDirectory, rounds: pd.DataFrame, leaks: dict[str, Leak]) -> list[Party]:

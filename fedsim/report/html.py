@@ -140,7 +140,9 @@ def cell(row: Mapping[str, Any] | None) -> Markup:
     if row is None:
         return Markup("–")
     if not math.isfinite(row["value"]):
-        return Markup("<small>{}</small>").format(row.get("note") or "–")
+        note = str(row.get("note") or "–")
+        short = "n too small" if "not resolvable" in note else note
+        return Markup('<small title="{}">{}</small>').format(note, short)
     ends = (number(row["low"]), number(row["high"]))
     return Markup("{}<small>{}–{}</small>").format(number(row["value"]), *ends)
 
@@ -163,30 +165,33 @@ def _by_attack(found: Findings) -> list[dict[str, Any]]:
 
 
 def _exposure(found: Findings) -> dict[str, Any]:
-    """Return AUC by victim (rows) and attack (columns), mean over games."""
+    """Return AUC by victim and attack, mean over games; whatever is more goes down."""
     if found.overall is None:
         return {}
     rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["metric"] == "auc")]
-    order = [party.name for party in found.parties]
-    return _heat_map(rows[rows["party"] != "all"], "party", "attack", found.attacks, order)
+    victims = [party.name for party in found.parties if party.leak is not None]
+    if len(victims) > len(found.attacks):
+        return _heat_map(rows, "party", "attack", victims, found.attacks)
+    return _heat_map(rows, "attack", "party", found.attacks, victims)
 
 
 def _matrix(found: Findings) -> dict[str, Any]:
     if found.matrix.empty:
         return {}
-    order = [party.name for party in found.parties]
-    return _heat_map(found.matrix, "adversary", "victim", order, order)
+    names = [party.name for party in found.parties]
+    adversaries = [name for name in names if name in set(found.matrix["adversary"])]
+    return _heat_map(found.matrix, "adversary", "victim", adversaries, names)
 
 
 def _heat_map(
-    rows: pd.DataFrame, down: str, across: str, columns: Sequence[str], order: Sequence[str]
+    table: pd.DataFrame, down: str, across: str, names: Sequence[str], columns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return {columns, rows: [(name, cells)]}; a cell has a heat in [0, 1], 0 at AUC .5 or below."""
-    cells = {(row[down], row[across]): {**row, "heat": _heat(row["value"])} for row in _entries(rows)}
-    shown = set(rows[down])
+    """Return {down, columns, rows: [(name, cells)]}; a cell has a heat in [0, 1], 0 at AUC .5 or below."""
+    cells = {(row[down], row[across]): {**row, "heat": _heat(row["value"])} for row in _entries(table)}
     return {
+        "down": down,
         "columns": list(columns),
-        "rows": [(name, [cells.get((name, each)) for each in columns]) for name in order if name in shown],
+        "rows": [(name, [cells.get((name, column)) for column in columns]) for name in names],
     }
 
 

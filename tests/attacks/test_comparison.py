@@ -220,6 +220,8 @@ def test_the_comparison_table_compares_all_with_the_reference() -> None:
     table = comparison.compare_table(found, "loss", np.random.default_rng(0), draws=100)
     assert list(table["metric"]) == ["auc", "tpr_at_fpr_0.01"] and set(table["attack"]) == {"entropy"}
     assert table["value"].iloc[0] > 0.1 and table["low"].iloc[0] > 0 and table["p"].iloc[0] < 0.05
+    alone = comparison.compare_table(found, "loss", np.random.default_rng(0), alpha=None)
+    assert list(alone["metric"]) == ["auc"] and alone["value"].iloc[0] == table["value"].iloc[0]
     small = evaluation.joined(*tables(games=1, per_side=10))
     table = comparison.compare_table(small, "loss", np.random.default_rng(0))
     assert list(table["metric"]) == ["auc"]
