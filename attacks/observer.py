@@ -11,6 +11,9 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     assumptions.json         what the adversary is assumed to know and own besides
     auxiliary.safetensors    records that it owns besides
     candidates.safetensors   the records whose membership is asked
+    poison.safetensors       what a poisoning adversary adds to its training records
+    targets.safetensors      the records whose loss an ascending adversary raises
+    ascent-003.safetensors   what that adds to its answer in round 3, and for which targets
 """
 
 from __future__ import annotations
@@ -65,6 +68,25 @@ class PublicSettings:
     privacy: tuple[Plan | None, ...] = ()
     own: int = 0
 
+    @property
+    def own_share(self) -> float:
+        """The adversary's weight in the average of a round in which it takes part."""
+        if self.sizes and self.participants == self.parties:
+            return self.sizes[self.own] / sum(self.sizes)
+        return 1 / self.participants
+
+
+@dataclass(frozen=True, eq=False)
+class Ascent:
+    """What an ascending adversary added to its answer of a round.
+
+    ascended: (n,) bool, which targets' loss it raised
+    step: by parameter name, in the model's dtype
+    """
+
+    ascended: np.ndarray
+    step: Weights
+
 
 @dataclass(frozen=True, eq=False)
 class ParticipantView:
@@ -75,6 +97,8 @@ class ParticipantView:
     assumptions: what it is assumed to know and own besides
     auxiliary: records that it owns besides, with their party where it knows it
     candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None before it is asked
+    poison: what a poisoning adversary trains on beside own_train
+    targets: the records whose loss an ascending adversary raises; ascents: round t → what it did in round t
     """
 
     settings: PublicSettings
@@ -85,6 +109,9 @@ class ParticipantView:
     assumptions: AdversarySettings = field(default_factory=AdversarySettings)
     auxiliary: Pool | None = None
     candidate_party: np.ndarray | None = None
+    poison: Records | None = None
+    targets: Records | None = None
+    ascents: dict[int, Ascent] = field(default_factory=dict)
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
@@ -126,8 +153,8 @@ class ParticipantView:
     def others_update(self, t: int) -> Weights | None:
         """Return the others' part of the step w_t − w_{t−1}, float64 by parameter name.
 
-        The owner's part is (own reply − w_{t−1}) / participants: it is not told how many records the others
-        have, so it assumes equal weights in the average. Nothing is taken out in a round it did not answer
+        The owner's part is its share of (own reply − w_{t−1}), n_own / N where all parties take part; else it
+        does not know who did, and assumes equal weights. Nothing is taken out in a round it did not answer
         in, nor under a strategy that does not average. None where either model was not seen.
         """
         if t not in self.models or t - 1 not in self.models:
@@ -137,7 +164,7 @@ class ParticipantView:
         reply = self.own_replies.get(t)
         if reply is None or self.settings.strategy not in AVERAGING:
             return step
-        share = 1 / self.settings.participants
+        share = self.settings.own_share
         return {name: step[name] - share * (reply[name] - array) for name, array in before.items()}
 
     def as_outsider_of_itself(self) -> ParticipantView:
@@ -181,6 +208,22 @@ def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) ->
 def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
     """Write the owner's answer in ``round`` (1..T); writing it again changes nothing."""
     write_arrays(folder / f"reply-{round:03d}.safetensors", weights)
+
+
+def record_poison(folder: Path, poison: Records) -> None:
+    """Write what the owner trains on beside its own records."""
+    write_arrays(folder / "poison.safetensors", {"features": poison.features, "labels": poison.labels})
+
+
+def record_targets(folder: Path, targets: Records) -> None:
+    """Write the records whose loss the owner raises, in the order of `Ascent.ascended`."""
+    write_arrays(folder / "targets.safetensors", {"features": targets.features, "labels": targets.labels})
+
+
+def record_ascent(folder: Path, round: int, ascent: Ascent) -> None:
+    """Write what the owner added to its answer in ``round``; writing it again changes nothing."""
+    step = {f"step/{name}": array for name, array in ascent.step.items()}
+    write_arrays(folder / f"ascent-{round:03d}.safetensors", {"ascended": ascent.ascended, **step})
 
 
 def record_candidates(folder: Path, candidates: Pool) -> None:
@@ -232,6 +275,9 @@ def load_view(folder: Path) -> ParticipantView:
         AdversarySettings.model_validate(read_json(assumptions)),
         _pool(auxiliary),
         _pool(asked).party if asked.exists() else None,
+        _records_if_any(folder / "poison.safetensors"),
+        _records_if_any(folder / "targets.safetensors"),
+        {t: _ascent(arrays) for t, arrays in _read_rounds(folder, "ascent").items()},
     )
 
 
@@ -257,6 +303,15 @@ def _records(file: Path, prefix: str = "") -> Records:
         return Records(arrays[f"{prefix}features"], arrays[f"{prefix}labels"])
     except KeyError as error:
         raise InputError(f"cannot read {file}: it has no array {error}") from error
+
+
+def _records_if_any(file: Path) -> Records | None:
+    return _records(file) if file.exists() else None
+
+
+def _ascent(arrays: Weights) -> Ascent:
+    step = {name: array for name, array in arrays.items() if name.startswith("step/")}
+    return Ascent(arrays["ascended"], {name.removeprefix("step/"): array for name, array in step.items()})
 
 
 def _read_rounds(folder: Path, kind: str) -> dict[int, Weights]:

@@ -20,6 +20,7 @@ import numpy as np
 from attacks import shadow, signals
 from attacks.observer import ParticipantView
 from attacks.signal_matrix import SignalMatrix
+from fedsim import models
 from fedsim.data.records import Pool, Records
 
 OBSERVED_ROUNDS = 4
@@ -111,6 +112,11 @@ def federation_plan(view: ParticipantView) -> shadow.FederationPlan:
     )
 
 
+def _flat_weights(view: ParticipantView) -> np.ndarray:
+    """Return w_T in the module's own order of parameters; on disk they are in alphabetical order."""
+    return shadow.flat_weights(models.weights(view.module(view.final_model)))
+
+
 def _weights_fit(view: ParticipantView) -> bool:
     """Whether the final weights of all shadows take less than a quarter of a GiB."""
     parameters = sum(array.size for array in view.final_model.values())
@@ -131,21 +137,22 @@ def _beside(view: ParticipantView) -> list[Records]:
 
 
 def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, np.ndarray]:
-    """Return the pool from which shadows are drawn, and the rows that are the adversary's own members.
+    """Return the pool from which shadows are drawn, and the rows that the adversary itself trains on.
 
-    Own members come last. Under 'own' all own records are drawn from as well, to stand for the others'.
+    These come last: its own members and its poison, where it poisons. Under 'own' all own records are drawn from as well, to stand for the others'.
     """
     owned = view.auxiliary or Pool(asked.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
     parts = {"population": [asked, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
     if parts is None:
         own = Records.concatenate([view.own_heldout, view.own_train])
         parts = [Pool(own, np.full(len(own), -1))]
-    parts = [*parts, Pool(view.own_train, np.full(len(view.own_train), view.settings.own))]
+    trained_on = Records.concatenate([view.own_train, *([view.poison] if view.poison is not None else [])])
+    parts = [*parts, Pool(trained_on, np.full(len(trained_on), view.settings.own))]
     pool = Pool(
         Records.concatenate([part.records for part in parts]),
         np.concatenate([part.party for part in parts]),
     )
-    return pool, np.arange(len(pool) - len(view.own_train), len(pool))
+    return pool, np.arange(len(pool) - len(trained_on), len(pool))
 
 
 def _inside(
@@ -180,6 +187,6 @@ def _matrix(
         party=party,
         target_logits=None if found.logits is None else logits[-1].astype(np.float32),
         shadow_logits=None if found.logits is None else found.logits[:, -1],
-        target_weights=None if found.weights is None else shadow.flat_weights(view.final_model),
+        target_weights=None if found.weights is None else _flat_weights(view),
         shadow_weights=found.weights,
     )

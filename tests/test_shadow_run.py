@@ -52,6 +52,11 @@ def test_shadows_differ_from_the_target_in_records_and_chance_alone(tmp_path: Pa
     deviation = (target - shadows.mean(axis=0)) / spread
     assert np.abs(deviation).mean() < 1.3  # .8 for a Gaussian; a wrong setting shifts all of them
     assert np.abs(target.mean() - shadows.mean(axis=1).mean()) < 4 * shadows.mean(axis=1).std()
+    assert matrix.target_weights is not None and matrix.shadow_weights is not None
+    centre = matrix.shadow_weights.mean(axis=0)
+    distances = np.linalg.norm(matrix.shadow_weights - centre, axis=1)
+    own = np.linalg.norm(matrix.target_weights - centre)
+    assert own < 1.5 * distances.max(), "the target's weights lie among the shadows', in the same order"
 
 
 def test_candidates_are_in_half_of_the_shadows_and_own_records_in_none_of_the_columns(tmp_path: Path) -> None:
