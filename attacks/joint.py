@@ -2,26 +2,25 @@
 
 LiRA (Carlini et al. 2022) looks at one record's φ at a time, and what other records' membership does to it is
 noise. To a participant it is signal: every shadow starts from the w_0 that it was sent, so that what a
-membership moves is nearly linear and in the same place in shadows and target. Let X (S, D) be the shadows'
+membership moves is nearly linear, and moves alike in shadows and target. Let X (S, D) be the shadows'
 signals, centred and scaled, and Y (S, n) their memberships, centred. The best linear decoder of record i is
-(XᵀX + λ)⁻¹ Xᵀy_i (linear minimum mean squared error; in multi-user detection, Verdú 1998, §6.2). All parts
-share it and differ in what of the influences Xᵀy_i they trust, since these are noisy estimates from S shadows:
+(XᵀX + λ)⁻¹ Xᵀy_i (linear minimum mean squared error; for many senders on one channel, Verdú 1998, §6.2). All
+parts share it; they differ in what they trust of the influences Xᵀy_i, noisy estimates from S shadows:
 
-ridge_decoding        all of Xᵀy_i, signals φ of every record at every round
-weight_decoding       the same, signals the final weights
+ridge_decoding        all of Xᵀy_i; the signals are the φ of every record at every round
+weight_decoding       all of Xᵀy_i; the signals are the final weights
 factor_adjusted_lira  only the entries of Xᵀy_i at the record's own φ: each φ less what all other φ explain of
-                      it (a smooth number of factors: directions of variance well above λ count as known)
-joint                 logistic stacking of these, fitted on predictions for shadows that were left out
+                      it (factors are known as far as their variance is above λ)
+score                 logistic stacking of all of these, fitted on shadows that were held back
 
-One decomposition serves all records, every λ, and the predictions for left-out shadows in closed form. These
-choose λ, put the parts on one scale (log likelihood ratios) and fit the stacking, with no truth but the
-shadows'. The results are log-odds of membership: 0 for a record about which nothing can be said.
+One decomposition serves all records, every λ, and in closed form the predictions for shadows that are left
+out, on which λ is chosen and every part is put on one scale: log likelihood ratios of membership.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,29 +30,43 @@ from attacks.signal_matrix import SignalMatrix
 PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 """λ from which ridge decoding chooses, in units of the mean eigenvalue of XᵀX."""
 FACTOR_PENALTIES = (0.1, 1.0, 10.0)
-"""λ of factor-adjusted LiRA; the stacking weighs them, since many and few factors err in different ways."""
-STACKED_PAIRS = 200_000
-"""Pairs of a shadow and a record on which the stacking is fitted, at most."""
+"""λ of factor-adjusted LiRA; the stacking weighs them, since few and many factors err in different ways."""
+FOLDS, HELD_BACK = 4, 128
+"""The stacking holds back each fold once; with over FOLDS · HELD_BACK shadows, HELD_BACK once."""
 DRAWN_TOGETHER = -0.2
 """Neighbouring shadows whose memberships correlate below this are left out together."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One number per record, higher = member: (S, n) for every shadow by a fit without it, (n,) for the target."""
-
-    shadows: np.ndarray
-    target: np.ndarray
-
-
 def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
-    """Return the log-odds of membership by all parts stacked, (n,) float64; see `joint`."""
-    return joint(matrix, rng).target
+    """Return the log-odds of membership by all parts together, (n,) float64.
+
+    Plain LiRA at w_T is one of the parts, so that the stacking need not be worse than it with few shadows. 0
+    for a record about which nothing can be said: in no shadow, or in all.
+    """
+    parts, member = rehearse(matrix)
+    stack = _stacking(parts, member)
+    of_target = _parts(_shadows_of(matrix), *_targets_of(matrix))[:, 0]
+    return np.where(_decodable(matrix.member), stack(of_target), 0.0)
+
+
+def rehearse(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the parts make of held-back shadows by fits on the others, and the truth about them.
+
+    The parts' log likelihood ratios are (parts, H, n) float64, the memberships (H, n) bool.
+    """
+    found, member = [], []
+    for held in _held_back(matrix.member):
+        others = _shadows_of(matrix.subset(~held))
+        weights = None if matrix.shadow_weights is None else matrix.shadow_weights[held]
+        found.append(_parts(others, matrix.shadows[held], weights))
+        member.append(matrix.member[held])
+    return np.concatenate(found, axis=1), np.concatenate(member)
 
 
 def ridge_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each record decoded from the φ of all, (n,) float64."""
-    return _decoded(*_of_phi(matrix)).target
+    shadows, (phi, _) = _shadows_of(matrix), _targets_of(matrix)
+    return _decoded(Decoder.of(shadows.phi, phi), shadows.design)[0]
 
 
 def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
@@ -62,32 +75,90 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
     Raises:
         ValueError: the matrix holds no weights.
     """
-    return _decoded(*_of_weights(matrix)).target
+    shadows, (_, weights) = _shadows_of(matrix), _targets_of(matrix)
+    if shadows.weights is None or weights is None:
+        raise ValueError("weight decoding needs the final weights of target and shadows")
+    return _decoded(Decoder.of(shadows.weights, weights), shadows.design)[0]
 
 
 def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64."""
-    decoder, design = _of_phi(matrix)
-    return min((_adjusted(decoder, design, p) for p in FACTOR_PENALTIES), key=design.log_loss).target
+    shadows, (phi, _) = _shadows_of(matrix), _targets_of(matrix)
+    decoder = Decoder.of(shadows.phi, phi)
+    return _best((_adjusted(decoder, shadows.design, p) for p in FACTOR_PENALTIES), shadows.design)[0]
 
 
-def joint(matrix: SignalMatrix, rng: np.random.Generator) -> Prediction:
-    """Return the log-odds of membership from the parts together, for the target and for left-out shadows.
+# ---------------------------------------------------------------------------------- stacking of the parts
+@dataclass(frozen=True)
+class _Shadows:
+    """phi: (S, R, n); weights: (S, P) or None."""
 
-    The stacking sees, for up to `STACKED_PAIRS` pairs of a shadow and a record, log likelihood ratios from fits
-    without that shadow, plain LiRA at w_T among them: what a part is worth is learnt, and a part that knows
-    nothing gets no weight. The shadows' log-odds are rehearsals: thresholds can be chosen on them.
-    """
-    decoder, design = _of_phi(matrix)
-    parts = [design.likelihood_ratio(_last_phi(matrix)), _decoded(decoder, design)]
-    parts += [_adjusted(decoder, design, penalty) for penalty in FACTOR_PENALTIES]
-    del decoder
-    if matrix.shadow_weights is not None:
-        parts.append(_decoded(*_of_weights(matrix)))
-    return _stacked(parts, design, rng)
+    phi: np.ndarray
+    weights: np.ndarray | None
+    design: Design
 
 
-# -------------------------------------------------------------------------------------------- the design
+def _shadows_of(matrix: SignalMatrix) -> _Shadows:
+    weights = matrix.shadow_weights if matrix.target_weights is not None else None
+    return _Shadows(matrix.shadows, weights, Design.of(matrix.member))
+
+
+def _targets_of(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray | None]:
+    weights = matrix.target_weights
+    return matrix.target[None], None if weights is None else weights[None]
+
+
+def _decodable(member: np.ndarray) -> np.ndarray:
+    return np.asarray(member.any(axis=0) & ~member.all(axis=0))
+
+
+def _held_back(member: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield masks (S,) of shadows to hold back; shadows that were drawn together stay together."""
+    partner = Design.of(member).partner
+    group = np.minimum(partner, np.arange(len(partner)))
+    folds = max(FOLDS, len(partner) // HELD_BACK)
+    parts = np.array_split(np.unique(group), folds)
+    return (np.isin(group, part) for part in parts[: FOLDS if folds == FOLDS else 1])
+
+
+def _parts(shadows: _Shadows, phi: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Return all log likelihood ratios (parts, T, n) of T targets, ``phi`` (T, R, n), ``weights`` (T, P)."""
+    design = shadows.design
+    last = Decoder.of(shadows.phi[:, -1:], phi[:, -1:], decompose=False)
+    decoder = Decoder.of(shadows.phi, phi)
+    parts = [design.likelihood_ratio(Prediction(last.signals, last.targets)), _decoded(decoder, design)]
+    for penalty in FACTOR_PENALTIES:
+        parts.append(design.likelihood_ratio(_adjusted(decoder, design, penalty)))
+    if shadows.weights is not None and weights is not None:
+        del decoder
+        parts.append(_decoded(Decoder.of(shadows.weights, weights), design))
+    return np.stack(parts)
+
+
+def _stacking(parts: np.ndarray, member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map from parts (k, …) to log-odds: a logistic regression on (k, H, n), all records alike."""
+    from sklearn.linear_model import LogisticRegression
+
+    records = _decodable(member)
+    inputs = parts[:, :, records].reshape(len(parts), -1).T
+    truth = member[:, records].ravel()
+    if len(np.unique(truth)) < 2:
+        return lambda asked: np.zeros(asked.shape[1:])
+    scale = np.maximum(inputs.std(axis=0), 1e-12)
+    model = LogisticRegression(max_iter=500).fit(inputs / scale, truth)
+    weights, intercept = model.coef_[0] / scale, float(model.intercept_[0])
+    return lambda asked: np.tensordot(weights, asked, axes=1) + intercept
+
+
+# --------------------------------------------------------------------------------------------- the design
+@dataclass(frozen=True)
+class Prediction:
+    """Scores, higher = member: (S, n) of every shadow by a fit without it, (T, n) of targets."""
+
+    shadows: np.ndarray
+    targets: np.ndarray
+
+
 @dataclass(frozen=True)
 class Design:
     """Who was a member of which shadow, and which shadows have to be left out together.
@@ -102,7 +173,7 @@ class Design:
     @staticmethod
     def of(member: np.ndarray) -> Design:
         """Return the design with neighbouring shadows paired where their memberships exclude each other."""
-        sign = np.where(member, 1.0, -1.0) - np.mean(np.where(member, 1.0, -1.0), axis=0)
+        sign = member - member.mean(axis=0, dtype=np.float32)
         scale = np.maximum(np.linalg.norm(sign, axis=1), 1e-12)
         likeness = (sign[1:] * sign[:-1]).sum(axis=1) / (scale[1:] * scale[:-1])
         partner = np.arange(len(member))
@@ -114,103 +185,99 @@ class Design:
     @cached_property
     def centred(self) -> np.ndarray:
         """Y (S, n) float32: memberships less each record's share of the shadows."""
-        return (self.member - self.member.mean(axis=0)).astype(np.float32)
+        return self.member - self.member.mean(axis=0, dtype=np.float32)
 
     @cached_property
-    def left(self) -> np.ndarray:
-        """(S, 1) float32, shadows that remain when this one and its partner are left out."""
-        pairs = self.partner != np.arange(len(self.partner))
-        return (len(self.partner) - 1 - pairs)[:, None].astype(np.float32)
+    def paired(self) -> np.ndarray:
+        """(S,) bool, whether there is a partner."""
+        return self.partner != np.arange(len(self.partner))
 
     def together(self, values: np.ndarray) -> np.ndarray:
-        """Return each row of ``values`` (S, …) added to its partner's, (S, …)."""
-        pairs = np.flatnonzero(self.partner != np.arange(len(self.partner)))
+        """Return each row of ``values`` (S, …) added to its partner's."""
         total = values.copy()
-        total[pairs] += values[self.partner[pairs]]
+        total[self.paired] += values[self.partner[self.paired]]
         return total
 
-    def likelihood_ratio(self, scores: Prediction) -> Prediction:
-        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of ``scores``, one σ a record for both sides.
+    def likelihood_ratio(self, scores: Prediction) -> np.ndarray:
+        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of the targets' scores, (T, n) float64.
 
-        The shadows' ratios are from statistics without them and their partners. 0 for a record that
-        fewer than two of the remaining shadows hold, or all but one.
+        μ_in − μ_out in units of σ is shrunk towards that of all records: what chance explains of its spread
+        is no difference between records (empirical Bayes; Efron & Morris 1973). It is at least 0: no decoder
+        has members score less, but predictions of nothing for left-out shadows err to that side.
         """
-        s = scores.shadows.astype(np.float64)
-        sides = [_Side.of(s, side, self) for side in (self.member, ~self.member)]
-        of_target = _ratio(scores.target.astype(np.float64), *(side.all for side in sides))
-        of_shadows = _ratio(s, *(side.without for side in sides))
-        return Prediction(of_shadows, of_target)
+        mean_in, mean_out, deviation = self._moments(scores.shadows)
+        known = deviation > 0
+        inside = np.maximum(self.member.sum(axis=0), 1)
+        chance = 1 / inside + 1 / np.maximum(len(self.member) - inside, 1)
+        deviation = np.where(known, deviation, 1.0)
+        distance = np.maximum(_shrunk((mean_in - mean_out) / deviation, chance, known), 0.0)
+        middle = (mean_in + mean_out) / 2
+        return np.asarray(np.where(known, distance, 0.0) * (scores.targets - middle) / deviation)
 
-    def log_loss(self, ratio: Prediction) -> float:
-        """Return the mean −log p of the shadows' memberships, with log-odds ``ratio``, in nats."""
-        return float(np.logaddexp(0, np.where(self.member, -ratio.shadows, ratio.shadows)).mean())
+    def separation(self, scores: Prediction) -> float:
+        """Return how far members' scores lie above the others', in standard deviations, mean over records."""
+        mean_in, mean_out, deviation = self._moments(scores.shadows)
+        known = deviation > 0
+        if not known.any():
+            return 0.0
+        return float(((mean_in - mean_out)[known] / deviation[known]).mean())
 
-
-Sums = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Number, sum and sum of squares of scores."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Sums over the shadows on one side: ``all`` of them, (n,) each; ``without`` a pair of them, (S, n) each."""
-
-    all: Sums
-    without: Sums
-
-    @staticmethod
-    def of(scores: np.ndarray, side: np.ndarray, design: Design) -> _Side:
-        terms = [side.astype(np.float64), np.where(side, scores, 0.0), np.where(side, scores**2, 0.0)]
-        n, total, square = (term.sum(axis=0) for term in terms)
-        left = [whole - design.together(term) for whole, term in zip((n, total, square), terms, strict=True)]
-        return _Side((n, total, square), (left[0], left[1], left[2]))
-
-
-def _ratio(scores: np.ndarray, inside: Sums, outside: Sums) -> np.ndarray:
-    """Return the log likelihood ratios of ``scores`` (…, n), given the two sides' sums of the same shape.
-
-    The distance of the means in standard deviations is shrunk towards that of all records (empirical Bayes:
-    Efron & Morris 1973): what 4/S of variance in it explains is chance, not a difference between records.
-    """
-    known = (inside[0] > 1) & (outside[0] > 1)
-    mean_in, mean_out = (total / np.maximum(n, 1) for n, total, _ in (inside, outside))
-    scatter = inside[2] - inside[1] * mean_in + outside[2] - outside[1] * mean_out
-    variance = np.maximum(scatter, 0.0) / np.maximum(inside[0] + outside[0] - 2, 1)
-    known &= variance > 1e-30
-    deviation = np.sqrt(np.where(known, variance, 1.0))
-    distance = np.where(known, (mean_in - mean_out) / deviation, 0.0)
-    chance = np.where(known, 1 / np.maximum(inside[0], 1) + 1 / np.maximum(outside[0], 1), 0.0)
-    distance = np.where(known, _shrunk(distance, chance, known), 0.0)
-    return np.asarray(distance * (scores - (mean_in + mean_out) / 2) / deviation)
+    def _moments(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return μ_in, μ_out and the σ of both, (n,) each; σ = 0 where a side has fewer than two shadows."""
+        scores = scores.astype(np.float64)
+        n = self.member.sum(axis=0)
+        m = len(self.member) - n
+        total, totals = (scores * self.member).sum(axis=0), scores.sum(axis=0)
+        mean_in, mean_out = total / np.maximum(n, 1), (totals - total) / np.maximum(m, 1)
+        scatter = ((scores - np.where(self.member, mean_in, mean_out)) ** 2).sum(axis=0)
+        deviation = np.sqrt(scatter / np.maximum(n + m - 2, 1))
+        usable = (np.minimum(n, m) > 1) & (deviation > 1e-12)
+        return mean_in, mean_out, np.where(usable, deviation, 0.0)
 
 
 def _shrunk(values: np.ndarray, noise: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Shrink ``values`` (…, n), each with variance ``noise``, to their mean along the last axis."""
-    count = np.maximum(known.sum(axis=-1, keepdims=True), 1)
-    mean = (values * known).sum(axis=-1, keepdims=True) / count
-    total = ((values - mean) ** 2 * known).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1)
-    true = np.maximum(total - noise.sum(axis=-1, keepdims=True) / count, 0.0)
-    return np.asarray(mean + (values - mean) * true / np.maximum(true + noise, 1e-30))
+    """Shrink ``values`` (n,), each measured with variance ``noise``, towards the mean of the known ones."""
+    if known.sum() < 3:
+        return values
+    mean = values[known].mean()
+    true = max(0.0, float(values[known].var(ddof=1) - noise[known].mean()))
+    return np.asarray(mean + (values - mean) * true / (true + noise))
 
 
-# ------------------------------------------------------------------------------------------- the decoder
+# -------------------------------------------------------------------------------------------- the decoder
 @dataclass(frozen=True)
 class Decoder:
     """X = Q diag(σ) Uᵀ, the decomposition from which every linear decoder of these signals follows.
 
-    signals: X (S, D) float32, each column with mean 0 and variance 1/D; target: x (D,) float32 likewise
-    q: (S, r) float32, orthonormal columns; square: σ² (r,) float64, descending, mean 1 with the zeros counted
+    signals: X (S, D) float32, each column with mean 0 and variance 1/D over the shadows, or constant 0
+    targets: (T, D) float32, centred and scaled likewise
+    q: (S, r) float32, orthonormal columns; square: σ² (r,) float64
     """
 
     signals: np.ndarray
-    target: np.ndarray
+    targets: np.ndarray
     q: np.ndarray
     square: np.ndarray
 
+    @staticmethod
+    def of(signals: np.ndarray, targets: np.ndarray, decompose: bool = True) -> Decoder:
+        """Scale the signals (S, …) and targets (T, …), and decompose the smaller of XᵀX and XXᵀ."""
+        size = len(signals)
+        x = _scaled(signals.reshape(size, -1), targets.reshape(len(targets), -1))
+        x, targets = x[:size], x[size:]
+        decoder = Decoder(x, targets, np.zeros((size, 0), np.float32), np.zeros(0))
+        if not decompose:
+            return decoder
+        dual = x.shape[1] > size
+        square, vectors = _eigen(x @ x.T if dual else x.T @ x)
+        q = vectors if dual else x @ (vectors / np.sqrt(square)).astype(np.float32)
+        return replace(decoder, q=q, square=square)
+
     @cached_property
-    def mean_square(self) -> float:
-        """Mean eigenvalue of XᵀX over the directions that S shadows can fill."""
+    def unit(self) -> float:
+        """Mean eigenvalue of XᵀX over as many directions as S centred shadows can fill."""
         shadows, size = self.signals.shape
-        return float(self.square.sum()) / max(1, min(shadows - 1, size))
+        return max(float(self.square.sum()) / max(1, min(shadows - 1, size)), 1e-12)
 
     @cached_property
     def projected(self) -> np.ndarray:
@@ -218,59 +285,43 @@ class Decoder:
         return np.asarray(self.q.T @ self.signals)
 
     @cached_property
-    def target_in_span(self) -> np.ndarray:
-        """Diag(σ) Uᵀx, (r,) float64."""
-        return np.asarray(self.q.T.astype(np.float64) @ (self.signals @ self.target))
+    def targets_along(self) -> np.ndarray:
+        """The targets' products with U diag(σ), (T, r) float32."""
+        return np.asarray((self.targets @ self.signals.T) @ self.q)
 
-    def leave_out(self, penalty: float, design: Design) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the map of rows (S, …) by which residuals of a fit become those of fits without the row.
+    def leaving_out(self, penalty: float, design: Design) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the map of rows (S, …) that turns residuals of one fit into those of fits without the row.
 
-        It multiplies with (I − H)⁻¹ of each pair of shadows, H = QQᵀσ²/(σ² + λ) + 1/S being the hat matrix of
-        ridge regression with an intercept (for one row: Hoerl & Kennard; Golub, Heath & Wahba 1979).
+        It multiplies with (I − H)⁻¹ of each pair of shadows, H = Q diag(σ²/(σ² + λ)) Qᵀ + 1/S being the hat
+        matrix of ridge regression with an intercept (for one row: Golub, Heath & Wahba 1979, §2).
         """
         share = (self.square / (self.square + penalty)).astype(np.float32)
-        pairs = design.partner != np.arange(len(self.q))
         own = 1 - 1 / len(self.q) - (self.q**2) @ share
-        other = np.where(pairs, -1 / len(self.q) - (self.q * self.q[design.partner]) @ share, 0.0)
-        fellow = np.where(pairs, own[design.partner], 1.0)
-        determinant = np.maximum(own * fellow - other**2, 1e-6)
-        a, b = (fellow / determinant)[:, None], (-other / determinant)[:, None]
-        a, b = a.astype(np.float32), b.astype(np.float32)
+        other = np.where(design.paired, -1 / len(self.q) - (self.q * self.q[design.partner]) @ share, 0.0)
+        partners = np.where(design.paired, own[design.partner], 1.0)
+        determinant = np.maximum(own * partners - other**2, 1e-6)
+        a, b = ((part / determinant).astype(np.float32)[:, None] for part in (partners, -other))
         return lambda rows: a * rows + b * rows[design.partner]
 
 
-def decompose(signals: np.ndarray, target: np.ndarray) -> Decoder:
-    """Centre and scale ``signals`` (S, D) and ``target`` (D,) by the shadows' statistics, and decompose.
-
-    A value that is not finite counts as the column's mean. The eigenvalue problem is that of XᵀX or XXᵀ,
-    whichever is smaller.
-    """
-    x = _scaled(np.concatenate([target[None], signals]))
-    target, x = x[0], x[1:]
-    dual = x.shape[1] > len(x)
-    square, vectors = _eigen(x @ x.T if dual else x.T @ x)
-    q = vectors if dual else x @ (vectors / np.sqrt(square)).astype(np.float32)
-    return Decoder(x, target, q, square)
-
-
-def _scaled(rows: np.ndarray) -> np.ndarray:
-    """Scale the columns of ``rows`` (1 + S, D), by statistics of all rows but the first."""
-    x = rows.astype(np.float32)
-    finite = np.isfinite(x)
-    if not finite.all():
-        x = np.where(finite, x, np.nan)
-        with np.errstate(all="ignore"):
-            count = np.maximum(finite[1:].sum(axis=0), 1)
-            mean = np.where(finite[1:], x[1:], 0).sum(axis=0) / count
+def _scaled(signals: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return both (S + T, D), scaled by the signals' statistics; what is not finite counts as the mean."""
+    x = np.concatenate([signals, targets], dtype=np.float32)
+    if not np.isfinite(x).all():
+        finite = np.isfinite(x)
+        x[~finite] = 0
+        known = finite[: len(signals)]
+        mean = x[: len(signals)].sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         x = np.where(finite, x, mean.astype(np.float32))
-    x -= x[1:].mean(axis=0, dtype=np.float64).astype(np.float32)
-    deviation = x[1:].std(axis=0, dtype=np.float64)
+    x -= x[: len(signals)].mean(axis=0, dtype=np.float64).astype(np.float32)
+    deviation = x[: len(signals)].std(axis=0, dtype=np.float64)
     factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
-    return np.asarray(x * (factor / np.sqrt(x.shape[1])).astype(np.float32))
+    x *= (factor / np.sqrt(x.shape[1])).astype(np.float32)
+    return x
 
 
 def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues (r,) float64 that are not rounding errors, and their vectors (m, r) float32."""
+    """Return the eigenvalues (r,) float64 that are more than rounding errors, and their vectors (m, r)."""
     from scipy.linalg import eigh
 
     values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
@@ -278,86 +329,49 @@ def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[kept].astype(np.float64), vectors[:, kept]
 
 
-def _of_phi(matrix: SignalMatrix) -> tuple[Decoder, Design]:
-    decoder = decompose(matrix.shadows.reshape(len(matrix), -1), matrix.target.reshape(-1))
-    return decoder, Design.of(matrix.member)
+# ---------------------------------------------------------------------------------------------- the parts
+def _best(predictions: Iterable[Prediction], design: Design) -> np.ndarray:
+    """Return the log likelihood ratios of the prediction that separates left-out shadows best, (T, n)."""
+    return design.likelihood_ratio(max(predictions, key=design.separation))
 
 
-def _of_weights(matrix: SignalMatrix) -> tuple[Decoder, Design]:
-    if matrix.shadow_weights is None or matrix.target_weights is None:
-        raise ValueError("weight decoding needs the shadows' final weights")
-    return decompose(matrix.shadow_weights, matrix.target_weights), Design.of(matrix.member)
-
-
-def _last_phi(matrix: SignalMatrix) -> Prediction:
-    last = _scaled(np.concatenate([matrix.target[None, -1], matrix.shadows[:, -1]]))
-    return Prediction(last[1:], last[0])
-
-
-# --------------------------------------------------------------------------------------------- the parts
-def _decoded(decoder: Decoder, design: Design) -> Prediction:
-    """Return the log likelihood ratios of ridge decoding, λ chosen by the log loss on left-out shadows."""
-    ratios = (design.likelihood_ratio(found) for found in _ridge(decoder, design))
-    return min(ratios, key=design.log_loss)
+def _decoded(decoder: Decoder, design: Design) -> np.ndarray:
+    return _best(_ridge(decoder, design), design)
 
 
 def _ridge(decoder: Decoder, design: Design) -> Iterator[Prediction]:
-    """Yield, for each penalty, X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the target."""
+    """Yield X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets, for each penalty."""
     y = design.centred
     along = decoder.q.T @ y  # (r, n)
     for penalty in PENALTIES:
-        penalty = penalty * decoder.mean_square
-        share = (decoder.square / (decoder.square + penalty)).astype(np.float32)
-        residual = y - (decoder.q * share) @ along
-        target = (decoder.target_in_span / (decoder.square + penalty)) @ along
-        yield Prediction(y - decoder.leave_out(penalty, design)(residual), target)
+        inverse = (1 / (decoder.square + penalty * decoder.unit)).astype(np.float32)
+        residual = y - (decoder.q * (inverse * decoder.square).astype(np.float32)) @ along
+        left_out = decoder.leaving_out(penalty * decoder.unit, design)
+        yield Prediction(y - left_out(residual), (decoder.targets_along * inverse) @ along)
 
 
 def _adjusted(decoder: Decoder, design: Design, penalty: float) -> Prediction:
-    """Return the log likelihood ratios of X (XᵀX + λ)⁻¹ b_i, b_i being Xᵀy_i at the record's own φ alone."""
-    penalty = penalty * decoder.mean_square
-    (shadows, records), x = design.member.shape, decoder.signals
-    by_round = (shadows, -1, records)
+    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and of targets, b_i = Xᵀy_i at the record's own φ only."""
+    penalty = penalty * decoder.unit
+    (shadows, records), y = design.member.shape, design.centred
     inverse = (1 / (decoder.square + penalty)).astype(np.float32)
-    whitened = decoder.leave_out(penalty, design)((decoder.q * inverse) @ decoder.projected)
-    y, x = design.centred[:, None], x.reshape(by_round)
-    influence = np.einsum("srn,sn->rn", x, design.centred)
-    of_shadows = np.zeros((shadows, records), np.float32)
-    for r, own in enumerate(np.moveaxis(whitened.reshape(by_round), 1, 0)):
-        here, y_ = x[:, r], y[:, 0]
-        seen = design.together(here * y_) + design.together(here) * design.together(y_) / design.left
-        of_shadows += own * (influence[r] - seen)
-    of_target = (_whitened_target(decoder, penalty).reshape(-1, records) * influence).sum(axis=0)
-    return design.likelihood_ratio(Prediction(of_shadows, of_target))
+    whitened = decoder.leaving_out(penalty, design)((decoder.q * inverse) @ decoder.projected)
+    of_targets = _whitened_targets(decoder, penalty)
+    left = (shadows - 1 - design.paired).astype(np.float32)[:, None]
+    found = Prediction(np.zeros((shadows, records), np.float32), np.zeros((len(of_targets), records)))
+    for start in range(0, decoder.signals.shape[1], records):  # round by round
+        columns = slice(start, start + records)
+        x = decoder.signals[:, columns]
+        influence = (x * y).sum(axis=0)
+        seen = design.together(x * y) + design.together(x) * design.together(y) / left
+        found.shadows[:] += whitened[:, columns] * (influence - seen)
+        found.targets[:] += of_targets[:, columns] * influence
+    return found
 
 
-def _whitened_target(decoder: Decoder, penalty: float) -> np.ndarray:
-    """Return (XᵀX + λ)⁻¹x, (D,) float64; outside the span of the shadows the inverse is 1/λ."""
-    along = decoder.target_in_span / decoder.square  # in the basis of `projected`
-    inside = (along / (decoder.square + penalty)) @ decoder.projected
-    return np.asarray(inside + (decoder.target - along @ decoder.projected) / penalty)
-
-
-def _stacked(parts: Sequence[Prediction], design: Design, rng: np.random.Generator) -> Prediction:
-    """Return the log-odds of a logistic regression on the parts, fitted on the shadows' memberships."""
-    from sklearn.linear_model import LogisticRegression
-
-    known = np.flatnonzero(design.member.any(axis=0) & ~design.member.all(axis=0))
-    shadows, records = design.member.shape
-    result = Prediction(np.zeros((shadows, records)), np.zeros(records))
-    if not len(known):
-        return result
-    pairs = shadows * len(known)
-    chosen = rng.choice(pairs, STACKED_PAIRS, replace=False) if pairs > STACKED_PAIRS else np.arange(pairs)
-    s, i = np.divmod(chosen, len(known))
-    i = known[i]
-    inputs = np.stack([part.shadows[s, i] for part in parts], axis=1)
-    scale = np.maximum(inputs.std(axis=0), 1e-12)
-    model = LogisticRegression(max_iter=500).fit(inputs / scale, design.member[s, i])
-    weights, intercept = model.coef_[0] / scale, model.intercept_[0]
-    for weight, part in zip(weights, parts, strict=True):
-        result.shadows[:, known] += weight * part.shadows[:, known]
-        result.target[known] += weight * part.target[known]
-    result.shadows[:, known] += intercept
-    result.target[known] += intercept
-    return result
+def _whitened_targets(decoder: Decoder, penalty: float) -> np.ndarray:
+    """Return the targets times (XᵀX + λ)⁻¹, (T, D); outside the span of the shadows the inverse is 1/λ."""
+    along = decoder.targets_along / decoder.square
+    inside = (along / (decoder.square + penalty)).astype(np.float32) @ decoder.projected
+    outside = decoder.targets - along.astype(np.float32) @ decoder.projected
+    return np.asarray(inside + outside / np.float32(penalty))

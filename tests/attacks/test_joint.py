@@ -1,0 +1,316 @@
+"""Joint inference against refits, SciPy, scikit-learn and the best possible decoder of a known world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
+
+from attacks import joint, lira
+from attacks.joint import Decoder, Design, Prediction
+from attacks.signal_matrix import SignalMatrix
+
+
+@dataclass(frozen=True)
+class LinearWorld:
+    """φ = influence·(m − ½) + factors + noise: what a membership does to every record's φ at every round.
+
+    influence: (D, n), D = R·n; factors: (D, k), of unit variance each; noise: standard deviation.
+    """
+
+    influence: np.ndarray
+    factors: np.ndarray
+    noise: float
+
+    @property
+    def records(self) -> int:
+        return self.influence.shape[1]
+
+    def phi(self, member: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+        common = stream.normal(size=(len(member), self.factors.shape[1]))
+        noise = self.noise * stream.normal(size=(len(member), len(self.influence)))
+        return (member - 0.5) @ self.influence.T + common @ self.factors.T + noise
+
+    def best(self, phi: np.ndarray) -> np.ndarray:
+        """The linear decoder of least mean squared error, from the true covariances."""
+        covariance = self.influence @ self.influence.T / 4 + self.factors @ self.factors.T
+        covariance += self.noise**2 * np.eye(len(covariance))
+        return np.linalg.solve(covariance, phi.T).T @ self.influence / 4
+
+    def matrix(
+        self, shadows: int, stream: np.random.Generator, mirrored: bool = False
+    ) -> tuple[SignalMatrix, np.ndarray]:
+        member = stream.random((shadows + 1, self.records)) < 0.5
+        if mirrored:
+            member[2::2] = ~member[1:-1:2]
+        phi = self.phi(member, stream).astype(np.float32)
+        signals = phi.reshape(shadows + 1, -1, self.records)
+        return SignalMatrix(
+            target=signals[0],
+            shadows=signals[1:],
+            inside=np.where(member[1:], 0, -1).astype(np.int8),
+            rounds=np.arange(signals.shape[1]),
+            labels=np.zeros(self.records, dtype=np.int64),
+            party=np.zeros(self.records, dtype=np.int8),
+            target_weights=phi[0] @ np.ones((phi.shape[1], 3), np.float32),
+            shadow_weights=phi[1:] @ np.ones((phi.shape[1], 3), np.float32),
+        ), member[0]
+
+
+def linear_world(
+    n: int, rounds: int, stream: np.random.Generator, own: float = 1.0, others: float = 1.0
+) -> LinearWorld:
+    """Every membership moves its own φ by ``own`` and all others a little."""
+    reach = others * stream.normal(size=(rounds * n, n)) / np.sqrt(n)
+    diagonal = own * np.tile(np.eye(n), (rounds, 1))
+    return LinearWorld(reach + diagonal, 0.7 * stream.normal(size=(rounds * n, 5)), noise=1.0)
+
+
+def mean_auc(scores: list[np.ndarray], members: list[np.ndarray]) -> float:
+    return float(np.mean([roc_auc_score(m, s) for s, m in zip(scores, members, strict=True)]))
+
+
+def games(world: LinearWorld, shadows: int, count: int, stream: np.random.Generator) -> list:
+    """The same shadows against ``count`` targets: (matrix, members) each."""
+    matrix, _ = world.matrix(shadows, stream)
+    member = stream.random((count, world.records)) < 0.5
+    phi = world.phi(member, stream).astype(np.float32)
+    ones = np.ones((phi.shape[1], 3), np.float32)
+    return [
+        (replace(matrix, target=p.reshape(-1, world.records), target_weights=p @ ones), m)
+        for p, m in zip(phi, member, strict=True)
+    ]
+
+
+def decoder_of(matrix: SignalMatrix) -> tuple[Decoder, Design]:
+    return Decoder.of(matrix.shadows, matrix.target[None]), Design.of(matrix.member)
+
+
+@pytest.fixture
+def stream() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+# -------------------------------------------------------------------------------------------- decoders
+@pytest.mark.parametrize(("shadows", "records"), [(60, 6), (24, 20)], ids=["primal", "dual"])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["independent", "mirrored"])
+def test_ridge_is_scikit_learns_with_the_shadow_and_its_partner_left_out(
+    shadows: int, records: int, mirrored: bool, stream: np.random.Generator
+) -> None:
+    world = linear_world(records, 2, stream)
+    matrix, _ = world.matrix(shadows, stream, mirrored)
+    decoder, design = decoder_of(matrix)
+    assert (design.partner != np.arange(shadows)).any() or not mirrored
+    y = matrix.member.astype(float)
+    for penalty, found in zip(joint.PENALTIES, joint._ridge(decoder, design), strict=True):
+        ridge = Ridge(alpha=penalty * decoder.unit, solver="svd")
+        twin = ridge.fit(decoder.signals.astype(float), y).predict(decoder.targets.astype(float))
+        assert np.allclose(found.targets, twin - y.mean(axis=0), atol=2e-3)
+        for s in (0, 1, shadows - 1):
+            kept = np.setdiff1d(np.arange(shadows), [s, design.partner[s]])
+            ridge.fit(decoder.signals[kept].astype(float), y[kept])
+            twin = ridge.predict(decoder.signals[[s]].astype(float))[0] - y.mean(axis=0)
+            assert np.allclose(found.shadows[s], twin, atol=5e-3)
+
+
+@pytest.mark.parametrize(("shadows", "records"), [(60, 6), (24, 20)], ids=["primal", "dual"])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["independent", "mirrored"])
+def test_factor_adjustment_is_its_definition_refitted_without_the_shadow(
+    shadows: int, records: int, mirrored: bool, stream: np.random.Generator
+) -> None:
+    world = linear_world(records, 2, stream)
+    matrix, _ = world.matrix(shadows, stream, mirrored)
+    decoder, design = decoder_of(matrix)
+    found = joint._adjusted(decoder, design, 0.5)
+
+    def twin(kept: np.ndarray, x: np.ndarray) -> np.ndarray:
+        signals, y = decoder.signals[kept].astype(float), matrix.member[kept].astype(float)
+        centre = signals.mean(axis=0)
+        signals, y = signals - centre, y - y.mean(axis=0)
+        gram = signals.T @ signals + 0.5 * decoder.unit * np.eye(signals.shape[1])
+        whitened = np.linalg.solve(gram, x - centre)
+        own = (signals.T @ y)[np.arange(len(whitened)), np.tile(np.arange(records), 2)]
+        return (whitened * own).reshape(2, records).sum(axis=0)
+
+    assert np.allclose(found.targets[0], twin(np.arange(shadows), decoder.targets[0]), atol=1e-3)
+    for s in (0, 1, shadows - 1):
+        kept = np.setdiff1d(np.arange(shadows), [s, design.partner[s]])
+        assert np.allclose(found.shadows[s], twin(kept, decoder.signals[s]), atol=2e-3)
+
+
+def test_likelihood_ratio_is_scipys_where_records_differ_by_far_more_than_chance(
+    stream: np.random.Generator,
+) -> None:
+    member = stream.random((4000, 5)) < 0.5
+    distance = np.array([0.5, 1.0, 3.0, 6.0, 9.0])
+    scores = Prediction(stream.normal(size=(4000, 5)) + distance * member, stream.normal(size=(7, 5)))
+    found = Design.of(member).likelihood_ratio(scores)
+    for i in range(5):
+        s, m = scores.shadows[:, i], member[:, i]
+        means = s[m].mean(), s[~m].mean()
+        deviation = np.sqrt((m.sum() * s[m].var() + (~m).sum() * s[~m].var()) / (len(s) - 2))
+        inside, outside = (norm.logpdf(scores.targets[:, i], mean, deviation) for mean in means)
+        assert np.allclose(found[:, i], inside - outside, rtol=0.01, atol=1e-3)
+
+
+def test_likelihood_ratio_of_chance_is_about_0(stream: np.random.Generator) -> None:
+    member = stream.random((100, 200)) < 0.5
+    scores = Prediction(stream.normal(size=(100, 200)), stream.normal(size=(50, 200)))
+    assert np.abs(Design.of(member).likelihood_ratio(scores)).mean() < 0.05
+
+
+def test_partners_are_neighbours_that_exclude_each_other(stream: np.random.Generator) -> None:
+    half = stream.random((10, 200)) < 0.5
+    member = np.stack([half, ~half], axis=1).reshape(20, 200)
+    assert (Design.of(member).partner == np.arange(20) ^ 1).all()
+    assert (Design.of(half).partner == np.arange(10)).all()
+    torn = Design.of(np.delete(member, 7, axis=0)).partner  # shadow 7 was taken out: 6 has lost its partner
+    assert torn[6] == 6
+    assert (torn[7:] == np.arange(7, 19) + np.tile([1, -1], 6)).all()
+
+
+# -------------------------------------------------------------------------------------- what it finds
+def test_many_shadows_come_close_to_the_best_decoder_and_few_are_no_worse_than_lira(
+    stream: np.random.Generator,
+) -> None:
+    world = linear_world(40, 2, stream)
+    for shadows, gap in ((24, 0.5), (256, 0.06), (4000, 0.015)):
+        drawn = games(world, shadows, 12, stream)
+        members = [m for _, m in drawn]
+        found = mean_auc([joint.score(a, stream) for a, _ in drawn], members)
+        best = mean_auc([world.best(a.target.reshape(-1)) for a, _ in drawn], members)
+        plain = mean_auc([lira.online(a, stream) for a, _ in drawn], members)
+        assert best - gap < found < best + 0.02
+        assert found > plain - 0.01
+
+
+def test_joint_beats_each_of_its_parts(stream: np.random.Generator) -> None:
+    world = linear_world(60, 2, stream)
+    drawn = games(world, 400, 16, stream)
+    members = [m for _, m in drawn]
+    found = mean_auc([joint.score(a, stream) for a, _ in drawn], members)
+    for part in (lira.online, joint.ridge_decoding, joint.weight_decoding, joint.factor_adjusted_lira):
+        assert found > mean_auc([part(a, stream) for a, _ in drawn], members) - 0.005
+
+
+def test_log_odds_are_calibrated(stream: np.random.Generator) -> None:
+    drawn = games(linear_world(60, 2, stream), 300, 30, stream)
+    odds = np.concatenate([joint.score(a, stream) for a, _ in drawn])
+    member = np.concatenate([m for _, m in drawn])
+    p = 1 / (1 + np.exp(-odds))
+    for low, high in ((0.0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1.0)):
+        inside = (p >= low) & (p < high)
+        error = 4 * np.sqrt(0.25 / inside.sum()) + 0.03
+        assert inside.sum() > 50
+        assert abs(member[inside].mean() - p[inside].mean()) < error
+
+
+@pytest.mark.parametrize("shadows", [20, 200])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["independent", "mirrored"])
+def test_where_there_is_nothing_to_find_it_finds_nothing(
+    shadows: int, mirrored: bool, stream: np.random.Generator
+) -> None:
+    """As under strong DP: no membership moves anything, and no log-odds claim to know one."""
+    world = linear_world(80, 2, stream, own=0.0, others=0.0)
+    aucs, odds = [], []
+    for _ in range(8):
+        matrix, member = world.matrix(shadows, stream, mirrored)
+        scores = joint.score(matrix, stream)
+        aucs.append(roc_auc_score(member, scores) if np.ptp(scores) else 0.5)
+        odds.append(np.abs(scores).mean())
+    assert abs(np.mean(aucs) - 0.5) < 4 * np.sqrt(1 / (12 * 40 * 8))
+    assert np.mean(odds) < 0.2
+
+
+def test_rehearsals_tell_what_is_found_in_the_target(stream: np.random.Generator) -> None:
+    """Mirrored shadows are held back together: else the others would have seen what is asked."""
+    matrix, _ = linear_world(50, 2, stream).matrix(400, stream, mirrored=True)
+    partner = Design.of(matrix.member).partner
+    for held in joint._held_back(matrix.member):
+        assert (held == held[partner]).all()
+    parts, member = joint.rehearse(matrix)
+    assert parts.shape[1:] == member.shape == (400, 50)
+    odds = joint._stacking(parts, member)(parts)
+    loss = np.logaddexp(0, np.where(member, -odds, odds)).mean()
+    assert loss < np.log(2) - 0.05
+    assert np.logaddexp(0, np.where(~member, -odds, odds)).mean() > np.log(2)
+
+
+def test_open_world_still_beats_lira(stream: np.random.Generator) -> None:
+    """Half of what moves φ are records that the adversary does not have."""
+    world = linear_world(80, 2, stream)
+    pool = np.arange(40)
+    drawn = [
+        (
+            replace(a, target=a.target[:, pool], shadows=a.shadows[:, :, pool], inside=a.inside[:, pool]),
+            m[pool],
+        )
+        for a, m in games(world, 600, 16, stream)
+    ]
+    members = [m for _, m in drawn]
+    plain = mean_auc([lira.online(a, stream) for a, _ in drawn], members)
+    assert mean_auc([joint.score(a, stream) for a, _ in drawn], members) > plain + 0.02
+
+
+# ------------------------------------------------------------------------------------- odd situations
+def test_more_records_than_shadows(stream: np.random.Generator) -> None:
+    world = linear_world(300, 2, stream, own=1.5)
+    drawn = games(world, 64, 4, stream)
+    members = [m for _, m in drawn]
+    plain = mean_auc([lira.online(a, stream) for a, _ in drawn], members)
+    assert mean_auc([joint.score(a, stream) for a, _ in drawn], members) > plain
+
+
+def test_records_in_no_shadow_or_in_all_score_0(stream: np.random.Generator) -> None:
+    matrix, _ = linear_world(20, 2, stream).matrix(50, stream)
+    inside = matrix.inside.copy()
+    inside[:, 3], inside[:, 4] = -1, 0
+    odd = replace(matrix, inside=inside)
+    for part in (joint.score, joint.ridge_decoding, joint.factor_adjusted_lira, joint.weight_decoding):
+        scores = part(odd, stream)
+        assert scores[3] == scores[4] == 0
+    assert (joint.score(odd, stream)[[0, 1, 2, 5]] != 0).all()
+    inside[:] = -1
+    assert (joint.score(replace(odd, inside=inside), stream) == 0).all()
+
+
+def test_signals_that_are_not_finite_or_constant_are_no_evidence(stream: np.random.Generator) -> None:
+    matrix, _ = linear_world(20, 2, stream).matrix(50, stream)
+    target, shadows = matrix.target.copy(), matrix.shadows.copy()
+    target[0, 2], shadows[7, 1, 3], shadows[:, :, 4], shadows[8] = np.nan, np.inf, np.nan, -np.inf
+    target[:, 4], shadows[:, :, 5], target[:, 5] = 1.0, 2.0, 9.0
+    scores = joint.score(replace(matrix, target=target, shadows=shadows), stream)
+    assert np.isfinite(scores).all()
+    whole = joint.score(matrix, stream)
+    assert np.corrcoef(scores, whole)[0, 1] > 0.5
+
+
+def test_weight_decoding_asks_for_weights(stream: np.random.Generator) -> None:
+    matrix, _ = linear_world(10, 1, stream).matrix(20, stream)
+    without = replace(matrix, shadow_weights=None, target_weights=None)
+    with pytest.raises(ValueError, match="weights"):
+        joint.weight_decoding(without, stream)
+    assert np.isfinite(joint.score(without, stream)).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.1, 10), shift=st.floats(-5, 5))
+def test_neither_the_order_of_records_nor_the_unit_of_signals_matters(
+    seed: int, scale: float, shift: float
+) -> None:
+    stream = np.random.default_rng(seed)
+    matrix, _ = linear_world(12, 2, stream).matrix(40, stream)
+    order = stream.permutation(12)
+    other = replace(
+        matrix,
+        target=(scale * matrix.target + shift)[:, order],
+        shadows=(scale * matrix.shadows + shift)[:, :, order],
+        inside=matrix.inside[:, order],
+    )
+    assert np.allclose(joint.score(other, stream), joint.score(matrix, stream)[order], atol=0.02)
