@@ -140,3 +140,13 @@ def test_importing_the_module_does_not_import_the_partitioners() -> None:
     code = "import sys, fedsim.data.parties as p; print({'datasets', 'torch', 'sklearn'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_dealing_does_not_import_a_plotting_library() -> None:
+    code = (
+        "import sys; from fedsim.data.parties import _library; "
+        "print(_library().IidPartitioner.__name__, 'matplotlib' in sys.modules); "
+        "import flwr_datasets; from flwr_datasets.visualization import plot_label_distributions"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["IidPartitioner", "False"], "and the plots can still be imported later"
