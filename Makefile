@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/fedsim run experiments/hospitals.toml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

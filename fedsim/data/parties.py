@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import types
-import re
 import unicodedata
 import warnings
 from collections.abc import Iterator

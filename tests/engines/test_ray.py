@@ -18,6 +18,7 @@ pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> None:
     settings = {"dp": {"hospital-2": {"noise_multiplier": 1.0}}, "federation": {"rounds": 3, "fraction": 0.7}}
     alone = finished_run(tmp_path, out="a", **settings)
@@ -30,6 +31,7 @@ def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> None:
     run = prepared_run(tmp_path)
     for folder in run.party_folder(0, 1, "hospital-2").parent.glob("001-*"):
