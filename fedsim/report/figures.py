@@ -128,7 +128,7 @@ def _interval(x: Scale, y: float, value: float, low: float, high: float, bound: 
     if bound is not None:
         parts.append(
             f'<rect class="bound" x="{x(bound):.1f}" y="{y - 8}" width="3" height="16" stroke="none">'
-            f"<title>no attack whatever can exceed {bound:.3f}: the guarantee</title></rect>"
+            f"<title>the guarantee: no attack can exceed {bound:.3f} on average</title></rect>"
         )
     if math.isfinite(value):
         parts.append(f'<path class="line s0" d="M{x(low):.1f},{y}H{x(high):.1f}"/>')

@@ -52,7 +52,7 @@ class Party:
 
     @property
     def bound(self) -> float | None:
-        """The largest AUC that the guarantee allows any attack."""
+        """The largest AUC, on average over draws, that the guarantee allows any attack."""
         if self.epsilon is None or self.delta is None:
             return None
         return evaluation.auc_bound(self.epsilon, self.delta)

@@ -95,7 +95,7 @@ def limit(bound: float | None) -> str:
     """Say what a guarantee allows; from .9995 on the figure would look like a limit and be none."""
     if bound is None or bound >= 0.9995:
         return "which by itself rules out hardly any attack"
-    return f"so that no attack whatever can exceed an AUC of {bound:.3f}"
+    return f"so that no attack can exceed an AUC of {bound:.3f} on average"
 
 
 def delta(value: float | None) -> str:

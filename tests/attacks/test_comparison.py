@@ -256,13 +256,12 @@ def test_a_party_without_members_has_no_strongest_attack() -> None:
     assert math.isnan(best.loc["b", "value"]) and not math.isnan(best.loc["a", "value"])
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.9])
-@pytest.mark.parametrize("games", [1, 3])
+@pytest.mark.parametrize(("games", "shared"), [(1, 0.0), (1, 0.9), (3, 0.5)])
 def test_no_leak_is_seen_in_twenty_attacks_that_find_nothing(shared: float, games: int) -> None:
     """The largest of twenty AUCs lies above .5; its interval must cover .5 all the same."""
     stream, attacks = np.random.default_rng(0), tuple(f"a{k:02d}" for k in range(20))
     naive, honest = [], []
-    for _ in range(40):
+    for _ in range(30):
         drawn = [game(stream, 40, (0.0,) * 20, shared) for _ in range(games)]
         error = comparison.simultaneous_error(drawn, stream, draws=2000)
         for errors, found in ((evaluation.ERROR, naive), (error, honest)):
