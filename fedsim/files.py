@@ -18,6 +18,10 @@ from safetensors.numpy import load_file, save_file
 from fedsim.errors import InputError
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
@@ -29,6 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.close(handle)
     except OSError as error:
         raise cannot_write(path, error) from error

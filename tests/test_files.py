@@ -55,3 +55,9 @@ def test_round_trips(tmp_path: Path) -> None:
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T}  # not contiguous
     files.write_arrays(tmp_path / "a.safetensors", arrays)
     np.testing.assert_array_equal(files.read_arrays(tmp_path / "a.safetensors")["w"], arrays["w"])
+
+
+def test_files_can_be_read_by_whoever_the_umask_allows(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "report.html", "x")
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,6 +1,6 @@
 """Every attack on four data sets: makes `experiments/results/attacks.md`.
 
-    python experiments/studies/attacks.py --workers 4 [--data-dir data] [--games 8] [--only hospitals]
+    python experiments/studies/every_attack.py --workers 4 [--data-dir data] [--games 8] [--only hospitals]
 
 Each scenario is run with several games; the table gives AUC and TPR at 1 % and 0.1 % FPR with 95 % intervals
 from a participant's view, and each attack's paired difference to federated LiRA on the same shadows
@@ -9,6 +9,7 @@ and games. Runs are kept below --out, so that a second call only makes the table
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -25,20 +26,32 @@ from fedsim.scenario import load
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 NAMES = ("hospitals", "heart", "location", "digits")
 BASELINE = "lira"
+SHADOWED = ("loss", "lira", "lira-rounds", "rmia", "joint")
 
 
 def finished_run(
-    name: str, out: Path, data_dir: Path | None, workers: int, overrides: list[str]
+    name: str, world: str, out: Path, data_dir: Path | None, workers: int, overrides: list[str]
 ) -> RunDirectory:
-    folder = out / name
+    folder = out / f"{name}-{world}"
     if (folder / "manifest.json").exists():
         run = RunDirectory.open(folder)
     else:
-        scenario = load(EXPERIMENTS / f"{name}.toml", overrides)
-        run = runner.prepare(runner.check(scenario, data_dir), folder)
+        prepared = runner.check(load(EXPERIMENTS / f"{name}.toml", overrides), data_dir)
+        if world == "open":
+            prepared = with_half_of_the_records_unknown(prepared)
+        run = runner.prepare(prepared, folder)
     if not run.manifest.get("complete"):
         runner.federate(run, workers=workers)
     return run
+
+
+def with_half_of_the_records_unknown(prepared: runner.Prepared) -> runner.Prepared:
+    """Open world: the adversary owns half of the other parties' records, the candidates, and no more."""
+    others = sum(len(rows) for name, rows in prepared.rows.items() if name != prepared.adversary)
+    told = {"candidates": others // 2, "auxiliary_size": 0, "attacks": list(SHADOWED)}
+    adversary = prepared.scenario.adversary.model_copy(update=told)
+    scenario = prepared.scenario.model_copy(update={"adversary": adversary})
+    return dataclasses.replace(prepared, scenario=scenario)
 
 
 def interval(row: pd.Series) -> str:
@@ -60,18 +73,18 @@ def against_baseline(run: RunDirectory, attack: str) -> str:
     return f"{100 * result.value:+.1f} ({100 * result.low:+.1f} to {100 * result.high:+.1f})"
 
 
-def section(run: RunDirectory) -> str:
+def section(run: RunDirectory, world: str) -> str:
     leakage = run.table("leakage")
     overall = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")]
     sizes = overall[overall["metric"] == "auc"].iloc[0]
     scenario = run.scenario
     seconds = sum(game["seconds"] for game in run.manifest["games"].values())
     lines = [
-        f"## {scenario.name}",
+        f"## {scenario.name}, {world} world",
         "",
-        f"{scenario.games} games of {scenario.adversary.shadows} shadows, {sizes['n_members']:.0f} members and "
-        f"{sizes['n_nonmembers']:.0f} held-out candidates in all games together, auxiliary records "
-        f"'{scenario.adversary.auxiliary}', {seconds:.0f} s in all with {run.manifest['workers']} workers.",
+        f"{scenario.games} games, {scenario.adversary.shadows} shadows each; {sizes['n_members']:.0f} members "
+        f"and {sizes['n_nonmembers']:.0f} held-out candidates in all games; auxiliary records "
+        f"'{scenario.adversary.auxiliary}'; {seconds:.0f} s in all with {run.manifest['workers']} workers.",
         "",
         "| attack | AUC | TPR at 1 % FPR | TPR at 0.1 % FPR | TPR at 1 %, points above LiRA |",
         "|---|---|---|---|---|",
@@ -103,17 +116,19 @@ def main(
     parts = [
         "# What a participant finds, attack by attack",
         "",
-        "Closed world: every member is among the records that the adversary owns. 95 % intervals. Made by",
-        f"`python experiments/studies/attacks.py --games {games} --shadows {shadows}`.",
+        "From a participant's view. Closed world: every member is among the records that the adversary owns.",
+        "Open world: half of them are not. Intervals are 95 %. Made by",
+        f"`python experiments/studies/every_attack.py --games {games} --shadows {shadows}`.",
     ]
     for name in only or NAMES:
-        started = time.monotonic()
         overrides = [f"games={games}", f"adversary.shadows={shadows}", "adversary.attacks=['all']"]
-        run = finished_run(name, out, data_dir, workers, overrides)
-        parts += ["", section(run)]
-        click.echo(f"{name}: {time.monotonic() - started:.0f} s")
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        for world in ("closed", "open"):
+            started = time.monotonic()
+            run = finished_run(name, world, out, data_dir, workers, overrides)
+            parts += ["", section(run, world)]
+            click.echo(f"{name}, {world} world: {time.monotonic() - started:.0f} s")
+            table.parent.mkdir(parents=True, exist_ok=True)
+            table.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
