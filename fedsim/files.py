@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 
 from fedsim.errors import InputError
 
-
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 

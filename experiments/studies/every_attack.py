@@ -82,7 +82,7 @@ def section(run: RunDirectory, world: str) -> str:
     lines = [
         f"## {scenario.name}, {world} world",
         "",
-        f"{scenario.games} games, {scenario.adversary.shadows} shadows each; {sizes['n_members']:.0f} members "
+        f"{scenario.games} games of {scenario.adversary.shadows} shadows; {sizes['n_members']:.0f} members "
         f"and {sizes['n_nonmembers']:.0f} held-out candidates in all games; auxiliary records "
         f"'{scenario.adversary.auxiliary}'; {seconds:.0f} s in all with {run.manifest['workers']} workers.",
         "",
