@@ -1,5 +1,9 @@
 """What an adversary saw of a federation: the only input an attack has.
 
+ParticipantView   an ordinary party; and, by `pool`, a coalition of parties
+ServerView        the server, who sees every party's answer, or their mean under secure aggregation
+OutsiderView      who can ask the released model, through its output policy
+
 A `ParticipantView` is the view of one ordinary party: the global models it was sent, its own answers, its
 own records and the settings that are public. It holds no membership bit of anyone but its owner. The
 malicious client writes it as the run goes (`record_*`), a file per round, and reads it back (`load_view`):
@@ -14,13 +18,18 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     poison.safetensors       what a poisoning adversary adds to its training records
     targets.safetensors      the records whose loss an ascending adversary raises
     ascent-003.safetensors   what that adds to its answer in round 3, and for which targets
+
+An accomplice keeps ``own`` and ``reply-003`` alike. What the server keeps has the same form:
+
+    answer-003-001.safetensors   what party 1 answered in round 3, trained from w_2
+    sum-003.safetensors          instead, under secure aggregation: the answers' mean, weighted by records
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +108,7 @@ class ParticipantView:
     candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None before it is asked
     poison: what a poisoning adversary trains on beside own_train
     targets: the records whose loss an ascending adversary raises; ascents: round t → what it did in round t
+    own_party: (n_train,) int64, whose each of own_train is in a coalition; None where all are the owner's
     """
 
     settings: PublicSettings
@@ -112,6 +122,7 @@ class ParticipantView:
     poison: Records | None = None
     targets: Records | None = None
     ascents: dict[int, Ascent] = field(default_factory=dict)
+    own_party: np.ndarray | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
@@ -134,13 +145,7 @@ class ParticipantView:
 
     def module(self, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Return the public architecture with these weights, in evaluation mode."""
-        import torch
-
-        from fedsim import models
-
-        module = models.build(self.settings.model, self.settings.input_shape, self.settings.classes)
-        module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-        return module.eval()
+        return module_of(self.settings, weights)
 
     def logits(self, t: int, records: Records) -> np.ndarray:
         """Return the answers of w_t on ``records``, (n, classes) float64; computed once."""
@@ -175,6 +180,118 @@ class ParticipantView:
         return replace(self, own_replies={})
 
 
+@dataclass(frozen=True, eq=False)
+class ServerView:
+    """What the server saw: w_t, and in each round what it was sent.
+
+    models: t → w_t, of every round. One of the next two is empty:
+    answers: round t → partition id → the model that this party answered, trained from w_{t−1}
+    sums: round t → the answers' mean, weighted by records; all that secure aggregation reveals
+    candidate_party: (n,) int64, index of each candidate's party, −1 where it is not told
+    victims: partition ids that a candidate can be of
+    """
+
+    settings: PublicSettings
+    models: dict[int, Weights]
+    answers: dict[int, dict[int, Weights]]
+    sums: dict[int, Weights]
+    candidate_party: np.ndarray
+    victims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OutsiderView:
+    """The released model behind its output policy.
+
+    ask: features (n, …) float32 → (n, classes) float64, what is told of the probabilities; NaN: not told
+    queries: records that may be asked about, None where there is no limit
+    """
+
+    ask: Callable[[np.ndarray], np.ndarray]
+    classes: int
+    queries: int | None
+
+
+def module_of(settings: PublicSettings, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
+    """Return the public architecture with these weights, in evaluation mode."""
+    import torch
+
+    from fedsim import models
+
+    module = models.build(settings.model, settings.input_shape, settings.classes)
+    module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return module.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Accomplice:
+    """What another party shares with the adversary: its records, and round → its answer."""
+
+    partition: int
+    train: Records
+    heldout: Records
+    replies: dict[int, Weights]
+
+
+def pool(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
+    """Return the coalition's view: ``view`` as if its owner had all of its accomplices' records and answers.
+
+    Records are weighted as federated averaging weights them: a party of n_k records has the part
+    n_k / N in an average over N records, N of all participants; exact where all parties take part or
+    all are of one size. What is pooled as 'own reply' of round t is the model of which `others_update` takes
+    1 / participants, so that it takes out Σ_k n_k / N · (w^k_t − w_{t−1}) of the coalition's k.
+    """
+    settings = view.settings
+    replies = {settings.own: view.own_replies} | {each.partition: each.replies for each in accomplices}
+    sizes = np.array(settings.sizes or [1] * settings.parties, dtype=float)
+    factor = sizes / sizes.mean()  # participants · n_k / N
+    pooled: dict[int, Weights] = {}
+    for t in sorted({t for each in replies.values() for t in each if t - 1 in view.models}):
+        before = {name: array.astype(np.float64) for name, array in view.models[t - 1].items()}
+        answers = [(factor[k], each[t]) for k, each in replies.items() if t in each]
+        pooled[t] = {
+            name: start + sum(weight * (answer[name] - start) for weight, answer in answers)
+            for name, start in before.items()
+        }
+    trains = [view.own_train, *(each.train for each in accomplices)]
+    parties = [settings.own, *(each.partition for each in accomplices)]
+    return replace(
+        view,
+        own_replies=pooled,
+        own_train=Records.concatenate(trains),
+        own_heldout=Records.concatenate([view.own_heldout, *(each.heldout for each in accomplices)]),
+        own_party=np.repeat(parties, [len(train) for train in trains]),
+        auxiliary=None if view.auxiliary is None else _beside(view.auxiliary, accomplices),
+        _kept={},
+    )
+
+
+def _beside(auxiliary: Pool, accomplices: Sequence[Accomplice]) -> Pool:
+    """Return the auxiliary records that are no accomplice's: whose those are is no longer open."""
+    known = {key for each in accomplices for side in (each.train, each.heldout) for key in _keys(side)}
+    open_rows = np.array([key not in known for key in _keys(auxiliary.records)], dtype=bool)
+    return Pool(auxiliary.records.take(open_rows), auxiliary.party[open_rows])
+
+
+def _keys(records: Records) -> list[bytes]:
+    return [
+        x.tobytes() + bytes(str(y), "ascii") for x, y in zip(records.features, records.labels, strict=True)
+    ]
+
+
+def record_own(folder: Path, train: Records, heldout: Records) -> None:
+    """Write a party's own records."""
+    write_arrays(
+        folder / "own.safetensors",
+        {
+            "train_features": train.features,
+            "train_labels": train.labels,
+            "heldout_features": heldout.features,
+            "heldout_labels": heldout.labels,
+        },
+    )
+
+
 def record_settings(
     folder: Path,
     settings: PublicSettings,
@@ -185,15 +302,7 @@ def record_settings(
 ) -> None:
     """Write what the owner has before round 1."""
     write_json(folder / "settings.json", TypeAdapter(PublicSettings).dump_python(settings, mode="json"))
-    write_arrays(
-        folder / "own.safetensors",
-        {
-            "train_features": own_train.features,
-            "train_labels": own_train.labels,
-            "heldout_features": own_heldout.features,
-            "heldout_labels": own_heldout.labels,
-        },
-    )
+    record_own(folder, own_train, own_heldout)
     assumed = assumptions or AdversarySettings()
     write_json(folder / "assumptions.json", assumed.model_dump(mode="json"))
     nothing = Pool(own_train.take(np.arange(0)), np.empty(0, dtype=np.int64))
@@ -224,6 +333,20 @@ def record_ascent(folder: Path, round: int, ascent: Ascent) -> None:
     """Write what the owner added to its answer in ``round``; writing it again changes nothing."""
     step = {f"step/{name}": array for name, array in ascent.step.items()}
     write_arrays(folder / f"ascent-{round:03d}.safetensors", {"ascended": ascent.ascended, **step})
+
+
+def record_answer(folder: Path, round: int, partition: int, weights: Mapping[str, np.ndarray]) -> None:
+    """Write what party ``partition`` answered the server in ``round`` (1..T)."""
+    write_arrays(folder / f"answer-{round:03d}-{partition:03d}.safetensors", weights)
+
+
+def record_sum(folder: Path, round: int, answers: Sequence[Weights], sizes: Sequence[float]) -> None:
+    """Write the mean of the parties' ``answers``, weighted by ``sizes``, and nothing else of them."""
+    mean = {
+        name: np.average([answer[name] for answer in answers], axis=0, weights=sizes).astype(np.float32)
+        for name in answers[0]
+    }
+    write_arrays(folder / f"sum-{round:03d}.safetensors", mean)
 
 
 def record_candidates(folder: Path, candidates: Pool) -> None:
@@ -279,6 +402,39 @@ def load_view(folder: Path) -> ParticipantView:
         _records_if_any(folder / "targets.safetensors"),
         {t: _ascent(arrays) for t, arrays in _read_rounds(folder, "ascent").items()},
     )
+
+
+def load_accomplice(folder: Path, partition: int) -> Accomplice:
+    """Read what party ``partition`` shared in ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    own = folder / "own.safetensors"
+    replies = _read_rounds(folder, "reply")
+    return Accomplice(partition, _records(own, "train_"), _records(own, "heldout_"), replies)
+
+
+def load_server_view(
+    folder: Path,
+    settings: PublicSettings,
+    models: dict[int, Weights],
+    candidate_party: np.ndarray,
+    victims: Sequence[int],
+) -> ServerView:
+    """Read what the server kept in ``folder``; the other arguments are those of the view.
+
+    Raises:
+        InputError: nothing was kept, or a file is corrupt.
+    """
+    answers: dict[int, dict[int, Weights]] = {}
+    for file in sorted(folder.glob("answer-*.safetensors")):
+        t, partition = map(int, file.stem.split("-")[1:])
+        answers.setdefault(t, {})[partition] = read_arrays(file)
+    sums = _read_rounds(folder, "sum")
+    if not answers and not sums:
+        raise InputError(f"{folder}: nothing was kept; observer 'server' must be named before the run")
+    return ServerView(settings, models, answers, sums, candidate_party, tuple(victims))
 
 
 def load_candidates(folder: Path) -> Records:

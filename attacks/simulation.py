@@ -63,7 +63,7 @@ def simulate(
         view.assumptions.shadows,
         view.settings.sizes,
         drawn_from.party,
-        fixed={view.settings.own: fixed},
+        fixed=fixed,
         seed=seed,
         game=game,
     )
@@ -136,10 +136,11 @@ def _beside(view: ParticipantView) -> list[Records]:
     return [owned.records] if owned is not None and len(owned) else []
 
 
-def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, np.ndarray]:
-    """Return the pool from which shadows are drawn, and the rows that the adversary itself trains on.
+def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, dict[int, np.ndarray]]:
+    """Return the pool from which shadows are drawn, and party → the rows that it is known to train on.
 
-    These come last: its own members and its poison, where it poisons. Under 'own' all own records are drawn from as well, to stand for the others'.
+    These come last: the adversary's own members and its poison, where it poisons; in a coalition those of all
+    its parties. Under 'own' all own records are drawn from as well, to stand for the others'.
     """
     owned = view.auxiliary or Pool(asked.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
     parts = {"population": [asked, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
@@ -147,12 +148,16 @@ def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, np.ndarr
         own = Records.concatenate([view.own_heldout, view.own_train])
         parts = [Pool(own, np.full(len(own), -1))]
     trained_on = Records.concatenate([view.own_train, *([view.poison] if view.poison is not None else [])])
-    parts = [*parts, Pool(trained_on, np.full(len(trained_on), view.settings.own))]
+    trainer = np.full(len(trained_on), view.settings.own)
+    if view.own_party is not None:
+        trainer[: len(view.own_party)] = view.own_party
+    parts = [*parts, Pool(trained_on, trainer)]
     pool = Pool(
         Records.concatenate([part.records for part in parts]),
         np.concatenate([part.party for part in parts]),
     )
-    return pool, np.arange(len(pool) - len(trained_on), len(pool))
+    rows = np.arange(len(pool) - len(trained_on), len(pool))
+    return pool, {int(k): rows[trainer == k] for k in np.unique(trainer)}
 
 
 def _inside(

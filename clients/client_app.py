@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import malicious, participant
-from clients.party import party_of
+from clients import accomplice, malicious, participant
+from clients.party import Party, party_of
 
 app = ClientApp()
 
@@ -15,7 +17,7 @@ app = ClientApp()
 def introduce(message: Message, context: Context) -> Message:
     """Before round 1: which party is this, and what does it plan?"""
     party = party_of(context)
-    role = participant if party.observations is None else malicious
+    role = _role(party)
     return Message(role.introduce(party, context), reply_to=message)
 
 
@@ -23,7 +25,7 @@ def introduce(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
     party = party_of(context)
-    role = participant if party.observations is None else malicious
+    role = _role(party)
     return Message(role.train(party, message, context), reply_to=message)
 
 
@@ -31,7 +33,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """The global model on the party's held-out records."""
     party = party_of(context)
-    role = participant if party.observations is None else malicious
+    role = _role(party)
     return Message(role.evaluate(party, message), reply_to=message)
 
 
@@ -39,3 +41,9 @@ def evaluate(message: Message, context: Context) -> Message:
 def attack(message: Message, context: Context) -> Message:
     """After the last round: the malicious party's findings."""
     return Message(malicious.attack(party_of(context), message), reply_to=message)
+
+
+def _role(party: Party) -> ModuleType:
+    if party.observations is not None:
+        return malicious
+    return participant if party.shared is None else accomplice

@@ -23,7 +23,8 @@ class Party:
 
     module is scratch space: its weights are replaced at the start of every message.
     folder is the party's own; observations is where the malicious party keeps what it sees, None for an
-    honest one. names and sizes (training records) are those of all parties, which are public.
+    honest one; shared is where an accomplice keeps what it shares with it. names and sizes (training
+    records) are those of all parties, which are public.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Party:
     sizes: tuple[int, ...]
     folder: Path
     observations: Path | None
+    shared: Path | None = None
 
     @property
     def dp(self) -> DPSettings | None:
@@ -84,4 +86,5 @@ def _load(folder: Path, game: int, partition: int) -> Party:
         sizes=tuple(info["sizes"]),
         folder=found[0],
         observations=run.observations(game) if info["malicious"] else None,
+        shared=run.accomplice(game, partition, records.name) if info.get("accomplice") else None,
     )

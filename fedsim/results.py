@@ -7,11 +7,17 @@
       models/game-000/round-000.safetensors …
       parties/game-000/000-hospital-1/   what that party's process may read: its own records
       observations/game-000/             what the adversary kept, and nothing else
+      accomplices/game-000/001-…/        what an accomplice shares with it, if 'coalition' is an observer
+      server_observations/game-000/      what the server saw, if it is an observer
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
       truth.parquet      who is a member; written and read by `fedsim.data.membership` alone
       scores.parquet     game, attack, candidate, score, threshold
       leakage.parquet    attack, party, game, metric, value, low, high, n_members, n_nonmembers, note
+      source_scores.parquet  game, attack, candidate, party, score: which party is it a member of?
+      sources.parquet    attack, game, metric, value, low, high, n
+
+An observer other than the participant names its attacks 'outsider/…', 'coalition/…' or 'server/…'.
 
 Nothing in it is a pickle, and every file is written whole or not at all.
 """
@@ -122,6 +128,14 @@ class RunDirectory:
     def observations(self, game: int) -> Path:
         """Folder of what the adversary kept in one game."""
         return self.path / "observations" / f"game-{game:03d}"
+
+    def accomplice(self, game: int, partition: int, name: str) -> Path:
+        """Folder of what one accomplice of the adversary shares with it in one game."""
+        return self.path / "accomplices" / f"game-{game:03d}" / f"{partition:03d}-{name}"
+
+    def server_observations(self, game: int) -> Path:
+        """Folder of what the server saw in one game; no party reads it."""
+        return self.path / "server_observations" / f"game-{game:03d}"
 
     # ----------------------------------------------------------------- models
     def model_path(self, game: int, round: int) -> Path:

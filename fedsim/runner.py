@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attacks import evaluation, observer, shadow, simulation, suite
+from attacks import evaluation, observer, shadow, simulation, source_evaluation, suite
 from clients.sectors import SECTORS
-from fedsim import models, privacy, rng, strategy
+from fedsim import models, observers, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
 from fedsim.data import table as tables
@@ -76,6 +76,7 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
     )
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
+    observers.check(scenario, list(rows), adversary)
     _check_private_training(scenario, encoded, rows)
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
@@ -169,6 +170,7 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: member
             "partition": partition,
             "sector": run.scenario.parties.sector,
             "malicious": name == prepared.adversary,
+            "accomplice": name in run.scenario.adversary.coalition,
             "classes": len(prepared.encoded.classes),
             "names": list(game.parties),
             "sizes": sizes,
@@ -202,6 +204,7 @@ def federate(run: RunDirectory, engine: str = "inprocess", workers: int = 1) -> 
             continue
         started = time.monotonic()
         _run_game(run, game, engine, workers)
+        _observe(run, game, None, simulation.Laboratory(workers, cache=shadow.cache_folder()))
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)
     run.update_manifest(complete=True)
@@ -232,13 +235,14 @@ def _note_game(run: RunDirectory, game: int, seconds: float) -> None:
 
 
 def evaluate(run: RunDirectory) -> None:
-    """Join the adversary's scores with the truth and write ``leakage.parquet``."""
+    """Join the scores with the truth and write ``leakage.parquet``, and ``sources.parquet`` where asked."""
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
-    leakage = evaluation.evaluate(
-        scores[["game", "attack", "candidate", "score"]], thresholds, membership.read_truth(run.path)
-    )
+    truth = membership.read_truth(run.path)
+    leakage = evaluation.evaluate(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
     run.write_table("leakage", leakage)
+    if run.has("source_scores"):
+        run.write_table("sources", source_evaluation.evaluate(run.table("source_scores"), truth))
 
 
 def attack(
@@ -269,7 +273,21 @@ def attack(
         view, candidates = observer.load_view(folder), observer.load_candidates(folder)
         findings = suite.run(view, candidates, wanted, run.scenario.seed, game, laboratory)
         _keep_findings(run, game, findings)
+        _observe(run, game, names, laboratory)
     evaluate(run)
+
+
+def _observe(
+    run: RunDirectory, game: int, names: list[str] | None, laboratory: simulation.Laboratory
+) -> None:
+    """Score the same candidates as the scenario's other observers, and ask who holds them."""
+    seen = observers.see(run, game)
+    findings = observers.score(seen, names, laboratory)
+    if findings:
+        _keep_findings(run, game, findings)
+    sources = observers.sources(seen, names, laboratory)
+    if len(sources):
+        run.write_game("source_scores", game, sources)
 
 
 def _keep_findings(run: RunDirectory, game: int, findings: dict[str, suite.Finding]) -> None:

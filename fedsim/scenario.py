@@ -213,8 +213,22 @@ class DPSettings(Settings):
         return self
 
 
+class OutputPolicy(Settings):
+    """What the released model answers to an outsider; participants hold the weights."""
+
+    policy: Literal["full", "rounded", "top-k", "label", "noisy"] = Field(
+        "full", description="all probabilities as they are, or what is left of them"
+    )
+    digits: Annotated[int, Field(ge=0)] = Field(2, description="decimals of a 'rounded' answer")
+    top: Annotated[int, Field(ge=1)] = Field(1, description="probabilities in a 'top-k' answer")
+    noise: Positive = Field(0.05, description="standard deviation of what a 'noisy' answer adds to each")
+    queries: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="records that an attack may ask about in all; default: no limit"
+    )
+
+
 class AdversarySettings(Settings):
-    """The malicious client, and what it is assumed to own."""
+    """The malicious client, what it is assumed to own, and who else is scored beside it."""
 
     party: str | None = Field(None, description="the malicious party; default: the first one")
     attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
@@ -239,6 +253,22 @@ class AdversarySettings(Settings):
     shadows: Annotated[int, Field(ge=16)] = Field(
         256, description="shadow federations that it simulates, if an attack asks for them"
     )
+    observers: list[Literal["outsider", "participant", "coalition", "server"]] = Field(
+        ["participant"], description="whose attacks to score on the same candidates; 'participant' always is"
+    )
+    coalition: list[str] = Field(
+        [], description="parties that pool what they have with the adversary, if 'coalition' is an observer"
+    )
+    secure_aggregation: bool = Field(
+        False, description="whether the server sees only the sum of the parties' updates"
+    )
+    output: OutputPolicy = OutputPolicy()
+
+    @model_validator(mode="after")
+    def _coalition_is_an_observer(self) -> AdversarySettings:
+        if ("coalition" in self.observers) != bool(self.coalition):
+            raise ValueError("observer 'coalition' and the names of its parties, 'coalition', go together")
+        return self
 
 
 class Scenario(Settings):

@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from attacks import observer
 from clients import messages
 from clients.party import run_folder
 from fedsim import models, rng
@@ -207,6 +208,7 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
             log.warning("round %d: every party's ε budget is spent; training ends here", round)
             return None
         raise FedsimError(_too_few(federation, round, outcomes, len(usable)))
+    _observe(federation, round, usable)
     aggregated, _ = federation.strategy.aggregate_train(round, usable)
     if aggregated is None:
         raise FedsimError(f"round {round}: strategy '{settings.strategy}' gave no model")
@@ -270,6 +272,27 @@ def _for_strategy(reply: Message, outcome: Outcome, scenario: Scenario) -> Messa
     kept = messages.metrics({name: outcome.metrics[name] for name in needed})
     reply.content = RecordDict({"arrays": reply.content.array_records["arrays"], "metrics": kept})
     return reply
+
+
+def _observe(federation: Federation, round: int, usable: list[Message]) -> None:
+    """Keep what an honest but curious server sees, where it is an observer: every answer, or their mean.
+
+    Secure aggregation is taken as ideal: the server learns Σ n_k w_k and Σ n_k over those that answered.
+    """
+    settings = federation.scenario.adversary
+    if "server" not in settings.observers:
+        return
+    folder = federation.run.server_observations(federation.game)
+    answers = {
+        federation.partition_of(reply): messages.to_numpy(reply.content.array_records["arrays"])
+        for reply in usable
+    }
+    if settings.secure_aggregation:
+        sizes = [messages.numbers(m.content.metric_records["metrics"])["num-examples"] for m in usable]
+        observer.record_sum(folder, round, list(answers.values()), sizes)
+        return
+    for partition, weights in answers.items():
+        observer.record_answer(folder, round, partition, weights)
 
 
 def _too_few(federation: Federation, round: int, outcomes: dict[int, Outcome], usable: int) -> str:

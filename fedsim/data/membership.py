@@ -58,6 +58,7 @@ def draw_game(
     member_share: share of a party's records that it trains on. A person with several records is on one side
         with all of them, in all parties, so that the share is met to within one person.
     settings.candidates: at most this many, half of them members as nearly as there are enough.
+    settings.coalition: parties whose records are no candidates, whoever observes.
 
     Raises:
         InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
@@ -69,13 +70,15 @@ def draw_game(
     others = _others(encoded, rows, member, adversary)
     stream = rng.generator(seed, "auxiliary records", game=game)
     kept_back = _keep_back(others, settings, stream)
+    known = np.flatnonzero(others["party"].isin(settings.coalition))  # to an observer who is to be compared
+    never = np.union1d(kept_back, known)
     stream = rng.generator(seed, "candidates", game=game)
-    chosen = _choose(others["member"].to_numpy(dtype=bool), kept_back, settings.candidates, stream)
+    chosen = _choose(others["member"].to_numpy(dtype=bool), never, settings.candidates, stream)
     owned = kept_back if settings.auxiliary == "disjoint" else _unchosen(others, chosen, settings, stream)
     truth = others.iloc[chosen].reset_index(drop=True)
     truth.insert(0, "candidate", np.arange(len(truth)))
-    known = list(rows) if settings.knows_party else []
-    return Game(parties, _pool(encoded, truth, known), _pool(encoded, others.iloc[owned], known), truth)
+    told = list(rows) if settings.knows_party else []
+    return Game(parties, _pool(encoded, truth, told), _pool(encoded, others.iloc[owned], told), truth)
 
 
 def _sides(encoded: Encoded, name: str, mine: np.ndarray, member: np.ndarray, share: float) -> PartyRecords:
@@ -157,11 +160,11 @@ def _others(
 
 
 def _choose(
-    member: np.ndarray, kept_back: np.ndarray, most: int | None, stream: np.random.Generator
+    member: np.ndarray, never: np.ndarray, most: int | None, stream: np.random.Generator
 ) -> np.ndarray:
     """Return shuffled indices of at most ``most`` candidates, the two sides as equal as can be."""
     order = stream.permutation(len(member))
-    order = order[~np.isin(order, kept_back)]
+    order = order[~np.isin(order, never)]
     if most is None or most >= len(order):
         return order
     inside, outside = order[member[order]], order[~member[order]]
