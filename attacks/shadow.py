@@ -3,22 +3,25 @@
 S whole federations with the target's public settings start from the w_0 that the adversary was sent, and
 train on records that it draws (`draw_members`). Of each it keeps what the records' outputs were (`Shadows`),
 never the models. `simulate` trains them block by block: many at a time where the model allows it
-(`attacks.stacked`), else one by one; in as many processes as asked for.
+(`attacks.stacked`), else one by one; on as many cores as asked for.
 
-Neither the size of a block, nor the number of processes, nor how many more shadows there are changes what a
-shadow becomes: not in the last bit, but for custom modules and CNNs, whose rounding may depend on the block.
+Neither the size of a block, nor the number of workers, nor how many more shadows there are changes what a
+shadow becomes: not in the last bit, but for modules other than stacks of linear layers, whose rounding may
+depend on the block.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,9 +194,9 @@ def simulate(
 
     pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
     rounds: t of the models w_t to observe, in 0…T.
-    workers: processes of one torch thread each; 1 stays in this one.
-    max_bytes: roughly what training may take, over all processes, beside the result; one shadow a process
-        is trained at the least.
+    workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
+    max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
+        at the least.
     cache: folder where results are kept (`cache_folder`); a request that an earlier one covers is read.
     progress: called with the number of shadows done and in all.
 
@@ -270,8 +273,7 @@ def _train(
     size = block_size(job.plan, len(job.signal_records), total - done, workers, max_bytes)
     starts = range(done, total, size)
     blocks: dict[int, Block] = {}
-    runs = _in_processes if workers > 1 and len(starts) > 1 else _here
-    for start, block in runs(job, membership.members, starts, size, workers):
+    for start, block in _run(job, membership.members, starts, size, min(workers, len(starts))):
         blocks[start] = block
         if progress:
             progress(done + sum(len(b["phi"]) for b in blocks.values()), total)
@@ -279,34 +281,47 @@ def _train(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
 
 
-def _here(
+def _run(
     job: _Job, members: np.ndarray, starts: Sequence[int], size: int, workers: int
 ) -> Iterator[tuple[int, Block]]:
+    """Yield (start, block) as blocks are finished, ``workers`` of them at a time on one core each."""
     from attacks.stacked import single_thread
 
-    for start in starts:
-        with single_thread():
-            block = _run_block(job, start, members[start : start + size])
-        yield start, block
-
-
-def _in_processes(
-    job: _Job, members: np.ndarray, starts: Sequence[int], size: int, workers: int
-) -> Iterator[tuple[int, Block]]:
-    executor = ProcessPoolExecutor(
-        min(workers, len(starts)),
-        multiprocessing.get_context("spawn"),  # a forked torch may hang
-        initializer=_start_worker,
-        initargs=(job,),
-    )
-    try:
-        waiting = {
-            executor.submit(_run_in_worker, start, members[start : start + size]): start for start in starts
-        }
+    stop = threading.Event()
+    with single_thread(), contextlib.ExitStack() as on_exit:
+        if workers == 1:
+            for start in starts:
+                yield start, _run_block(job, start, members[start : start + size])
+            return
+        stack = _stack(job.plan)
+        threads = stack is not None and stack.rounds_alike
+        executor = _threads(workers) if threads else _processes(workers, job)
+        on_exit.callback(executor.shutdown, cancel_futures=True)
+        on_exit.callback(stop.set)
+        waiting = {}
+        for start in starts:
+            part = members[start : start + size]
+            future = (
+                executor.submit(_run_block, job, start, part, stop.is_set)
+                if threads
+                else executor.submit(_run_in_worker, start, part)
+            )
+            waiting[future] = start
         for future in as_completed(waiting):
             yield waiting[future], future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+
+
+def _threads(workers: int) -> Executor:
+    """Stacked layers spend their time in large operations, which release the interpreter's lock."""
+    import torch
+
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _processes(workers: int, job: _Job) -> Executor:
+    """Other modules spend theirs in Python. Spawned, since a forked torch may hang."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(job,))
 
 
 _worker_job: _Job | None = None
@@ -318,7 +333,7 @@ def _start_worker(job: _Job) -> None:
     global _worker_job
     _worker_job = job
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 
 def _run_in_worker(start: int, members: np.ndarray) -> Block:
@@ -326,8 +341,11 @@ def _run_in_worker(start: int, members: np.ndarray) -> Block:
     return _run_block(_worker_job, start, members)
 
 
-def _run_block(job: _Job, start: int, members: np.ndarray) -> Block:
-    """Train the shadows ``start``, ``start`` + 1, … with these members."""
+def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bool] = lambda: False) -> Block:
+    """Train the shadows ``start``, ``start`` + 1, … with these members.
+
+    stop: asked before every round of stacked models whether to give up
+    """
     import torch
 
     from attacks.shadow_training import train_block, train_one
@@ -346,7 +364,9 @@ def _run_block(job: _Job, start: int, members: np.ndarray) -> Block:
     else:
         pools = stack.pool(job.pool), stack.pool(job.signal_records)
         see = seen.by(0)
-        parts = [train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see)]
+        parts = [
+            train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see, stop)
+        ]
     if job.keep_weights:
         final = [torch.cat([w.reshape(len(w), -1) for w in part.values()], 1) for part in parts]
         seen.block["weights"] = torch.cat(final).numpy()
@@ -384,20 +404,28 @@ def _stack(plan: FederationPlan) -> Stack | None:
     return stack_of(models.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
 
 
-BLOCK_MODELS = 320
-"""Models in a block, beyond which a step is no quicker per model (measured)."""
+BLOCK_BYTES = 8 * 2**20
+"""Bytes of parameters in a block, beyond which steps get slower, for want of cache (measured)."""
+BLOCK_MODELS = 1280
+"""Models in a block, beyond which the fixed cost of a step is spread thin enough (measured)."""
 
 
 def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, max_bytes: int) -> int:
-    """Return how many shadows are trained together in one process, at least 1.
+    """Return how many shadows are trained together, at least 1. records: whose outputs are observed.
 
-    records: whose outputs are observed. As many as fit, and as keep all workers busy.
+    Of stacked layers as many as are quickest, fit and leave something to do for every worker; of other
+    modules, whose rounding may depend on it, a number that does not depend on the number of workers.
     """
     stack = _stack(plan)
     if stack is None:
         return 1
-    fit = max_bytes // (workers * bytes_per_shadow(plan, stack, records))
-    return max(1, min(fit, -(-shadows // workers), -(-BLOCK_MODELS // plan.participants)))
+    quick = min(BLOCK_MODELS, BLOCK_BYTES // (4 * stack.parameters)) // plan.participants
+    fit = max_bytes // bytes_per_shadow(plan, stack, records)
+    if not stack.rounds_alike:
+        return max(1, min(quick, fit // 8, 8))
+    largest = max(1, min(quick, fit // workers))
+    turns = -(-shadows // (largest * workers))
+    return -(-shadows // (turns * workers))  # blocks of one size, rather than a small last one
 
 
 def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:

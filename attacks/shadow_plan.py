@@ -236,11 +236,11 @@ def positions(drawn: np.ndarray, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def poisson_width(n: int, rate: float) -> int:
-    """Return the width that a Poisson batch exceeds with probability 1e-9.
+    """Return the width that a Poisson batch of n records exceeds with probability 1e-4; at least 12, or n.
 
-    A function of the settings alone, so that the padding of a shadow's batches, on which the rounding of its
-    gradients may depend, is not decided by the other shadows.
+    A function of the settings alone, so that as a rule the padding of a shadow's batches is not decided by
+    the shadows that it is trained with. Where one exceeds it, the others get a few more records of weight 0.
     """
     from scipy.stats import binom
 
-    return int(binom.isf(1e-9, n, rate))
+    return min(n, max(12, int(binom.isf(1e-4, n, rate))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule
+from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule, poisson_width
 from attacks.stacked import Batches, Parameters, Pool, Stack, layout_of, optimizer, up
 from fedsim import models
 from fedsim.data.records import Records
@@ -35,16 +36,23 @@ def train_block(
     rounds: Sequence[int],
     streams: Sequence[Streams],
     observe: Observe,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Tensor]:
     """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
 
     members: (S, parties, largest size) int, rows of ``pool``, −1 after a smaller party's
     observe: is given the logits of ``signal_pool`` at w_t for every t of ``rounds``
+    stop: asked before every round
+
+    Raises:
+        CancelledError: ``stop`` said so.
     """
     with torch.no_grad():
         current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
         aggregate = server(plan)
         for t in range(plan.rounds + 1):
+            if stop():
+                raise CancelledError
             if t in rounds:
                 observe(t, stack.logits(current, signal_pool))
             if t < plan.rounds:
@@ -153,16 +161,17 @@ def _widths(plan: FederationPlan, parties: Sequence[int], schedule: Schedule) ->
 
     Parties that do not take part count too: it must not matter which shadows are trained together.
     """
-    widths = [0] * max((plan.steps(k) for k in parties), default=0)
+    widths = np.zeros(max((plan.steps(k) for k in parties), default=0), int)
     for k in parties:
-        for step in range(plan.steps(k)):
-            if plan.parties[k].dp is None:
-                place = step % plan.batches_per_epoch(k) * plan.training.batch
-                width = min(plan.training.batch, plan.parties[k].size - place)
-            else:
-                width = schedule.batches[k].shape[2]
-            widths[step] = max(widths[step], up(width))
-    return widths
+        steps, size = np.arange(plan.steps(k)), plan.parties[k].size
+        if plan.parties[k].dp is None:
+            places = steps % plan.batches_per_epoch(k) * plan.training.batch
+            largest = np.minimum(plan.training.batch, size - places)
+        else:
+            drawn = (schedule.batches[k] >= 0).sum(axis=2).max(axis=0)
+            largest = np.maximum(drawn, poisson_width(size, plan.dp(k).sample_rate))
+        widths[steps] = np.maximum(widths[steps], largest)
+    return [up(width) for width in widths.tolist()]
 
 
 def _train(

@@ -98,9 +98,11 @@ class Stack(Protocol):
     """An architecture, and how M models of it are evaluated and differentiated together.
 
     parameters: number of trained parameters of one model
+    rounds_alike: whether a model's rounding is the same whatever it is stacked with
     """
 
     parameters: int
+    rounds_alike: bool
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
         """Return the parameters of one model, M = 1."""
@@ -163,6 +165,8 @@ class StackedLayers:
     weights (M, classes, in) and biases (M, classes, 1), transposed since products with a narrow last
     dimension are slow. All sizes but M and 1 are rounded up to multiples of 4.
     """
+
+    rounds_alike = True
 
     def __init__(self, module: nn.Module) -> None:
         layers = linear_stack(module)
@@ -361,6 +365,8 @@ class StackedModule:
 
     Parameters are (M, …) in the module's shapes; those that are frozen, and buffers, are shared constants.
     """
+
+    rounds_alike = False
 
     def __init__(self, module: nn.Module, classes: int) -> None:
         self.module = module.train()

@@ -1,0 +1,300 @@
+"""Shadow federations many at a time against one after another, on the same cores in one run.
+
+    python experiments/benchmarks/shadows.py            # all tables, some minutes
+    python experiments/benchmarks/shadows.py --quick    # smaller, the same tables
+
+The setting is that of experiments/hospitals.toml: 5 parties × 44 records, 40 rounds × 5 epochs, batch 16,
+MLP 10-64-64-2; the records are random, which costs the same. The two sides take turns, so that whatever else
+the machine does hits both; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
+
+# One torch thread a process: on models as small as these, more make plain PyTorch slower, often many times.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from attacks.shadow import FederationPlan, PartyTraining, draw_members, simulate
+from fedsim import models
+from fedsim.data.records import Records
+from fedsim.privacy import Plan
+from fedsim.scenario import ModelSettings, TrainingSettings
+
+PARTIES, RECORDS, ROUNDS, EPOCHS, BATCH, LR = 5, 44, 40, 5, 16, 0.1
+FEATURES, HIDDEN, CLASSES = 10, (64, 64), 2
+NOISE, CLIPPING_NORM = 1.0, 1.0
+CORES = min(4, os.cpu_count() or 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer federations and repetitions")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of is not None:
+        print(peak_memory(options.memory_of))
+        return
+    console = Console(width=110)
+    shadows, repeats = (16, 1) if options.quick else (64, 3)
+    console.print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    )
+    console.print(against_one_by_one(shadows, repeats))
+    console.print(against_the_machine(shadows, repeats))
+    console.print(memory(shadows))
+    console.print(growth(shadows))
+
+
+# The two sides.
+
+
+def federation_plan(
+    private: bool = False, parties: int = PARTIES, records: int = RECORDS, rounds: int = ROUNDS
+) -> FederationPlan:
+    steps = EPOCHS * -(-records // BATCH)
+    dp = Plan(
+        BATCH / records, float(BATCH), steps, NOISE, rounds, 1e-5, CLIPPING_NORM, "rdp", 1.0, float("inf")
+    )  # fmt: skip
+    return FederationPlan(
+        model=ModelSettings(name="mlp", hidden=list(HIDDEN)),
+        input_shape=(FEATURES,), classes=CLASSES, rounds=rounds,
+        training=TrainingSettings(lr=LR, batch=BATCH, epochs=EPOCHS),
+        parties=(PartyTraining(records, dp if private else None),) * parties, participants=parties,
+    )  # fmt: skip
+
+
+def random_records(n: int) -> Records:
+    stream = np.random.default_rng(0)
+    return Records(stream.normal(size=(n, FEATURES)).astype(np.float32), stream.integers(0, CLASSES, n))
+
+
+def stacked(plan: FederationPlan, shadows: int, workers: int) -> None:
+    """Members drawn, all federations trained, the final models' outputs on all records."""
+    sizes = plan.sizes.tolist()
+    pool = random_records(2 * sum(sizes))
+    membership = draw_members(shadows, sizes, np.repeat(np.arange(len(sizes)), 2 * plan.sizes), seed=0)
+    module = models.build(plan.model, plan.input_shape, plan.classes)
+    simulate(
+        plan, models.weights(module), pool, membership, pool, rounds=[plan.rounds], seed=0, workers=workers
+    )
+
+
+def fresh_module() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES)
+    )
+
+
+Train = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
+
+
+def one_federation(train: Train, rounds: int = ROUNDS) -> None:
+    """Federated averaging as one would write it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # Opacus on its random number generator
+    records = random_records(PARTIES * RECORDS)
+    x, y = torch.tensor(records.features).split(RECORDS), torch.tensor(records.labels).split(RECORDS)
+    module = fresh_module()
+    state = copy.deepcopy(module.state_dict())
+    for _ in range(rounds):
+        answers = []
+        for k in range(PARTIES):
+            module.load_state_dict(state)
+            train(module, x[k], y[k])
+            answers.append(copy.deepcopy(module.state_dict()))
+        state = {name: sum(answer[name] for answer in answers) / PARTIES for name in state}
+
+
+def train_plainly(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    criterion = nn.CrossEntropyLoss()
+    for _ in range(EPOCHS):
+        for index in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            criterion(module(x[index]), y[index]).backward()
+            optimizer.step()
+
+
+def train_with_opacus(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    from opacus import PrivacyEngine
+    from torch.utils.data import DataLoader, TensorDataset
+
+    private = copy.deepcopy(module)
+    wrapped, optimizer, loader = PrivacyEngine().make_private(
+        module=private, optimizer=torch.optim.SGD(private.parameters(), lr=LR),
+        data_loader=DataLoader(TensorDataset(x, y), batch_size=BATCH),
+        noise_multiplier=NOISE, max_grad_norm=CLIPPING_NORM,
+    )  # fmt: skip
+    criterion = nn.CrossEntropyLoss()
+    for _ in range(EPOCHS):
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            criterion(wrapped(batch), labels).backward()
+            optimizer.step()
+    module.load_state_dict(wrapped._module.state_dict())
+
+
+# The tables.
+
+
+def against_one_by_one(shadows: int, repeats: int) -> Table:
+    table = Table(title=f"{shadows} shadow federations against one after another (seconds a federation)")
+    for column in ("", "cores", "one after another", "stacked", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    cases: list[tuple[str, bool, Train]] = [
+        ("torch.nn + torch.optim.SGD", False, train_plainly), ("Opacus DP-SGD", True, train_with_opacus)
+    ]  # fmt: skip
+    for name, private, train in cases:
+        plan = federation_plan(private)
+        for cores in dict.fromkeys((1, CORES)):
+            one, many = side_by_side(train, plan, shadows, cores, repeats)
+            table.add_row(name, str(cores), f"{one:.3f}", f"{many:.4f}", f"{one / many:.0f}×")
+    table.caption = (
+        f"Medians of {repeats}. One after another: one federation in each of that many processes, which are "
+        f"running already; stacked: {shadows} on that many threads, everything included."
+    )
+    return table
+
+
+def side_by_side(
+    train: Train, plan: FederationPlan, shadows: int, cores: int, repeats: int
+) -> tuple[float, float]:
+    """Return seconds a federation of either side, in turns."""
+    slow, fast = [], []
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        list(pool.map(one_federation, [train] * cores, [1] * cores))  # start, import, warm up
+        for _ in range(repeats):
+            slow.append(timed(lambda: list(pool.map(one_federation, [train] * cores))) / cores)
+            fast.append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
+    return statistics.median(slow), statistics.median(fast)
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def against_the_machine(shadows: int, repeats: int) -> Table:
+    """GFLOP/s of a whole simulation, and of the same products of matrices alone."""
+    table = Table(title="Arithmetic reached, GFLOP/s on one core")
+    for column in ("models", "simulation", "torch.baddbmm alone", "share"):
+        table.add_column(column, justify="right")
+    plan = federation_plan(rounds=ROUNDS // 4)
+    for count in (shadows // 4, shadows):
+        ours, theirs = [], []
+        for _ in range(repeats):
+            ours.append(flops(plan) * count / timed(lambda n=count: stacked(plan, n, 1)) / 1e9)
+            theirs.append(matrix_products(count * PARTIES) / 1e9)
+        us, them = statistics.median(ours), statistics.median(theirs)
+        table.add_row(str(count * PARTIES), f"{us:.1f}", f"{them:.1f}", f"{us / them:.0%}")
+    table.caption = (
+        "Counted: the products of forward and backward pass, on records that are there (no padding)."
+    )
+    return table
+
+
+def layer_shapes() -> list[tuple[int, int]]:
+    widths = (FEATURES, *HIDDEN, CLASSES)
+    return list(pairwise(widths))
+
+
+def flops(plan: FederationPlan) -> float:
+    """Floating-point operations of one federation: two products a layer and one more below the first."""
+    a_record = sum(2 * a * b * (2 if i == 0 else 3) for i, (a, b) in enumerate(layer_shapes()))
+    return a_record * plan.rounds * EPOCHS * float(plan.sizes.sum())
+
+
+def matrix_products(count: int) -> float:
+    """FLOP/s of the same products, in the same proportions, with nothing in between."""
+    calls = []
+    for i, (a, b) in enumerate(layer_shapes()):
+        x, delta, weight = (
+            torch.randn(count, BATCH, a),
+            torch.randn(count, BATCH, b),
+            torch.randn(count, a, b),
+        )
+        calls.append((delta.clone(), x, weight))
+        calls.append((weight.clone(), x.mT, delta))
+        if i:
+            calls.append((x.clone(), delta, weight.mT))
+
+    def products() -> None:
+        for _ in range(20):
+            for out, left, right in calls:
+                torch.baddbmm(out, left, right, beta=0, out=out)
+
+    products()
+    work = 20 * sum(
+        2 * count * BATCH * a * b * (2 if i == 0 else 3) for i, (a, b) in enumerate(layer_shapes())
+    )
+    return work / min(timed(products) for _ in range(3))
+
+
+def memory(shadows: int) -> Table:
+    """Peak memory, each figure from a process of its own."""
+    table = Table(title="Peak memory of a process, MiB")
+    table.add_column("shadows", justify="right")
+    table.add_column("MiB", justify="right")
+    for count in (0, shadows, 4 * shadows):
+        command = [sys.executable, __file__, "--memory-of", str(count)]
+        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        table.add_row(str(count) if count else "none, imports only", f"{int(peak) / 1024:.0f}")
+    return table
+
+
+def peak_memory(shadows: int) -> int:
+    """KiB."""
+    if shadows:
+        stacked(federation_plan(rounds=2), shadows, 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def growth(shadows: int) -> Table:
+    table = Table(title="Cost against shadows, parties and records (one core, a quarter of the rounds)")
+    for column in (
+        "shadows",
+        "parties",
+        "records a party",
+        "seconds",
+        "µs per shadow, party, record and epoch",
+    ):
+        table.add_column(column, justify="right")
+    rounds = ROUNDS // 4
+    base = (shadows, PARTIES, RECORDS)
+    cases = [base, *((shadows * f, PARTIES, RECORDS) for f in (2, 4))]
+    cases += [(shadows, PARTIES * f, RECORDS) for f in (2, 4)] + [
+        (shadows, PARTIES, RECORDS * f) for f in (2, 4)
+    ]
+    for count, parties, records in cases:
+        plan = federation_plan(parties=parties, records=records, rounds=rounds)
+        seconds = min(timed(lambda p=plan, n=count: stacked(p, n, 1)) for _ in range(2))
+        unit = seconds / (count * parties * records * rounds * EPOCHS) * 1e6
+        table.add_row(str(count), str(parties), str(records), f"{seconds:.2f}", f"{unit:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
