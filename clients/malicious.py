@@ -3,6 +3,9 @@
 It trains and answers as the protocol asks, writes every global model it receives and every update it
 sends to its own disk, and after the last round runs its attacks from that view alone (DESIGN §5). Its
 process is never given a membership bit of another party.
+
+Where the scenario makes it active it deviates in one of two ways (`attacks.active`): it poisons its own
+training records, or it adds a step up the targets' loss to its answer. All else is as before.
 """
 
 from __future__ import annotations
@@ -10,27 +13,33 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from attacks import observer, shadow, simulation, suite
+from attacks import active, observer, shadow, simulation, suite
 from clients import messages, participant
 from clients.party import Party
-from fedsim import privacy
-from fedsim.data.records import Pool
-from fedsim.data.store import read_auxiliary
+from fedsim import privacy, rng
+from fedsim.data.records import Pool, Records
+from fedsim.data.store import PartyRecords, read_auxiliary, read_targets
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Introduce itself like anyone else, and open its notebook."""
+    trained_on = _with_poison(party)
     observer.record_settings(
         _notebook(party),
-        _public_settings(party),
+        _public_settings(trained_on),
         party.records.train,
         party.records.heldout,
         party.scenario.adversary,
         read_auxiliary(party.folder),
     )
-    return participant.introduce(party, context)
+    if party.scenario.adversary.active == "poisoning":
+        observer.record_poison(_notebook(party), _poison(party))
+    if party.scenario.adversary.active == "gradient-ascent":
+        observer.record_targets(_notebook(party), _ascent_targets(party))
+    return participant.introduce(trained_on, context)
 
 
 def _public_settings(party: Party) -> observer.PublicSettings:
@@ -66,14 +75,60 @@ def _privacy(party: Party, partition: int) -> privacy.Plan | None:
 
 
 def train(party: Party, message: Message, context: Context) -> RecordDict:
-    """Keep the model it was sent, train as asked, keep its own answer."""
+    """Keep the model it was sent, train as asked, ascend if it is to, keep its own answer."""
     round = messages.server_round(message)
     observer.record_model(_notebook(party), round - 1, messages.global_model(message))
-    answer = participant.train(party, message, context)
+    answer = participant.train(_with_poison(party), message, context)
     if "arrays" in answer:
+        if _ascends(party, round):
+            sent = messages.global_model(message)
+            answer["arrays"] = _ascended(party, round, sent, answer.array_records["arrays"])
         reply = messages.to_numpy(answer.array_records["arrays"])
         observer.record_reply(_notebook(party), round, reply)
     return answer
+
+
+def _with_poison(party: Party) -> Party:
+    """Return the party as it trains: the poison counts among its records, in its public size as well."""
+    if party.scenario.adversary.active != "poisoning":
+        return party
+    train = Records.concatenate([party.records.train, _poison(party)])
+    sizes = tuple(len(train) if k == party.partition else n for k, n in enumerate(party.sizes))
+    records = PartyRecords(party.name, train, party.records.heldout)
+    return dataclasses.replace(party, records=records, sizes=sizes)
+
+
+def _poison(party: Party) -> Records:
+    """Return the mislabelled copies, the same whenever it is asked."""
+    targets, copies = read_targets(party.folder).records, party.scenario.adversary.poison_copies
+    stream = rng.generator(party.scenario.seed, "poison", game=party.game, party=party.name)
+    return active.poison(targets, copies, party.classes, stream)
+
+
+def _ascends(party: Party, round: int) -> bool:
+    adversary, rounds = party.scenario.adversary, party.scenario.federation.rounds
+    return adversary.active == "gradient-ascent" and round in active.ascent_rounds(adversary, rounds)
+
+
+def _ascent_targets(party: Party) -> Records:
+    """Return the targets, then own records of both sides, as many, whose answers it knows how to read."""
+    targets, own = read_targets(party.folder).records, party.records
+    some = np.arange(len(targets) - len(targets) // 2)
+    sides = [side.take(some[: len(side)]) for side in (own.train, own.heldout)]
+    return Records.concatenate([targets, *sides])
+
+
+def _ascended(party: Party, round: int, sent: observer.Weights, arrays: ArrayRecord) -> ArrayRecord:
+    """Add the ascent to the answer, whose weights the party's module still has, and keep a note of it."""
+    scenario, targets = party.scenario, _ascent_targets(party)
+    stream = rng.generator(scenario.seed, "ascent", game=party.game, party=party.name, round=round)
+    chosen = active.half(len(targets), stream)
+    honest, settings = messages.to_numpy(arrays), scenario.adversary
+    learnt = active.norm({name: array - sent[name] for name, array in honest.items()})
+    step = active.ascent(party.module, targets.take(chosen), settings.ascent_rate)
+    step = active.shortened(step, settings.ascent_limit * learnt)
+    observer.record_ascent(_notebook(party), round, observer.Ascent(chosen, step))
+    return messages.to_arrays({name: array + step.get(name, 0) for name, array in honest.items()})
 
 
 def evaluate(party: Party, message: Message) -> RecordDict:

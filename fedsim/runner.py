@@ -23,7 +23,7 @@ from fedsim import models, observers, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
 from fedsim.data import table as tables
-from fedsim.data.store import write_auxiliary, write_party
+from fedsim.data.store import write_auxiliary, write_party, write_targets
 from fedsim.errors import FedsimError, InputError, suggestion
 from fedsim.results import RunDirectory, runs_in, scores_table
 from fedsim.scenario import Scenario
@@ -179,6 +179,8 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: member
         write_party(folder, records, info)
         if name == prepared.adversary:
             write_auxiliary(folder, game.auxiliary)
+            if run.scenario.adversary.active:
+                write_targets(folder, game.candidates.first(run.scenario.adversary.targets))
 
 
 def _machine() -> dict[str, Any]:

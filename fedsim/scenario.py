@@ -263,6 +263,26 @@ class AdversarySettings(Settings):
         False, description="whether the server sees only the sum of the parties' updates"
     )
     output: OutputPolicy = OutputPolicy()
+    active: Literal["gradient-ascent", "poisoning"] | None = Field(
+        None,
+        description="how it deviates from the protocol: 'gradient-ascent' moves its updates up the targets' "
+        "loss, 'poisoning' trains on mislabelled copies of the targets; default: not at all",
+    )
+    targets: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="how many candidates an active adversary acts on, the first ones; default: all"
+    )
+    ascent_rate: Positive = Field(
+        0.05, description="step per ascended record, as a learning rate of the summed loss"
+    )
+    ascent_limit: Positive = Field(
+        1.0, description="the ascent of a round is at most this many times as long as its honest update"
+    )
+    ascent_rounds: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="rounds in which it ascends, the last ones before the final round; default: all"
+    )
+    poison_copies: Annotated[int, Field(ge=1)] = Field(
+        4, description="mislabelled copies of each target in its training records"
+    )
 
     @model_validator(mode="after")
     def _coalition_is_an_observer(self) -> AdversarySettings:

@@ -202,7 +202,7 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
     ordered = [by_node[node] for node in nodes.node_ids if node in by_node]
     replies = list(federation.grid.send_and_receive(ordered, timeout=settings.timeout))
     outcomes, usable = _sort_out(federation, drawn, replies, weights)
-    _note_training(federation, round, outcomes)
+    _note_training(federation, round, outcomes, _update_shapes(federation, usable, weights))
     if len(usable) < settings.min_parties:
         if usable == [] and all(outcome.status == "refused" for outcome in outcomes.values()):
             log.warning("round %d: every party's ε budget is spent; training ends here", round)
@@ -305,8 +305,44 @@ def _too_few(federation: Federation, round: int, outcomes: dict[int, Outcome], u
     return f"round {round} ended with {usable} usable replies of at least {wanted}: {reasons}"
 
 
-def _note_training(federation: Federation, round: int, outcomes: dict[int, Outcome]) -> None:
+def _update_shapes(
+    federation: Federation, usable: list[Message], weights: ArrayRecord
+) -> dict[int, tuple[float, float]]:
+    """Return, by partition id, ‖Δ_k‖ and the cosine of Δ_k with the mean of the others' updates.
+
+    Δ_k is the party's answer minus the global model it was sent: what a server could notice of a party that
+    deviates. NaN where there is no direction: a party alone, an update of 0.
+    """
+    sent = _flat(weights)
+    updates = {
+        federation.partition_of(reply): _flat(reply.content.array_records["arrays"]) - sent
+        for reply in usable
+    }
+    total = sum(updates.values(), np.zeros_like(sent))
+    return {
+        partition: (float(np.linalg.norm(update)), _cosine(update, total - update))
+        for partition, update in updates.items()
+    }
+
+
+def _flat(weights: ArrayRecord) -> np.ndarray:
+    arrays = messages.to_numpy(weights)
+    return np.concatenate([np.ravel(arrays[name]) for name in sorted(arrays)]).astype(np.float64)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths > 0 else math.nan
+
+
+def _note_training(
+    federation: Federation,
+    round: int,
+    outcomes: dict[int, Outcome],
+    shapes: dict[int, tuple[float, float]],
+) -> None:
     for partition, outcome in outcomes.items():
+        norm, cosine = shapes.get(partition, (math.nan, math.nan))
         federation.rows.append(
             {
                 "game": federation.game,
@@ -317,6 +353,8 @@ def _note_training(federation: Federation, round: int, outcomes: dict[int, Outco
                 "epsilon": outcome.metrics.get("epsilon", _last_epsilon(federation, partition)),
                 "train_loss": outcome.metrics.get("train-loss", math.nan),
                 "seconds": outcome.metrics.get("seconds", math.nan),
+                "update_norm": norm,
+                "update_cosine": cosine,
             }
         )
 

@@ -57,6 +57,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.records)
 
+    def first(self, n: int | None) -> Pool:
+        """Return the first ``n`` records, all where it is None."""
+        return Pool(self.records.take(np.arange(len(self))[:n]), self.party[:n])
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the pool as named arrays, to be written or sent."""
         return {"features": self.records.features, "labels": self.records.labels, "party": self.party}

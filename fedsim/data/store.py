@@ -15,6 +15,7 @@ from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
 
 AUXILIARY = "auxiliary.safetensors"
+TARGETS = "targets.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,17 @@ def read_auxiliary(folder: Path) -> Pool:
         InputError: the file is missing or corrupt.
     """
     return Pool.from_arrays(read_arrays(folder / AUXILIARY))
+
+
+def write_targets(folder: Path, targets: Pool) -> None:
+    """Put the records that an active adversary acts on into its party's folder; no truth is among them."""
+    write_arrays(folder / TARGETS, targets.arrays())
+
+
+def read_targets(folder: Path) -> Pool:
+    """Read what `write_targets` wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return Pool.from_arrays(read_arrays(folder / TARGETS))
