@@ -8,12 +8,12 @@ a party is not there. Names begin with 'server/'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from attacks import signals
+from attacks import signals, update_regression
 from attacks.observer import ServerView, Weights, module_of
 from fedsim.data.records import Records
 
@@ -28,12 +28,14 @@ class Measurements:
     parties: (K,) int, partition ids; `AGGREGATE` alone under secure aggregation
     phi: (T, K, n) float64, the scaled logit φ of w^k_t, in whose order −ℓ(w^k_t; z) is
     cosine: (T, K, n) float64, cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
+    part: (K, n) float64, t-statistic of the candidate's part in the party's updates (`update_regression`)
     candidate_party: (n,) int, −1 where it is not told; victims: partition ids that a candidate can be of
     """
 
     parties: np.ndarray
     phi: np.ndarray
     cosine: np.ndarray
+    part: np.ndarray
     candidate_party: np.ndarray
     victims: np.ndarray
 
@@ -60,8 +62,32 @@ def measure(view: ServerView, candidates: Records) -> Measurements:
             outputs = signals.logits(module_of(view.settings, weights), candidates.features)
             phi[at] = signals.scaled_logit(outputs, candidates.labels)
             cosine[at] = _cosine(view, t, weights, candidates)
+    part = np.full(shape[1:], np.nan)
+    for together, rounds in _answered_alike(answers).items():
+        steps = [(module_of(view.settings, view.models[t - 1]), _updates(view, t, together)) for t in rounds]
+        part[[parties.index(k) for k in together]] = update_regression.decode(steps, candidates).T
     victims = np.array(view.victims)
-    return Measurements(np.array(parties), phi, cosine, np.asarray(view.candidate_party), victims)
+    return Measurements(np.array(parties), phi, cosine, part, np.asarray(view.candidate_party), victims)
+
+
+def _answered_alike(answers: dict[int, dict[int, Weights]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Return parties that answered in the same rounds → those rounds: their regressions share a matrix."""
+    rounds: dict[int, list[int]] = {}
+    for t in sorted(answers):
+        for k in answers[t]:
+            rounds.setdefault(k, []).append(t)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for k in sorted(rounds):
+        alike.setdefault(tuple(rounds[k]), []).append(k)
+    return {tuple(together): seen for seen, together in alike.items()}
+
+
+def _updates(view: ServerView, t: int, parties: Sequence[int]) -> list[Weights]:
+    before = view.models[t - 1]
+    sent = [view.sums[t] if k == AGGREGATE else view.answers[t][k] for k in parties]
+    return [
+        {name: answer[name].astype(np.float64) - start for name, start in before.items()} for answer in sent
+    ]
 
 
 def _cosine(view: ServerView, t: int, answer: Weights, candidates: Records) -> np.ndarray:
@@ -102,6 +128,11 @@ def isolated_loss_series(seen: Measurements) -> np.ndarray:
 def isolated_update_cosine(seen: Measurements) -> np.ndarray:
     """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1}), (n,) float64 (Li et al. 2023)."""
     return _of_its_party(seen, over_rounds(seen.cosine))
+
+
+def isolated_update_regression(seen: Measurements) -> np.ndarray:
+    """Return the candidate's part in the party's updates of all rounds, (n,) float64 (ours)."""
+    return _of_its_party(seen, seen.part)
 
 
 def fedmia(seen: Measurements) -> np.ndarray:
@@ -155,6 +186,7 @@ SUITE: Mapping[str, Score] = {
     "server/loss": isolated_loss,
     "server/loss-series": isolated_loss_series,
     "server/update-cosine": isolated_update_cosine,
+    "server/update-regression": isolated_update_regression,
     "server/fedmia-loss": fedmia_loss,
     "server/fedmia": fedmia,
 }

@@ -27,6 +27,7 @@ def server(seen: Measurements) -> dict[str, np.ndarray]:
     source-loss          −ℓ of each party's last answer (Hu et al. 2021, equation 9)
     source-loss-series   its mean over rounds
     source-update-cosine mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
+    source-update-regression  the record's part in the party's updates (`update_regression`)
     A party that never answered gets −∞.
     """
     if seen.secure:
@@ -35,6 +36,7 @@ def server(seen: Measurements) -> dict[str, np.ndarray]:
         "server/source-loss": last(seen.phi),
         "server/source-loss-series": over_rounds(-seen.loss),
         "server/source-update-cosine": over_rounds(seen.cosine),
+        "server/source-update-regression": seen.part,
     }
     return {name: _columns(values, seen.parties, seen.victims) for name, values in rules.items()}
 

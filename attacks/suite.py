@@ -26,6 +26,7 @@ from attacks import (
     simulation,
     threshold,
     trajectory,
+    update_regression,
     whitebox,
 )
 from attacks.calibration import MatrixScore, calibrate
@@ -82,6 +83,7 @@ _PULLED = "members turn the step towards themselves"
 _YEOM, _SALEM, _SONG = "Yeom et al. 2018", "Salem et al. 2019", "Song & Mittal 2021"
 _ALIKE = "shadows repeat the federation: public settings, w_0, records like the parties' own"
 _CARLINI, _ZARIFZADEH = "Carlini et al. 2022", "Zarifzadeh et al. 2024"
+_DECODED = "ours: all candidates decoded together"
 _NASR, _CHOQUETTE = "Nasr et al. 2019", "Choquette-Choo et al. 2021"
 _ATTACKS = [
     Attack("gap", threshold.gap, _XY, _LABEL, _YEOM, _FITTED),
@@ -99,6 +101,7 @@ _ATTACKS = [
     Attack("confidence-series", trajectory.confidence_series, _XY, _ALL, "Gu et al. 2022", _OWN),
     Attack("update-cosine", trajectory.update_cosine, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("update-difference", trajectory.update_difference, _XY, _ALL, "Li et al. 2023", _PULLED),
+    Attack("update-regression", update_regression.score, _XY, _ALL, _DECODED, _PULLED),
     Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
     Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
     Attack("quantile", quantile.score, _XY, _LAST, "Bertran et al. 2023", _ALIKE, True),

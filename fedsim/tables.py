@@ -26,6 +26,9 @@ _METRICS = {
 }
 
 
+_BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
+
+
 # More victims than this make a table of attacks × victims too wide for a terminal.
 _MANY_VICTIMS = 6
 
@@ -38,6 +41,8 @@ def show(run: RunDirectory, console: Console) -> None:
         leakage = run.table("leakage")
         console.print(_leakage(leakage))
         console.print(_exposure(leakage))
+        for part in _observers(run, leakage):
+            console.print(part, highlight=False)
         console.print(f"[dim]{_assumptions(run)}[/dim]", highlight=False)
     else:
         console.print("No leakage yet: the run is not finished (go on with --resume).")
@@ -125,6 +130,50 @@ def _exposure_of_many(auc: pd.DataFrame, victims: list[str]) -> Table:
         name = f"{victim}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
         table.add_row(name, *(_cell(rows[rows["attack"] == attack]) for attack in best))
     return table
+
+
+def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
+    """Return the strongest attack of each of several observers, and how often each names the right party."""
+    overall = _over_games(leakage)
+    overall = overall[overall["party"] == "all"]
+    observer = overall["attack"].map(_observer)
+    found: list[Table | str] = []
+    if observer.nunique() > 1:
+        table = _table("Observers: the same candidates, the attack with the largest AUC of each")
+        for heading, metric in {"observer": "", "attack": "", **_BY_OBSERVER}.items():
+            table.add_column(heading, justify="right" if metric else "left", no_wrap=True)
+        for name, rows in overall.groupby(observer, sort=False):
+            best = rows.loc[rows[rows["metric"] == "auc"]["value"].idxmax(), "attack"]
+            mine = rows[rows["attack"] == best]
+            cells = [_cell(mine[mine["metric"] == metric]) for metric in _BY_OBSERVER.values()]
+            table.add_row(str(name), f"{str(best).split('/')[-1]} (of {rows['attack'].nunique()})", *cells)
+        table.caption = "The best of several attacks on the same records: its figures err upwards."
+        table.caption_justify = "left"
+        found.append(table)
+    return found + (_sources(run.table("sources")) if run.has("sources") else [])
+
+
+def _sources(sources: pd.DataFrame) -> list[Table | str]:
+    """Say for each observer how often its best rule names the party of a member."""
+    overall = sources[sources["game"] == "all"]
+    observer = overall["attack"].map(_observer)
+    lines: list[Table | str] = []
+    for name, rows in overall.groupby(observer, sort=False):
+        accuracy = rows[rows["metric"] == "accuracy"]
+        best = rows[rows["attack"] == accuracy.loc[accuracy["value"].idxmax(), "attack"]].set_index("metric")
+        value, low, high = (float(best[column]["accuracy"]) for column in ("value", "low", "high"))
+        rule, n = str(best["attack"].iloc[0]).split("/")[-1], best["n"].iloc[0]
+        guesses = [f"{float(best['value'][metric]):.0%}" for metric in ("chance", "label_prior")]
+        lines.append(
+            f"Which party? {name} ({rule}): right for {value:.0%} ({low:.0%} to {high:.0%}) of {n} members; "
+            f"chance {guesses[0]}, labels alone {guesses[1]}"
+        )
+    return lines
+
+
+def _observer(attack: str) -> str:
+    """Return who mounts an attack: a bare name is the participant's."""
+    return attack.split("/")[0] if "/" in attack else "participant"
 
 
 def _table(title: str) -> Table:
