@@ -197,7 +197,8 @@ def simulate(
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
     max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
         at the least.
-    cache: folder where results are kept (`cache_folder`); a request that an earlier one covers is read.
+    cache: folder where results are kept (`cache_folder`), but for a 'module:callable', whose code may change;
+        a request that an earlier one covers is read.
     progress: called with the number of shadows done and in all.
 
     Raises:
@@ -212,7 +213,9 @@ def simulate(
     job = _Job(
         plan, dict(initial), pool, signal_records, tuple(rounds), seed, game, keep_logits, keep_weights
     )
-    file = cache / f"{job.key(membership)}.safetensors" if cache else None
+    # What a module of the user's own computes is written in a file that may change.
+    own_module = ":" in plan.model.name
+    file = cache / f"{job.key(membership)}.safetensors" if cache and not own_module else None
     kept = _read_cache(file, membership) if file else {}
     done = len(kept.get("phi", ()))
     if done < len(membership):
@@ -221,8 +224,7 @@ def simulate(
             _write_cache(file, membership, kept)
     elif progress:
         progress(len(membership), len(membership))
-    arrays = {name: array[: len(membership)] for name, array in kept.items()}
-    return Shadows(tuple(rounds), arrays["phi"], arrays.get("logits"), arrays.get("weights"), membership)
+    return Shadows(tuple(rounds), kept["phi"], kept.get("logits"), kept.get("weights"), membership)
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,7 +466,7 @@ def _read_cache(file: Path, membership: Membership) -> Block:
     n = min(len(members), len(membership))
     same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
     first = n if same.all() else int(np.argmin(same))
-    return {name: array if first == len(membership) else array[:first] for name, array in arrays.items()}
+    return {name: array[:first] for name, array in arrays.items()}
 
 
 def _write_cache(file: Path, membership: Membership, arrays: Block) -> None:

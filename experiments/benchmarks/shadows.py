@@ -1,7 +1,7 @@
 """Shadow federations many at a time against one after another, on the same cores in one run.
 
     python experiments/benchmarks/shadows.py            # all tables, some minutes
-    python experiments/benchmarks/shadows.py --quick    # smaller, the same tables
+    python experiments/benchmarks/shadows.py --quick    # one repetition instead of three
 
 The setting is that of experiments/hospitals.toml: 5 parties × 44 records, 40 rounds × 5 epochs, batch 16,
 MLP 10-64-64-2; the records are random, which costs the same. The two sides take turns, so that whatever else
@@ -14,6 +14,7 @@ import argparse
 import copy
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
+from pathlib import Path
 
 # One torch thread a process: on models as small as these, more make plain PyTorch slower, often many times.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,14 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer federations and repetitions")
+    parser.add_argument("--quick", action="store_true", help="one repetition instead of three")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:
         print(peak_memory(options.memory_of))
         return
     console = Console(width=110)
-    shadows, repeats = (16, 1) if options.quick else (64, 3)
+    shadows, repeats = 64, 1 if options.quick else 3
     console.print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     )
@@ -161,7 +163,8 @@ def train_with_opacus(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> No
 
 def against_one_by_one(shadows: int, repeats: int) -> Table:
     table = Table(title=f"{shadows} shadow federations against one after another (seconds a federation)")
-    for column in ("", "cores", "one after another", "stacked", "ratio"):
+    columns = ("", "cores", "one after another", "in a process per core", "stacked", "ratio", "per core")
+    for column in columns:
         table.add_column(column, justify="right" if column else "left")
     cases: list[tuple[str, bool, Train]] = [
         ("torch.nn + torch.optim.SGD", False, train_plainly), ("Opacus DP-SGD", True, train_with_opacus)
@@ -169,26 +172,30 @@ def against_one_by_one(shadows: int, repeats: int) -> Table:
     for name, private, train in cases:
         plan = federation_plan(private)
         for cores in dict.fromkeys((1, CORES)):
-            one, many = side_by_side(train, plan, shadows, cores, repeats)
-            table.add_row(name, str(cores), f"{one:.3f}", f"{many:.4f}", f"{one / many:.0f}×")
+            one, each, many = side_by_side(train, plan, shadows, cores, repeats)
+            shown = (f"{one:.3f}", f"{each:.3f}", f"{many:.4f}", f"{one / many:.0f}×", f"{each / many:.0f}×")
+            table.add_row(name, str(cores), *shown)
     table.caption = (
-        f"Medians of {repeats}. One after another: one federation in each of that many processes, which are "
-        f"running already; stacked: {shadows} on that many threads, everything included."
+        f"Medians of {repeats}. One after another: one process, one thread (more make it slower); or one "
+        f"such process per core at the same time, already running. Stacked: {shadows} on that many threads, "
+        "everything included. 'per core': against a process per core."
     )
     return table
 
 
 def side_by_side(
     train: Train, plan: FederationPlan, shadows: int, cores: int, repeats: int
-) -> tuple[float, float]:
-    """Return seconds a federation of either side, in turns."""
-    slow, fast = [], []
+) -> tuple[float, float, float]:
+    """Return seconds a federation: one after another, in a process per core, stacked; measured in turns."""
+    seconds: list[list[float]] = [[], [], []]
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(one_federation, [train] * cores, [1] * cores))  # start, import, warm up
         for _ in range(repeats):
-            slow.append(timed(lambda: list(pool.map(one_federation, [train] * cores))) / cores)
-            fast.append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
-    return statistics.median(slow), statistics.median(fast)
+            seconds[0].append(timed(lambda: pool.submit(one_federation, train).result()))
+            seconds[1].append(timed(lambda: list(pool.map(one_federation, [train] * cores))) / cores)
+            seconds[2].append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
+    one, each, many = (statistics.median(values) for values in seconds)
+    return one, each, many
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -266,9 +273,12 @@ def memory(shadows: int) -> Table:
 
 
 def peak_memory(shadows: int) -> int:
-    """KiB."""
+    """Return KiB. Linux hands a parent's peak on to its children in getrusage, but not in /proc."""
     if shadows:
         stacked(federation_plan(rounds=2), shadows, 1)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -452,6 +452,9 @@ def test_modules_of_ones_own(name: str, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, keep_weights=True)
     assert torch.equal(torch.random.get_rng_state(), before)
+    cache = tmp_path / "cache"
+    simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, cache=cache)
+    assert not cache.exists()  # the module's code may change
     phi, weights = one_by_one(plan, pool, membership, [3])
     np.testing.assert_allclose(found.phi, phi, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=1e-5)
