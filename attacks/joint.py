@@ -8,10 +8,13 @@ signals, centred and scaled, and Y (S, n) their memberships, centred. The best l
 parts share it; they differ in what they trust of the influences Xᵀy_i, noisy estimates from S shadows:
 
 ridge_decoding        all of Xᵀy_i; the signals are the φ of every record at every round
-weight_decoding       all of Xᵀy_i; the signals are the final weights
+weight_decoding       all of Xᵀy_i; the signals are the weights of one round's global model
 factor_adjusted_lira  only the entries of Xᵀy_i at the record's own φ: each φ less what all other φ explain of
                       it (factors are known as far as their variance is above λ)
 score                 logistic stacking of all of these, fitted on shadows that were held back
+
+Early weights tell the most: the first step away from w_0 is nearly linear in the memberships. `SignalMatrix`
+may hold the weights of K rounds, (S, K, P); each round is a part of its own.
 
 One decomposition serves all records, every λ, and in closed form the predictions for shadows that are left
 out, on which λ is chosen and every part is put on one scale: log likelihood ratios of membership.
@@ -44,9 +47,8 @@ def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     for a record about which nothing can be said: in no shadow, or in all.
     """
     parts, member = rehearse(matrix)
-    stack = _stacking(parts, member)
-    of_target = _parts(_shadows_of(matrix), *_targets_of(matrix))[:, 0]
-    return np.where(_decodable(matrix.member), stack(of_target), 0.0)
+    of_target = _parts(*_shadows_and_target(matrix), Design.of(matrix.member))[:, 0]
+    return np.where(_decodable(matrix.member), _stacking(parts, member)(of_target), 0.0)
 
 
 def rehearse(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray]:
@@ -54,58 +56,71 @@ def rehearse(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray]:
 
     The parts' log likelihood ratios are (parts, H, n) float64, the memberships (H, n) bool.
     """
+    signals, _ = _shadows_and_target(matrix)
     found, member = [], []
     for held in _held_back(matrix.member):
-        others = _shadows_of(matrix.subset(~held))
-        weights = None if matrix.shadow_weights is None else matrix.shadow_weights[held]
-        found.append(_parts(others, matrix.shadows[held], weights))
+        others, asked = (
+            _Signals(signals.phi[rows], [weights[rows] for weights in signals.weights])
+            for rows in (~held, held)
+        )
+        found.append(_parts(others, asked, Design.of(matrix.member[~held])))
         member.append(matrix.member[held])
     return np.concatenate(found, axis=1), np.concatenate(member)
 
 
 def ridge_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each record decoded from the φ of all, (n,) float64."""
-    shadows, (phi, _) = _shadows_of(matrix), _targets_of(matrix)
-    return _decoded(Decoder.of(shadows.phi, phi), shadows.design)[0]
+    shadows, target = _shadows_and_target(matrix)
+    return _decoded(Decoder.of(shadows.phi, target.phi), Design.of(matrix.member))[0]
 
 
 def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
-    """Return the log likelihood ratio of each record decoded from the final weights, (n,) float64.
+    """Return the log likelihood ratio of each record decoded from the weights alone, (n,) float64.
+
+    With the weights of several rounds, of the round that separates left-out shadows best.
 
     Raises:
         ValueError: the matrix holds no weights.
     """
-    shadows, (_, weights) = _shadows_of(matrix), _targets_of(matrix)
-    if shadows.weights is None or weights is None:
-        raise ValueError("weight decoding needs the final weights of target and shadows")
-    return _decoded(Decoder.of(shadows.weights, weights), shadows.design)[0]
+    shadows, target = _shadows_and_target(matrix)
+    if not shadows.weights:
+        raise ValueError("weight decoding needs the weights of target and shadows")
+    design = Design.of(matrix.member)
+    predictions = (
+        prediction
+        for known, asked in zip(shadows.weights, target.weights, strict=True)
+        for prediction in _ridge(Decoder.of(known, asked), design)
+    )
+    return _best(predictions, design)[0]
 
 
 def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64."""
-    shadows, (phi, _) = _shadows_of(matrix), _targets_of(matrix)
-    decoder = Decoder.of(shadows.phi, phi)
-    return _best((_adjusted(decoder, shadows.design, p) for p in FACTOR_PENALTIES), shadows.design)[0]
+    shadows, target = _shadows_and_target(matrix)
+    decoder, design = Decoder.of(shadows.phi, target.phi), Design.of(matrix.member)
+    return _best((_adjusted(decoder, design, p) for p in FACTOR_PENALTIES), design)[0]
 
 
 # ---------------------------------------------------------------------------------- stacking of the parts
 @dataclass(frozen=True)
-class _Shadows:
-    """phi: (S, R, n); weights: (S, P) or None."""
+class _Signals:
+    """phi: (S, R, n); weights: (S, P) each, one for every round of which the weights are known."""
 
     phi: np.ndarray
-    weights: np.ndarray | None
-    design: Design
+    weights: list[np.ndarray]
 
 
-def _shadows_of(matrix: SignalMatrix) -> _Shadows:
-    weights = matrix.shadow_weights if matrix.target_weights is not None else None
-    return _Shadows(matrix.shadows, weights, Design.of(matrix.member))
+def _shadows_and_target(matrix: SignalMatrix) -> tuple[_Signals, _Signals]:
+    """Return the signals of the shadows, and of the target as one row."""
+    if matrix.shadow_weights is None or matrix.target_weights is None:
+        return _Signals(matrix.shadows, []), _Signals(matrix.target[None], [])
+    of_target = _Signals(matrix.target[None], _by_round(matrix.target_weights[None]))
+    return _Signals(matrix.shadows, _by_round(matrix.shadow_weights)), of_target
 
 
-def _targets_of(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray | None]:
-    weights = matrix.target_weights
-    return matrix.target[None], None if weights is None else weights[None]
+def _by_round(weights: np.ndarray) -> list[np.ndarray]:
+    """Return the weights (S, P) of one round, or (S, K, P) of several, round by round."""
+    return [weights] if weights.ndim == 2 else list(weights.swapaxes(0, 1))
 
 
 def _decodable(member: np.ndarray) -> np.ndarray:
@@ -121,17 +136,16 @@ def _held_back(member: np.ndarray) -> Iterator[np.ndarray]:
     return (np.isin(group, part) for part in parts[: FOLDS if folds == FOLDS else 1])
 
 
-def _parts(shadows: _Shadows, phi: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Return all log likelihood ratios (parts, T, n) of T targets, ``phi`` (T, R, n), ``weights`` (T, P)."""
-    design = shadows.design
-    last = Decoder.of(shadows.phi[:, -1:], phi[:, -1:], decompose=False)
-    decoder = Decoder.of(shadows.phi, phi)
+def _parts(shadows: _Signals, targets: _Signals, design: Design) -> np.ndarray:
+    """Return all parts' log likelihood ratios of T targets, (parts, T, n) float64."""
+    last = Decoder.of(shadows.phi[:, -1:], targets.phi[:, -1:], decompose=False)
+    decoder = Decoder.of(shadows.phi, targets.phi)
     parts = [design.likelihood_ratio(Prediction(last.signals, last.targets)), _decoded(decoder, design)]
     for penalty in FACTOR_PENALTIES:
         parts.append(design.likelihood_ratio(_adjusted(decoder, design, penalty)))
-    if shadows.weights is not None and weights is not None:
-        del decoder
-        parts.append(_decoded(Decoder.of(shadows.weights, weights), design))
+    del decoder  # as large as the signals, several times
+    for known, asked in zip(shadows.weights, targets.weights, strict=True):
+        parts.append(_decoded(Decoder.of(known, asked), design))
     return np.stack(parts)
 
 
@@ -261,16 +275,23 @@ class Decoder:
 
     @staticmethod
     def of(signals: np.ndarray, targets: np.ndarray, decompose: bool = True) -> Decoder:
-        """Scale the signals (S, …) and targets (T, …), and decompose the smaller of XᵀX and XXᵀ."""
+        """Scale the signals (S, …) and targets (T, …), and decompose XXᵀ, or XᵀX where that is far smaller.
+
+        XᵀX is formed in float64: the columns of Q follow from it by a division by σ, which is nearly 0 for
+        some of the directions that matter, since the φ of a model move together.
+        """
         size = len(signals)
         x = _scaled(signals.reshape(size, -1), targets.reshape(len(targets), -1))
         x, targets = x[:size], x[size:]
         decoder = Decoder(x, targets, np.zeros((size, 0), np.float32), np.zeros(0))
         if not decompose:
             return decoder
-        dual = x.shape[1] > size
-        square, vectors = _eigen(x @ x.T if dual else x.T @ x)
-        q = vectors if dual else x @ (vectors / np.sqrt(square)).astype(np.float32)
+        if size <= 1.5 * x.shape[1]:
+            square, q = _eigen(x @ x.T)
+        else:
+            wide = x.astype(np.float64)
+            square, vectors = _eigen(wide.T @ wide)
+            q = (wide @ (vectors / np.sqrt(square))).astype(np.float32)
         return replace(decoder, q=q, square=square)
 
     @cached_property
@@ -325,7 +346,7 @@ def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.linalg import eigh
 
     values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-    kept = values > 1e-6 * max(float(values[-1]), 1e-30)
+    kept = values > 1e-7 * max(float(values[-1]), 1e-30)
     return values[kept].astype(np.float64), vectors[:, kept]
 
 

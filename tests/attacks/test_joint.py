@@ -299,6 +299,18 @@ def test_weight_decoding_asks_for_weights(stream: np.random.Generator) -> None:
     assert np.isfinite(joint.score(without, stream)).all()
 
 
+def test_weights_of_several_rounds_are_parts_of_their_own(stream: np.random.Generator) -> None:
+    """A round whose weights say nothing takes nothing from one whose weights say everything."""
+    matrix, member = linear_world(20, 1, stream, own=0.5).matrix(400, stream)
+    telling = np.concatenate([member[None], matrix.member]) + 0.2 * stream.normal(size=(401, 20))
+    weights = np.stack([stream.normal(size=(401, 20)), telling], axis=1).astype(np.float32)
+    several = replace(matrix, target_weights=weights[0], shadow_weights=weights[1:])
+    assert roc_auc_score(member, joint.score(several, stream)) > 0.99
+    assert roc_auc_score(member, joint.weight_decoding(several, stream)) > 0.99
+    one = replace(several, target_weights=weights[0, 1], shadow_weights=weights[1:, 1])
+    assert np.allclose(joint.weight_decoding(one, stream), joint.weight_decoding(several, stream))
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.1, 10), shift=st.floats(-5, 5))
 def test_neither_the_order_of_records_nor_the_unit_of_signals_matters(
