@@ -406,7 +406,7 @@ def _stack(plan: FederationPlan) -> Stack | None:
     return stack_of(models.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
 
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Bytes of parameters in a block, beyond which steps get slower, for want of cache (measured)."""
 BLOCK_MODELS = 1280
 """Models in a block, beyond which the fixed cost of a step is spread thin enough (measured)."""
