@@ -236,15 +236,12 @@ class Accomplice:
 def pool(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
     """Return the coalition's view: ``view`` as if its owner had all of its accomplices' records and answers.
 
-    Records are weighted as federated averaging weights them: a party of n_k records has the part
-    n_k / N in an average over N records, N of all participants; exact where all parties take part or
-    all are of one size. What is pooled as 'own reply' of round t is the model of which `others_update` takes
-    1 / participants, so that it takes out Σ_k n_k / N · (w^k_t − w_{t−1}) of the coalition's k.
+    What is pooled as 'own reply' of round t is the model of which `others_update` takes the owner's share, so
+    that it takes out Σ_k share_k · (w^k_t − w_{t−1}) over the coalition's k.
     """
     settings = view.settings
     replies = {settings.own: view.own_replies} | {each.partition: each.replies for each in accomplices}
-    sizes = np.array(settings.sizes or [1] * settings.parties, dtype=float)
-    factor = sizes / sizes.mean()  # participants · n_k / N
+    factor = {k: replace(settings, own=k).own_share / settings.own_share for k in replies}
     pooled: dict[int, Weights] = {}
     for t in sorted({t for each in replies.values() for t in each if t - 1 in view.models}):
         before = {name: array.astype(np.float64) for name, array in view.models[t - 1].items()}

@@ -42,7 +42,8 @@ class Measurements:
     @property
     def loss(self) -> np.ndarray:
         """(T, K, n) float64, ℓ(w^k_t; z)."""
-        return np.logaddexp(0.0, -self.phi)
+        with np.errstate(invalid="ignore"):  # NaN: no answer
+            return np.logaddexp(0.0, -self.phi)
 
     @property
     def secure(self) -> bool:

@@ -139,7 +139,8 @@ def _asked(seen: Seen) -> dict[str, np.ndarray]:
             noise,
         )
         stream = rng.generator(scenario.seed, f"attack/{name}", game=seen.game)
-        scores[name] = attack(released, seen.candidates, stream)
+        with np.errstate(invalid="ignore"):  # NaN: beyond the query budget
+            scores[name] = attack(released, seen.candidates, stream)
     return scores
 
 
@@ -177,7 +178,7 @@ def sources(
 
 def _simulates(scenario: Scenario) -> bool:
     settings = scenario.adversary
-    attacks = suite.applicable(settings.attacks, settings.auxiliary, scenario.federation.strategy)
+    attacks = suite.applicable(settings.attacks, settings.auxiliary, scenario.federation.strategy, settings.active)
     return any(attack.inside for attack in attacks)
 
 

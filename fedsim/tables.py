@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from attacks import suite
+from attacks import active, suite
 from clients.sectors import SECTORS
 from fedsim.data.schema import Column
 from fedsim.data.sources import DataSet
@@ -143,7 +143,7 @@ def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
         for heading, metric in {"observer": "", "attack": "", **_BY_OBSERVER}.items():
             table.add_column(heading, justify="right" if metric else "left", no_wrap=True)
         for name, rows in overall.groupby(observer, sort=False):
-            best = rows.loc[rows[rows["metric"] == "auc"]["value"].idxmax(), "attack"]
+            best = rows[rows["metric"] == "auc"].nlargest(1, "value")["attack"].iloc[0]
             mine = rows[rows["attack"] == best]
             cells = [_cell(mine[mine["metric"] == metric]) for metric in _BY_OBSERVER.values()]
             table.add_row(str(name), f"{str(best).split('/')[-1]} (of {rows['attack'].nunique()})", *cells)
@@ -159,10 +159,10 @@ def _sources(sources: pd.DataFrame) -> list[Table | str]:
     observer = overall["attack"].map(_observer)
     lines: list[Table | str] = []
     for name, rows in overall.groupby(observer, sort=False):
-        accuracy = rows[rows["metric"] == "accuracy"]
-        best = rows[rows["attack"] == accuracy.loc[accuracy["value"].idxmax(), "attack"]].set_index("metric")
+        strongest = rows[rows["metric"] == "accuracy"].nlargest(1, "value")["attack"].iloc[0]
+        best = rows[rows["attack"] == strongest].set_index("metric")
         value, low, high = (float(best[column]["accuracy"]) for column in ("value", "low", "high"))
-        rule, n = str(best["attack"].iloc[0]).split("/")[-1], best["n"].iloc[0]
+        rule, n = str(strongest).split("/")[-1], best["n"].iloc[0]
         guesses = [f"{float(best['value'][metric]):.0%}" for metric in ("chance", "label_prior")]
         lines.append(
             f"Which party? {name} ({rule}): right for {value:.0%} ({low:.0%} to {high:.0%}) of {n} members; "
@@ -207,10 +207,14 @@ def _number(value: float, digits: int = 3) -> str:
 
 def _assumptions(run: RunDirectory) -> str:
     scenario = run.scenario
-    attacks = suite.select(scenario.adversary.attacks)
+    settings = scenario.adversary
+    attacks = suite.applicable(
+        settings.attacks, settings.auxiliary, scenario.federation.strategy, settings.active
+    )
     assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
+    kind = "a participant that deviates" if settings.active else "an ordinary participant"
     return (
-        f"Adversary: {run.manifest.get('adversary')}, an ordinary participant. It sees every global model "
+        f"Adversary: {run.manifest.get('adversary')}, {kind}. {active.assumption(settings)}It sees every global model "
         "that it is sent, its own records and updates, and the public settings. It is assumed to hold the "
         f"candidate records, not knowing who trained on them. Its attacks rest on: {assumed}."
     )
