@@ -1,7 +1,7 @@
 """What an adversary inside the federation does to learn more than it would by watching.
 
-gradient-ascent   Nasr et al. 2019, §III-C: before it answers it moves its model up the loss of the targets. A
-                  target that someone trains on is pulled down again in the next round, any other is not.
+gradient-ascent   Nasr et al. 2019: before it answers it moves its model up the loss of the targets. A target
+                  that someone trains on is pulled down again in the rounds that follow, any other less.
 poisoning         Tramèr et al. 2022 ('Truth Serum'): mislabelled copies of the targets among its own training
                   records make the model depend on who else vouches for the true label; then LiRA, with
                   shadows that train on the same poison.
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attacks.observer import Weights
+from attacks import signals
+from attacks.observer import ParticipantView, Weights
 from fedsim.data.records import Records
+from fedsim.errors import InputError
 from fedsim.scenario import AdversarySettings
 
 if TYPE_CHECKING:
@@ -38,16 +40,21 @@ def poison(targets: Records, copies: int, classes: int, rng: np.random.Generator
 
 
 def ascent_rounds(settings: AdversarySettings, rounds: int) -> range:
-    """Return the rounds in which the adversary ascends: the last before round T, in which it only watches."""
-    wanted = rounds if settings.ascent_rounds is None else settings.ascent_rounds
-    return range(max(1, rounds - wanted), rounds)
+    """Return the rounds in which the adversary ascends; after the last it watches at least one round."""
+    return range(settings.ascent_every, rounds, settings.ascent_every)
 
 
-def half(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (n,) bool, a random half of n targets: those that are ascended in one round."""
-    chosen = np.zeros(n, dtype=bool)
-    chosen[rng.permutation(n)[: (n + 1) // 2]] = True
-    return chosen
+def check(settings: AdversarySettings, rounds: int) -> None:
+    """Refuse a gradient ascent that would never be made.
+
+    Raises:
+        InputError: the federation ends before the first one, or with it.
+    """
+    if settings.active == "gradient-ascent" and not ascent_rounds(settings, rounds):
+        raise InputError(
+            f"adversary.ascent_every = {settings.ascent_every}: federation.rounds = {rounds} leaves no round "
+            "to ascend in and one to watch; choose a smaller one, of at least 2, or more rounds"
+        )
 
 
 def ascent(module: torch.nn.Module, records: Records, rate: float) -> Weights:
@@ -61,7 +68,7 @@ def ascent(module: torch.nn.Module, records: Records, rate: float) -> Weights:
     module.eval()
     features = torch.tensor(records.features, device=device)
     labels = torch.tensor(records.labels, device=device)
-    parameters = dict(module.named_parameters())
+    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
     with torch.enable_grad():
         total = torch.nn.functional.cross_entropy(module(features), labels, reduction="sum")
         gradients = torch.autograd.grad(total, list(parameters.values()))
@@ -71,11 +78,39 @@ def ascent(module: torch.nn.Module, records: Records, rate: float) -> Weights:
 
 def shortened(step: Weights, longest: float) -> Weights:
     """Return ``step``, scaled down to the Euclidean length ``longest`` where it is longer."""
-    length = norm(step)
-    factor = np.float32(min(1.0, longest / length) if length > 0 else 1.0)
+    long = length(step)
+    factor = np.float32(longest / long if long > longest else 1.0)
     return {name: factor * array for name, array in step.items()}
 
 
-def norm(step: Weights) -> float:
+def length(step: Weights) -> float:
     """Return the Euclidean length of all arrays together."""
     return float(np.sqrt(sum(np.sum(np.square(array, dtype=np.float64)) for array in step.values())))
+
+
+def recovery(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
+    """Return φ(w_T; z) minus its mean over the models w_t right after an ascent, (n,) float64.
+
+    φ is the log-odds of the label. How far a record has come back from where the ascents had pushed it: a
+    member's own party pulls it back in every round (Nasr et al. 2019). How hard the record is for anyone
+    is in both terms and cancels. A view of no ascent scores 0.
+    """
+    raised = [t for t in view.ascents if t in view.models and t < view.final_round]
+    if not raised:
+        return np.zeros(len(candidates))
+    final, *after = (
+        signals.scaled_logit(view.logits(t, candidates), candidates.labels)
+        for t in [view.final_round, *raised]
+    )
+    return final - np.mean(after, axis=0)
+
+
+def assumption(settings: AdversarySettings) -> str:
+    """Say what an active adversary does and owns for it, a sentence and a space; '' of one that is not."""
+    which = "all candidates" if settings.targets is None else f"the first {settings.targets} candidates"
+    own = f"It holds {which} before round 1, not knowing who trained on them, and"
+    if settings.active == "gradient-ascent":
+        return f"{own} moves its update up their loss every {settings.ascent_every} rounds. "
+    if settings.active == "poisoning":
+        return f"{own} trains on {settings.poison_copies} mislabelled copies of each. "
+    return ""

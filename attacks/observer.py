@@ -16,8 +16,7 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     auxiliary.safetensors    records that it owns besides
     candidates.safetensors   the records whose membership is asked
     poison.safetensors       what a poisoning adversary adds to its training records
-    targets.safetensors      the records whose loss an ascending adversary raises
-    ascent-003.safetensors   what that adds to its answer in round 3, and for which targets
+    ascent-003.safetensors   what an ascending adversary added to its answer in round 3
 
 An accomplice keeps ``own`` and ``reply-003`` alike. What the server keeps has the same form:
 
@@ -86,18 +85,6 @@ class PublicSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Ascent:
-    """What an ascending adversary added to its answer of a round.
-
-    ascended: (n,) bool, which targets' loss it raised
-    step: by parameter name, in the model's dtype
-    """
-
-    ascended: np.ndarray
-    step: Weights
-
-
-@dataclass(frozen=True, eq=False)
 class ParticipantView:
     """What one party saw: in round t (1..T) it is sent w_{t−1} and answers, w_t is the answers' aggregate.
 
@@ -107,7 +94,7 @@ class ParticipantView:
     auxiliary: records that it owns besides, with their party where it knows it
     candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None before it is asked
     poison: what a poisoning adversary trains on beside own_train
-    targets: the records whose loss an ascending adversary raises; ascents: round t → what it did in round t
+    ascents: round t → what an ascending adversary added to its answer in round t
     own_party: (n_train,) int64, whose each of own_train is in a coalition; None where all are the owner's
     """
 
@@ -120,8 +107,7 @@ class ParticipantView:
     auxiliary: Pool | None = None
     candidate_party: np.ndarray | None = None
     poison: Records | None = None
-    targets: Records | None = None
-    ascents: dict[int, Ascent] = field(default_factory=dict)
+    ascents: dict[int, Weights] = field(default_factory=dict)
     own_party: np.ndarray | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
@@ -321,15 +307,9 @@ def record_poison(folder: Path, poison: Records) -> None:
     write_arrays(folder / "poison.safetensors", {"features": poison.features, "labels": poison.labels})
 
 
-def record_targets(folder: Path, targets: Records) -> None:
-    """Write the records whose loss the owner raises, in the order of `Ascent.ascended`."""
-    write_arrays(folder / "targets.safetensors", {"features": targets.features, "labels": targets.labels})
-
-
-def record_ascent(folder: Path, round: int, ascent: Ascent) -> None:
+def record_ascent(folder: Path, round: int, step: Weights) -> None:
     """Write what the owner added to its answer in ``round``; writing it again changes nothing."""
-    step = {f"step/{name}": array for name, array in ascent.step.items()}
-    write_arrays(folder / f"ascent-{round:03d}.safetensors", {"ascended": ascent.ascended, **step})
+    write_arrays(folder / f"ascent-{round:03d}.safetensors", step)
 
 
 def record_answer(folder: Path, round: int, partition: int, weights: Mapping[str, np.ndarray]) -> None:
@@ -396,8 +376,7 @@ def load_view(folder: Path) -> ParticipantView:
         _pool(auxiliary),
         _pool(asked).party if asked.exists() else None,
         _records_if_any(folder / "poison.safetensors"),
-        _records_if_any(folder / "targets.safetensors"),
-        {t: _ascent(arrays) for t, arrays in _read_rounds(folder, "ascent").items()},
+        _read_rounds(folder, "ascent"),
     )
 
 
@@ -460,11 +439,6 @@ def _records(file: Path, prefix: str = "") -> Records:
 
 def _records_if_any(file: Path) -> Records | None:
     return _records(file) if file.exists() else None
-
-
-def _ascent(arrays: Weights) -> Ascent:
-    step = {name: array for name, array in arrays.items() if name.startswith("step/")}
-    return Ascent(arrays["ascended"], {name.removeprefix("step/"): array for name, array in step.items()})
 
 
 def _read_rounds(folder: Path, kind: str) -> dict[int, Weights]:

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 
 from attacks import (
+    active,
     calibration,
     combined,
     joint,
@@ -48,6 +49,7 @@ class Attack:
     needs: of the candidates; sees: of the federation; assumes: what must hold for it to work.
     inside: whether the candidates must be members of some shadows, so that the adversary must own them
     threshold: the score's own, where it is a log-odds of membership; else it is chosen on what the owner has
+    active: what the adversary must have done in the federation; '' where it need only have watched
     """
 
     name: str
@@ -59,6 +61,7 @@ class Attack:
     shadows: bool = False
     inside: bool = False
     threshold: float | None = None
+    active: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ _LABEL = "the final model's labels only"
 _FITTED = "members are fitted better than records like them"
 _OWN = "candidates are to the model what the adversary's own records are"
 _PULLED = "members turn the step towards themselves"
+_BACK = "a record that someone trains on comes back further when its loss was pushed up"
 _YEOM, _SALEM, _SONG = "Yeom et al. 2018", "Salem et al. 2019", "Song & Mittal 2021"
 _ALIKE = "shadows repeat the federation: public settings, w_0, records like the parties' own"
 _CARLINI, _ZARIFZADEH = "Carlini et al. 2022", "Zarifzadeh et al. 2024"
@@ -103,6 +107,7 @@ _ATTACKS = [
     Attack("update-difference", trajectory.update_difference, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("update-regression", update_regression.score, _XY, _ALL, _DECODED, _PULLED),
     Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
+    Attack("gradient-ascent", active.recovery, _XY, _ALL, _NASR, _BACK, active="gradient-ascent"),
     Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
     Attack("quantile", quantile.score, _XY, _LAST, "Bertran et al. 2023", _ALIKE, True),
     Attack("lira-offline", lira.offline, _XY, _LAST, _CARLINI, _ALIKE, True),
@@ -130,7 +135,9 @@ def select(names: Sequence[str]) -> list[Attack]:
     return [attack for attack in SUITE.values() if "all" in names or attack.name in names]
 
 
-def applicable(names: Sequence[str], auxiliary: str, strategy: str) -> list[Attack]:
+def applicable(
+    names: Sequence[str], auxiliary: str, strategy: str, active: str | None = None
+) -> list[Attack]:
     """Return the attacks that can be run on such a federation: 'all' means all of those.
 
     Raises:
@@ -138,7 +145,7 @@ def applicable(names: Sequence[str], auxiliary: str, strategy: str) -> list[Atta
     """
     chosen = []
     for attack in select(names):
-        obstacle = _obstacle(attack, auxiliary, strategy)
+        obstacle = _obstacle(attack, auxiliary, strategy, active)
         if not obstacle:
             chosen.append(attack)
         elif attack.name in names:
@@ -146,11 +153,13 @@ def applicable(names: Sequence[str], auxiliary: str, strategy: str) -> list[Atta
     return chosen
 
 
-def _obstacle(attack: Attack, auxiliary: str, strategy: str) -> str:
+def _obstacle(attack: Attack, auxiliary: str, strategy: str, active: str | None) -> str:
     if attack.shadows and strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{strategy}'"
     if attack.inside and auxiliary != "population":
         return f"trains shadows on candidates, which adversary.auxiliary = '{auxiliary}' does not own"
+    if attack.active and attack.active != active:
+        return f"reads what an active adversary did to the model; set adversary.active = '{attack.active}'"
     return ""
 
 
@@ -173,7 +182,8 @@ def run(
         InputError: a name is not in the suite, or the attack cannot be run on this federation.
         ValueError: the owner has no training or no held-out records to calibrate on.
     """
-    attacks = applicable(names, view.assumptions.auxiliary, view.settings.strategy)
+    assumed = view.assumptions
+    attacks = applicable(names, assumed.auxiliary, view.settings.strategy, assumed.active)
     matrix = None
     if any(attack.shadows for attack in attacks):
         matrix = simulation.simulate(view, candidates, seed, game, laboratory)

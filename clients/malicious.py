@@ -37,8 +37,6 @@ def introduce(party: Party, context: Context) -> RecordDict:
     )
     if party.scenario.adversary.active == "poisoning":
         observer.record_poison(_notebook(party), _poison(party))
-    if party.scenario.adversary.active == "gradient-ascent":
-        observer.record_targets(_notebook(party), _ascent_targets(party))
     return participant.introduce(trained_on, context)
 
 
@@ -111,7 +109,10 @@ def _ascends(party: Party, round: int) -> bool:
 
 
 def _ascent_targets(party: Party) -> Records:
-    """Return the targets, then own records of both sides, as many, whose answers it knows how to read."""
+    """Return the targets and as many records of its own, of both sides.
+
+    Its own have to be pushed like the targets, so that a threshold set on them holds for the targets.
+    """
     targets, own = read_targets(party.folder).records, party.records
     some = np.arange(len(targets) - len(targets) // 2)
     sides = [side.take(some[: len(side)]) for side in (own.train, own.heldout)]
@@ -120,14 +121,11 @@ def _ascent_targets(party: Party) -> Records:
 
 def _ascended(party: Party, round: int, sent: observer.Weights, arrays: ArrayRecord) -> ArrayRecord:
     """Add the ascent to the answer, whose weights the party's module still has, and keep a note of it."""
-    scenario, targets = party.scenario, _ascent_targets(party)
-    stream = rng.generator(scenario.seed, "ascent", game=party.game, party=party.name, round=round)
-    chosen = active.half(len(targets), stream)
-    honest, settings = messages.to_numpy(arrays), scenario.adversary
-    learnt = active.norm({name: array - sent[name] for name, array in honest.items()})
-    step = active.ascent(party.module, targets.take(chosen), settings.ascent_rate)
+    honest, settings = messages.to_numpy(arrays), party.scenario.adversary
+    step = active.ascent(party.module, _ascent_targets(party), settings.ascent_rate)
+    learnt = active.length({name: array - sent[name] for name, array in honest.items()})
     step = active.shortened(step, settings.ascent_limit * learnt)
-    observer.record_ascent(_notebook(party), round, observer.Ascent(chosen, step))
+    observer.record_ascent(_notebook(party), round, step)
     return messages.to_arrays({name: array + step.get(name, 0) for name, array in honest.items()})
 
 

@@ -177,8 +177,8 @@ def sources(
 
 
 def _simulates(scenario: Scenario) -> bool:
-    settings = scenario.adversary
-    attacks = suite.applicable(settings.attacks, settings.auxiliary, scenario.federation.strategy, settings.active)
+    settings, strategy = scenario.adversary, scenario.federation.strategy
+    attacks = suite.applicable(settings.attacks, settings.auxiliary, strategy, settings.active)
     return any(attack.inside for attack in attacks)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attacks import evaluation, observer, shadow, simulation, source_evaluation, suite
+from attacks import active, evaluation, observer, shadow, simulation, source_evaluation, suite
 from clients.sectors import SECTORS
 from fedsim import models, observers, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
@@ -62,7 +62,9 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
         InputError: in one sentence, what is wrong and what would be valid.
     """
     scenario = with_sector_defaults(scenario)
-    suite.applicable(scenario.adversary.attacks, scenario.adversary.auxiliary, scenario.federation.strategy)
+    assumed = scenario.adversary
+    suite.applicable(assumed.attacks, assumed.auxiliary, scenario.federation.strategy, assumed.active)
+    active.check(assumed, scenario.federation.rounds)
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir)
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
@@ -263,7 +265,7 @@ def attack(
     """
     wanted = names or run.scenario.adversary.attacks
     assumed = run.scenario.adversary
-    suite.applicable(wanted, assumed.auxiliary, run.scenario.federation.strategy)
+    suite.applicable(wanted, assumed.auxiliary, run.scenario.federation.strategy, assumed.active)
     laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):
         folder = run.observations(game)

@@ -272,13 +272,13 @@ class AdversarySettings(Settings):
         None, description="how many candidates an active adversary acts on, the first ones; default: all"
     )
     ascent_rate: Positive = Field(
-        0.05, description="step per ascended record, as a learning rate of the summed loss"
+        0.3, description="step γ of gradient ascent: γ times the summed gradient of the targets' losses"
     )
     ascent_limit: Positive = Field(
-        1.0, description="the ascent of a round is at most this many times as long as its honest update"
+        2.0, description="an ascent is at most this many times as long as its round's honest update"
     )
-    ascent_rounds: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="rounds in which it ascends, the last ones before the final round; default: all"
+    ascent_every: Annotated[int, Field(ge=2)] = Field(
+        5, description="rounds from one ascent to the next, in which it watches the losses fall again"
     )
     poison_copies: Annotated[int, Field(ge=1)] = Field(
         4, description="mislabelled copies of each target in its training records"

@@ -214,9 +214,10 @@ def _assumptions(run: RunDirectory) -> str:
     assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
     kind = "a participant that deviates" if settings.active else "an ordinary participant"
     return (
-        f"Adversary: {run.manifest.get('adversary')}, {kind}. {active.assumption(settings)}It sees every global model "
-        "that it is sent, its own records and updates, and the public settings. It is assumed to hold the "
-        f"candidate records, not knowing who trained on them. Its attacks rest on: {assumed}."
+        f"Adversary: {run.manifest.get('adversary')}, {kind}. {active.assumption(settings)}"
+        "It sees every global model that it is sent, its own records and updates, and the public settings. "
+        "It is assumed to hold the candidate records, not knowing who trained on them. "
+        f"Its attacks rest on: {assumed}."
     )
 
 

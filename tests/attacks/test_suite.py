@@ -19,9 +19,8 @@ from attacks.observer import ParticipantView
 from fedsim.data.records import Records
 from fedsim.errors import InputError
 
-
 # Those that compare with shadows are tested on signal matrices, and end to end in tests/test_shadow_run.py.
-VIEW_ATTACKS = [attack.name for attack in suite.SUITE.values() if not attack.shadows]
+VIEW_ATTACKS = [attack.name for attack in suite.SUITE.values() if not attack.shadows and not attack.active]
 
 
 def stream() -> np.random.Generator:
