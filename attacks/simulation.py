@@ -20,7 +20,6 @@ import numpy as np
 from attacks import shadow, signals
 from attacks.observer import ParticipantView
 from attacks.signal_matrix import SignalMatrix
-from fedsim import models
 from fedsim.data.records import Pool, Records
 
 OBSERVED_ROUNDS = 4
@@ -114,6 +113,8 @@ def federation_plan(view: ParticipantView) -> shadow.FederationPlan:
 
 def _flat_weights(view: ParticipantView) -> np.ndarray:
     """Return w_T in the module's own order of parameters; on disk they are in alphabetical order."""
+    from fedsim import models
+
     return shadow.flat_weights(models.weights(view.module(view.final_model)))
 
 

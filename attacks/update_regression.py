@@ -51,7 +51,7 @@ def decode(steps: Sequence[Step], candidates: Records) -> np.ndarray:
         _decode(steps, candidates.take(np.arange(start, min(start + MOST, len(candidates)))))
         for start in range(0, len(candidates), MOST)
     ]
-    return np.concatenate(parts)
+    return np.concatenate([np.zeros((0, len(steps[0][1]))), *parts])
 
 
 def _decode(steps: Sequence[Step], records: Records) -> np.ndarray:

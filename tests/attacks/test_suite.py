@@ -133,7 +133,8 @@ def test_the_suite_is_what_the_issue_asks_for() -> None:
     assert VIEW_ATTACKS == [
         "gap", "loss", "confidence", "entropy", "modified-entropy", "per-class-entropy",
         "scaled-logit", "gradient-norm", "representation", "noise-robustness", "boundary-distance",
-        "loss-series", "confidence-series", "update-cosine", "update-difference", "white-box-network",
+        "loss-series", "confidence-series", "update-cosine", "update-difference", "update-regression",
+        "white-box-network",
     ]  # fmt: skip
     compared = {"shokri", "quantile", "lira", "lira-offline", "lira-rounds", "rmia", "rmia-offline"}
     assert compared <= set(suite.SUITE) - set(VIEW_ATTACKS)
