@@ -232,9 +232,9 @@ def attacks() -> None:
 def attacks_list() -> None:
     """List the attacks: what each needs, sees, assumes, and its source."""
     from attacks.suite import SUITE
-    from fedsim import tables
+    from fedsim import observers, tables
 
-    _out.print(tables.attack_list(list(SUITE.values())))
+    _out.print(tables.attack_list([*SUITE.values(), *observers.attacks()]))
 
 
 @main.group()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,36 @@ from fedsim.scenario import Scenario
 
 # What secure aggregation can compute is a sum: these strategies need nothing else of a round.
 _SUMS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
+
+
+_SOURCES = {
+    "outsider/gap": "Yeom et al. 2018",
+    "outsider/loss": "Yeom et al. 2018",
+    "outsider/confidence": "Salem et al. 2019",
+    "outsider/entropy": "Salem et al. 2019",
+    "outsider/modified-entropy": "Song & Mittal 2021",
+    "outsider/noise-robustness": "Choquette-Choo et al. 2021",
+    "server/loss": "Nasr et al. 2019 (isolation)",
+    "server/loss-series": "Zhu et al. 2025 (baseline)",
+    "server/update-cosine": "Li et al. 2023",
+    "server/update-regression": "ours: all candidates decoded together",
+    "server/fedmia-loss": "Zhu et al. 2025 (FedMIA-I)",
+    "server/fedmia": "Zhu et al. 2025 (FedMIA-II)",
+}
+
+
+def attacks() -> list[suite.Attack]:
+    """Return what the list of attacks says of those that only an outsider or the server mounts."""
+    fitted = "members are fitted better than records like them"
+    alike = "parties are alike, so that others show how a record looks that is not there"
+    asked = "the final model's answers, as its output policy lets them out"
+    rows = []
+    for name, origin in _SOURCES.items():
+        sees = asked if name in outsider.SUITE else "every party's own update of every round"
+        assumes = alike if name in server_view.ISOLATING else fitted
+        score = cast(Any, outsider.SUITE.get(name) or server_view.SUITE[name])
+        rows.append(suite.Attack(name, score, "features and label", sees, origin, assumes))
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -223,7 +223,7 @@ def _assumptions(run: RunDirectory) -> str:
 
 def attack_list(attacks: list[suite.Attack]) -> Table:
     """Return what each attack sees, needs and assumes, and its source."""
-    table = _table("Attacks of a participant")
+    table = _table("Attacks; a participant's where no other observer is named")
     table.add_column("attack", no_wrap=True)
     for heading in ("sees", "needs", "assumes", "source"):
         table.add_column(heading)

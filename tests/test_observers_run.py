@@ -64,6 +64,10 @@ def test_every_observer_scores_the_same_candidates(everyone: RunDirectory) -> No
     assert set(measured["attack"]) == names and set(measured["party"]) == {"all", "hospital-2", "hospital-4"}
 
 
+def test_the_list_of_attacks_has_every_one_of_them() -> None:
+    assert [attack.name for attack in observers.attacks()] == [*outsider.SUITE, *server_view.SUITE]
+
+
 def test_nobody_of_the_coalition_is_a_candidate(everyone: RunDirectory) -> None:
     truth = files.read_table(everyone.path / "truth.parquet")
     assert set(truth["party"]) == {"hospital-2", "hospital-4"}

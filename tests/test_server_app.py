@@ -128,7 +128,8 @@ def test_a_slow_client_is_left_out(tmp_path: Path) -> None:
         time.sleep(0.6)
         return reply
 
-    run = prepared_run(tmp_path, federation={"rounds": 3, "timeout": 0.5})
+    quick = {"attacks": ["loss"]}  # the adversary's findings have to come within the timeout as well
+    run = prepared_run(tmp_path, federation={"rounds": 3, "timeout": 0.5}, adversary=quick)
     federate_with(run, {"hospital-2": slow})
     rounds = run.table("rounds").set_index(["round", "party"])
     assert rounds.loc[(2, "hospital-2"), "status"] == "no reply"
