@@ -437,7 +437,9 @@ def _collect_findings(federation: Federation) -> None:
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
     )
-    replies = _send(federation.grid, content, [node], "query.attack", federation.scenario)
+    # What the adversary does at home is no round of the protocol: no timeout of it applies.
+    message = Message(content, node, "query.attack")
+    replies = list(federation.grid.send_and_receive([message], timeout=None))
     if not replies or replies[0].has_error():
         reason = replies[0].error.reason if replies else "no reply"
         raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")
