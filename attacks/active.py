@@ -25,6 +25,9 @@ from fedsim.scenario import AdversarySettings
 if TYPE_CHECKING:
     import torch
 
+FEW = 20
+"""Candidates of an active adversary by default."""
+
 
 def poison(targets: Records, copies: int, classes: int, rng: np.random.Generator) -> Records:
     """Return ``copies`` of every target, (n · copies) records, all with one wrong label drawn per target.
@@ -42,6 +45,11 @@ def poison(targets: Records, copies: int, classes: int, rng: np.random.Generator
 def ascent_rounds(settings: AdversarySettings, rounds: int) -> range:
     """Return the rounds in which the adversary ascends; after the last it watches at least one round."""
     return range(settings.ascent_every, rounds, settings.ascent_every)
+
+
+def candidates(settings: AdversarySettings) -> int | None:
+    """Return the number of candidates: few by default where it acts, since acting on all shows, and hurts."""
+    return FEW if settings.active and settings.candidates is None else settings.candidates
 
 
 def check(settings: AdversarySettings, rounds: int) -> None:

@@ -85,6 +85,7 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
     )
     knows = scenario.adversary.knows_party
     told = {"party": adversary, "knows_party": natural if knows is None else knows}
+    told["candidates"] = active.candidates(scenario.adversary)
     scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=told)})
     return Prepared(scenario, encoded, rows, adversary)
 

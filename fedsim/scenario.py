@@ -233,7 +233,7 @@ class AdversarySettings(Settings):
     party: str | None = Field(None, description="the malicious party; default: the first one")
     attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
     candidates: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="at most this many candidates, drawn at random; default: all records"
+        None, description="at most this many candidates, drawn at random; default: all records, 20 if active"
     )
     knows_party: bool | None = Field(
         None,
@@ -275,13 +275,13 @@ class AdversarySettings(Settings):
         0.3, description="step γ of gradient ascent: γ times the summed gradient of the targets' losses"
     )
     ascent_limit: Positive = Field(
-        2.0, description="an ascent is at most this many times as long as its round's honest update"
+        1.0, description="an ascent is at most this many times as long as its round's honest update"
     )
     ascent_every: Annotated[int, Field(ge=2)] = Field(
         5, description="rounds from one ascent to the next, in which it watches the losses fall again"
     )
     poison_copies: Annotated[int, Field(ge=1)] = Field(
-        4, description="mislabelled copies of each target in its training records"
+        1, description="mislabelled copies of each target in its training records"
     )
 
     @model_validator(mode="after")
