@@ -154,7 +154,8 @@ def test_an_active_adversary_acts_on_few_unless_told_otherwise() -> None:
 def attacked(seed: int, ascends: bool = True, epochs: int = 5) -> Federation:
     """Three parties of full-batch descent for 12 rounds; party 0 ascends in rounds 4 and 8.
 
-    It pushes its own records up as well, as the malicious client does. Where it does not ascend its view has ascents of 0 in the same rounds, so that both are scored alike.
+    It pushes its own records up as well, as the malicious client does. Where it does not ascend its view
+    has ascents of 0 in the same rounds, so that both are scored alike.
     """
     rng = stream(seed)
     model, shape = ModelSettings(name="mlp", hidden=[64, 64]), (40,)

@@ -1,0 +1,148 @@
+"""What acting buys an adversary, and what it costs and shows: makes `experiments/results/active.md`.
+
+    python experiments/studies/active.py [--games 24] [--shadows 128] [--workers 1] [--data-dir data]
+
+The same games (seed, members, candidates) of one scenario are run with an honest-but-curious adversary and
+with active ones. Leakage is that of the few candidates it acts on; utility is the final model's on all
+held-out records, as a difference to the honest run, paired by game; an adversary's updates are compared with
+the other parties', over all rounds and in those in which it ascends. Runs are kept below --out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+
+from attacks import active
+from fedsim import runner
+from fedsim.results import RunDirectory
+from fedsim.scenario import load
+
+EXPERIMENTS = Path(__file__).resolve().parents[1]
+ATTACKS = ("loss", "lira", "gradient-ascent")
+ACTS = {
+    "honest but curious": [],
+    "gradient ascent, no longer than its update": ["active=gradient-ascent"],
+    "gradient ascent, up to 4 times as long": ["active=gradient-ascent", "ascent_limit=4.0"],
+    "poisoning, 1 copy": ["active=poisoning"],
+    "poisoning, 2 copies": ["active=poisoning", "poison_copies=2"],
+    "poisoning, 4 copies": ["active=poisoning", "poison_copies=4"],
+}
+
+
+def finished_run(
+    folder: Path, scenario: str, settings: list[str], data_dir: Path | None, workers: int
+) -> RunDirectory:
+    if (folder / "manifest.json").exists():
+        run = RunDirectory.open(folder)
+    else:
+        run = runner.prepare(runner.check(load(EXPERIMENTS / f"{scenario}.toml", settings), data_dir), folder)
+    if not run.manifest.get("complete"):
+        runner.federate(run, workers=workers)
+    return run
+
+
+def leakage(run: RunDirectory, attack: str, metric: str) -> str:
+    table = run.table("leakage")
+    rows = table[(table["party"] == "all") & (table["game"] == "all") & (table["metric"] == metric)]
+    rows = rows[rows["attack"] == attack]
+    if rows.empty:
+        return ""
+    value, low, high = (float(rows[column].iloc[0]) for column in ("value", "low", "high"))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(value) else "n too small"
+
+
+def utility(run: RunDirectory, metric: str) -> pd.Series:
+    """The final model's, by game."""
+    rounds = run.table("rounds")
+    last = rounds[(rounds["party"] == "all") & (rounds["round"] == rounds["round"].max())]
+    return last.set_index("game")[metric]
+
+
+def lost(run: RunDirectory, honest: RunDirectory, metric: str) -> str:
+    difference = utility(honest, metric) - utility(run, metric)
+    if run.path == honest.path:
+        return f"({utility(run, metric).mean():.3f})"
+    error = difference.std() / np.sqrt(len(difference))
+    return f"{difference.mean():+.3f} ± {1.96 * error:.3f}"
+
+
+def visibility(run: RunDirectory) -> list[str]:
+    """Its update's norm over the others' median, and the cosines of its and of the others' updates."""
+    rounds = run.table("rounds")
+    trained = rounds[(rounds["round"] > 0) & (rounds["party"] != "all")]
+    adversary = trained["party"] == run.manifest["adversary"]
+    mine, others = trained[adversary], trained[~adversary]
+    usual = others.groupby(["game", "round"])["update_norm"].median()
+    ratio = mine.set_index(["game", "round"])["update_norm"] / usual
+    settings = run.scenario.adversary
+    acts = active.ascent_rounds(settings, run.scenario.federation.rounds)
+    if settings.active == "gradient-ascent":
+        shown = mine["round"].isin(list(acts))
+        ratio = ratio[ratio.index.get_level_values("round").isin(list(acts))]
+        mine, others = mine[shown], others[others["round"].isin(list(acts))]
+    return [
+        f"{ratio.median():.2f}",
+        f"{mine['update_cosine'].mean():+.2f}",
+        f"{others['update_cosine'].mean():+.2f}",
+    ]
+
+
+def line(name: str, run: RunDirectory, honest: RunDirectory) -> str:
+    found = [leakage(run, attack, metric) for attack in ATTACKS for metric in ("auc", "tpr_at_fpr_0.01")]
+    cells = [*found, lost(run, honest, "accuracy"), lost(run, honest, "auc"), *visibility(run)]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+@click.command()
+@click.option("--out", default="runs/active", show_default=True, type=click.Path(path_type=Path))
+@click.option("--scenario", default="hospitals", show_default=True)
+@click.option("--data-dir", type=click.Path(path_type=Path), envvar="FEDSIM_DATA")
+@click.option("--workers", default=1, show_default=True)
+@click.option("--games", default=24, show_default=True)
+@click.option("--shadows", default=128, show_default=True)
+@click.option("--candidates", default=active.FEW, show_default=True)
+@click.option("--table", default=EXPERIMENTS / "results" / "active.md", type=click.Path(path_type=Path))
+def main(
+    out: Path,
+    scenario: str,
+    data_dir: Path | None,
+    workers: int,
+    games: int,
+    shadows: int,
+    candidates: int,
+    table: Path,
+) -> None:
+    heads = [f"{attack} {metric}" for attack in ATTACKS for metric in ("AUC", "TPR at 1 % FPR")]
+    heads += ["accuracy lost", "AUC lost", "norm ratio", "its cosine", "others' cosine"]
+    parts = [
+        "# What acting buys an adversary, what it costs and what it shows",
+        "",
+        f"`{scenario}.toml`, {games} games of {candidates} candidates, the same members in every line, "
+        f"{shadows} shadows; 95 % intervals. In brackets the honest run's own. Made by",
+        f"`python experiments/studies/active.py --scenario {scenario} --games {games} --shadows {shadows}`.",
+        "Norm ratio: of its updates to the other parties' median; cosine: with the mean of all others'",
+        "updates; both in the rounds in which it ascends, where it ascends, else in all.",
+        "",
+        f"| adversary | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    honest = None
+    for name, acts in ACTS.items():
+        attacks = [a for a in ATTACKS if a != "gradient-ascent" or "active=gradient-ascent" in acts]
+        settings = [f"games={games}", f"adversary.shadows={shadows}", f"adversary.attacks={attacks}"]
+        settings += [f"adversary.candidates={candidates}", *(f"adversary.{act}" for act in acts)]
+        folder = out / scenario / "-".join(["run", *acts]).replace("=", "-")
+        run = finished_run(folder, scenario, settings, data_dir, workers)
+        honest = honest or run
+        parts.append(line(name, run, honest))
+        click.echo(parts[-1])
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
