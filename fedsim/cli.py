@@ -130,10 +130,12 @@ def _header(folder: Any) -> None:
     manifest, scenario = folder.manifest, folder.scenario
     sizes = ", ".join(f"{name} ({n})" for name, n in manifest["parties"].items())
     source = scenario.data.name or scenario.data.path
-    _err.print(f"[bold]{scenario.name}[/bold]: {source}; {sizes}", highlight=False)
-    _err.print(f"Adversary: {manifest['adversary']}; run folder: {folder.path}", highlight=False)
+    _err.print(f"{scenario.name}: {source}; {sizes}", markup=False, highlight=False)
+    _err.print(
+        f"Adversary: {manifest['adversary']}; run folder: {folder.path}", markup=False, highlight=False
+    )
     for notice in manifest["notices"]:
-        _err.print(f"[yellow]{notice}[/yellow]", highlight=False)
+        _err.print(notice, style="yellow", markup=False, highlight=False)
 
 
 @main.command()
@@ -253,7 +255,7 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
 
     prepared = runner.check(load(file, overrides), data_dir)
     for notice in prepared.encoded.notices:
-        _err.print(f"[yellow]{notice}[/yellow]", highlight=False)
+        _err.print(notice, style="yellow", markup=False, highlight=False)
     sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
     click.echo(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")
 

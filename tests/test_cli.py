@@ -256,5 +256,7 @@ def test_a_table_nobody_has_seen(tmp_path: Path) -> None:
     )
     result = fedsim("run", "own.toml")
     assert result.exit_code == 0, result.output
-    assert "set aside as public" in result.output
+    assert "set aside as public" in result.output and "declare [data.bounds]" in " ".join(
+        result.output.split()
+    )
     assert len(RunDirectory.open(tmp_path / "runs" / "own").manifest["parties"]) == 3
