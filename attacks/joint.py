@@ -48,7 +48,8 @@ def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """
     parts, member = rehearse(matrix)
     of_target = _parts(*_shadows_and_target(matrix), Design.of(matrix.member))[:, 0]
-    return np.where(_decodable(matrix.member), _stacking(parts, member)(of_target), 0.0)
+    odds = _stacking(parts, member)(_tempered(of_target, parts))
+    return np.where(_decodable(matrix.member), odds, 0.0)
 
 
 def rehearse(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +148,21 @@ def _parts(shadows: _Signals, targets: _Signals, design: Design) -> np.ndarray:
     for known, asked in zip(shadows.weights, targets.weights, strict=True):
         parts.append(_decoded(Decoder.of(known, asked), design))
     return np.stack(parts)
+
+
+def _tempered(target: np.ndarray, rehearsed: np.ndarray) -> np.ndarray:
+    """Return the parts of the target (k, n), less of those that the rehearsals (k, H, n) do not prepare for.
+
+    Where members are unknown to the adversary its shadows do not resemble the target, and a part may answer
+    with noise that no shadow showed. Then its ratios spread more over the records than in rehearsals; a
+    Gaussian ratio is inversely proportional to the variance, so it is divided by as much as the spread
+    exceeds all but a twentieth of the rehearsals'. A mean beyond theirs is moved into their range.
+    """
+    means, spreads = rehearsed.mean(axis=2), rehearsed.var(axis=2)  # (k, H)
+    mean, spread = target.mean(axis=1), np.maximum(target.var(axis=1), 1e-30)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    share = np.minimum(1.0, np.quantile(spreads, 0.95, axis=1) / spread)
+    return np.asarray((target - mean[:, None]) * share[:, None] + np.clip(mean, low, high)[:, None])
 
 
 def _stacking(parts: np.ndarray, member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

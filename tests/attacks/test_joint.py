@@ -258,6 +258,37 @@ def test_open_world_still_beats_lira(stream: np.random.Generator) -> None:
     assert mean_auc([joint.score(a, stream) for a, _ in drawn], members) > plain + 0.02
 
 
+def test_a_part_that_the_target_takes_by_surprise_counts_for_less(stream: np.random.Generator) -> None:
+    """Weights that say everything of shadows, and of the target, full of unknown members, nothing."""
+    world = linear_world(60, 1, stream, own=1.5, others=0.2)
+    aucs = {"with": [], "without": [], "weights": []}
+    for _ in range(6):
+        matrix, member = world.matrix(300, stream)
+        telling = matrix.member + 0.3 * stream.normal(size=(300, 60))
+        strange = replace(
+            matrix,
+            shadow_weights=telling.astype(np.float32),
+            target_weights=(6 * stream.normal(size=60)).astype(np.float32),
+        )
+        blind = replace(matrix, shadow_weights=None, target_weights=None)
+        aucs["with"].append(roc_auc_score(member, joint.score(strange, stream)))
+        aucs["without"].append(roc_auc_score(member, joint.score(blind, stream)))
+        aucs["weights"].append(roc_auc_score(member, joint.weight_decoding(strange, stream)))
+    means = {name: float(np.mean(found)) for name, found in aucs.items()}
+    assert abs(means["weights"] - 0.5) < 0.15
+    assert means["with"] > (means["without"] + means["weights"]) / 2
+
+
+def test_tempering_leaves_rehearsals_alone_and_divides_what_exceeds_them(stream: np.random.Generator) -> None:
+    rehearsed = stream.normal(size=(2, 200, 5000))
+    usual = rehearsed[0, np.abs(rehearsed[0].mean(axis=1)).argmin()]
+    target = np.stack([0.9 * usual, 10 * stream.normal(size=5000) + 7])
+    found = joint._tempered(target, rehearsed)
+    assert np.allclose(found[0], target[0])
+    assert found[1].std() == pytest.approx(0.1, rel=0.1)
+    assert abs(found[1].mean()) < 0.05
+
+
 # ------------------------------------------------------------------------------------- odd situations
 def test_more_records_than_shadows(stream: np.random.Generator) -> None:
     world = linear_world(300, 2, stream, own=1.5)
