@@ -95,6 +95,16 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
     return _best(predictions, design)[0]
 
 
+def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return what one round of shadows decodes of the first update w_1 − w_0, (n,) float64.
+
+    The first step from a shared w_0 is nearly the sum of what each member adds to it. Where the weights of
+    that many shadows would not fit into memory, φ at w_1 has to do.
+    """
+    decode = ridge_decoding if matrix.shadow_weights is None else weight_decoding
+    return decode(matrix, rng)
+
+
 def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64."""
     shadows, target = _shadows_and_target(matrix)

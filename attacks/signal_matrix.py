@@ -16,7 +16,8 @@ import numpy as np
 class SignalMatrix:
     """Scaled logits φ (Carlini et al. 2022, §IV-C) of a target and of S shadow federations on n records.
 
-    target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T
+    target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T (w_1
+        where only the first round was simulated)
     shadows: (S, R, n) float32, the same of the shadows
     inside: (S, n) int, the party that the record was a member of in that shadow, −1 where of none
     rounds: (R,) int, ascending

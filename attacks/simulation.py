@@ -22,6 +22,9 @@ from attacks.observer import ParticipantView
 from attacks.signal_matrix import SignalMatrix
 from fedsim.data.records import Pool, Records
 
+FIRST_ROUND = 8
+"""Shadows of the first round alone for each shadow of all rounds; they cost far less."""
+
 OBSERVED_ROUNDS = 4
 """Rounds at which shadows are looked at: spread over the last three quarters, w_T last."""
 
@@ -46,29 +49,34 @@ def simulate(
     seed: int,
     game: int = 0,
     laboratory: Laboratory | None = None,
+    *,
+    first_round: bool = False,
 ) -> SignalMatrix:
     """Simulate the shadows of ``view`` and return their signals beside the target's.
 
     The columns are the candidates, in order, followed by the other records from which shadows were drawn.
 
+    first_round: more shadows (`first_round_shadows`) of the first round alone: w_1 instead of w_T
+
     Raises:
         InputError: the strategy cannot be simulated, or the adversary owns too few records.
     """
     laboratory = laboratory or Laboratory()
+    count = first_round_shadows(view) if first_round else view.assumptions.shadows
     asked = Pool(candidates, _party_of(view, len(candidates)))
     drawn_from, fixed = _records_to_draw(view, asked)
     columns = Records.concatenate([candidates, *_beside(view)])
     membership = shadow.draw_members(
-        view.assumptions.shadows,
+        count,
         view.settings.sizes,
         drawn_from.party,
         fixed=fixed,
         seed=seed,
         game=game,
     )
-    rounds = observed_rounds(view)
+    rounds = [1] if first_round else observed_rounds(view)
     found = shadow.simulate(
-        federation_plan(view).resized(membership.sizes),
+        federation_plan(view, rounds[-1]).resized(membership.sizes),
         view.models[0],
         drawn_from.records,
         membership,
@@ -77,13 +85,19 @@ def simulate(
         seed=seed,
         game=game,
         keep_logits=view.settings.classes > 2,
-        keep_weights=_weights_fit(view),
+        keep_weights=count <= _affordable_weights(view),
         workers=laboratory.workers,
         max_bytes=laboratory.max_bytes,
         cache=laboratory.cache,
         progress=laboratory.progress,
     )
     return _matrix(view, columns, found, _inside(view, membership, len(candidates), len(columns)))
+
+
+def first_round_shadows(view: ParticipantView) -> int:
+    """Return how many shadows of one round are worth their price: eight times the others, memory allowing."""
+    wanted = FIRST_ROUND * view.assumptions.shadows
+    return max(view.assumptions.shadows, min(wanted, _affordable_weights(view)))
 
 
 def observed_rounds(view: ParticipantView) -> list[int]:
@@ -94,15 +108,15 @@ def observed_rounds(view: ParticipantView) -> list[int]:
     return sorted(set(nearest))
 
 
-def federation_plan(view: ParticipantView) -> shadow.FederationPlan:
-    """Return the public settings as a plan that shadows repeat."""
+def federation_plan(view: ParticipantView, rounds: int) -> shadow.FederationPlan:
+    """Return the public settings as a plan of the first ``rounds`` rounds, which shadows repeat."""
     settings = view.settings
     parties = zip(settings.sizes, settings.privacy, strict=True)
     return shadow.FederationPlan(
         model=settings.model,
         input_shape=tuple(settings.input_shape),
         classes=settings.classes,
-        rounds=view.final_round,
+        rounds=rounds,
         training=settings.training,
         parties=tuple(shadow.PartyTraining(size, dp) for size, dp in parties),
         participants=settings.participants,
@@ -111,17 +125,16 @@ def federation_plan(view: ParticipantView) -> shadow.FederationPlan:
     )
 
 
-def _flat_weights(view: ParticipantView) -> np.ndarray:
-    """Return w_T in the module's own order of parameters; on disk they are in alphabetical order."""
+def _flat_weights(view: ParticipantView, t: int) -> np.ndarray:
+    """Return w_t in the module's own order of parameters; on disk they are in alphabetical order."""
     from fedsim import models
 
-    return shadow.flat_weights(models.weights(view.module(view.final_model)))
+    return shadow.flat_weights(models.weights(view.module(view.models[t])))
 
 
-def _weights_fit(view: ParticipantView) -> bool:
-    """Whether the final weights of all shadows take less than a quarter of a GiB."""
-    parameters = sum(array.size for array in view.final_model.values())
-    return 4 * parameters * view.assumptions.shadows <= 2**28
+def _affordable_weights(view: ParticipantView) -> int:
+    """Return of how many shadows the weights take no more than a quarter of a GiB."""
+    return 2**28 // (4 * sum(array.size for array in view.final_model.values()))
 
 
 def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:
@@ -193,6 +206,6 @@ def _matrix(
         party=party,
         target_logits=None if found.logits is None else logits[-1].astype(np.float32),
         shadow_logits=None if found.logits is None else found.logits[:, -1],
-        target_weights=None if found.weights is None else _flat_weights(view),
+        target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1]),
         shadow_weights=found.weights,
     )

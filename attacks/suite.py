@@ -50,6 +50,7 @@ class Attack:
     inside: whether the candidates must be members of some shadows, so that the adversary must own them
     threshold: the score's own, where it is a log-odds of membership; else it is chosen on what the owner has
     active: what the adversary must have done in the federation; '' where it need only have watched
+    first_round: whether its shadows are of the first round alone
     """
 
     name: str
@@ -62,6 +63,7 @@ class Attack:
     inside: bool = False
     threshold: float | None = None
     active: str = ""
+    first_round: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,18 @@ _ATTACKS = [
     Attack("rmia", rmia.online, _XY, _LAST, _ZARIFZADEH, _ALIKE, True, True),
     Attack("combined", combined.score, _XY, _ALL, "ours: stacking on shadows", _ALIKE, True, True, 0.0),
     Attack("joint", joint.score, _XY, _ALL, "ours: decoded together", _ALIKE, True, True, 0.0),
+    Attack(
+        "first-update",
+        joint.first_update,
+        _XY,
+        "the first two models",
+        "ours: w_1 decoded",
+        _ALIKE,
+        True,
+        True,
+        0.0,
+        first_round=True,
+    ),
 ]
 SUITE: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 
@@ -176,7 +190,7 @@ def run(
     A score that is not finite (a diverged model) becomes the lowest finite score, with a RuntimeWarning: a
     record about which nothing can be said is not called a member.
 
-    laboratory: what simulations may cost; shadows are simulated once, and only if an attack asks for them.
+    laboratory: what simulations may cost; shadows are simulated once, if an attack asks for them.
 
     Raises:
         InputError: a name is not in the suite, or the attack cannot be run on this federation.
@@ -184,13 +198,14 @@ def run(
     """
     assumed = view.assumptions
     attacks = applicable(names, assumed.auxiliary, view.settings.strategy, assumed.active)
-    matrix = None
-    if any(attack.shadows for attack in attacks):
-        matrix = simulation.simulate(view, candidates, seed, game, laboratory)
+    matrices = {
+        first_round: simulation.simulate(view, candidates, seed, game, laboratory, first_round=first_round)
+        for first_round in sorted({attack.first_round for attack in attacks if attack.shadows})
+    }
     findings = {}
     for attack in attacks:
         if attack.shadows:
-            assert matrix is not None
+            matrix = matrices[attack.first_round]
             findings[attack.name] = _compare(attack, matrix, len(candidates), seed, game)
         else:
             findings[attack.name] = _read(attack, view, candidates, seed, game)

@@ -142,3 +142,35 @@ def test_natural_parties_are_known_and_kept_apart(tmp_path: Path) -> None:
     assert set(matrix.party) == {1, 2}
     for k in (1, 2):
         assert set(np.unique(matrix.inside[:, matrix.party == k])) == {-1, k}
+
+
+def test_the_first_update_gives_members_away_and_dp_noise_hides_them(tmp_path: Path) -> None:
+    """Shadows of one round, many for the price of a few: w_1 is nearly a sum over members."""
+    only = {"attacks": ["first-update"], "shadows": 256}
+    settings = {"n": 90, "adversary": only, "federation": {"rounds": 2}}
+    run = finished_run(tmp_path, out="open", **settings)  # type: ignore[arg-type]
+    assert auc_of(run) > 0.8
+    hidden = finished_run(tmp_path, out="dp", dp={"all": {"epsilon": 1.0}}, **settings)  # type: ignore[arg-type]
+    assert auc_of(hidden) < 0.75
+    folder = run.observations(0)
+    view, candidates = observer.load_view(folder), observer.load_candidates(folder)
+    matrix = simulation.simulate(view, candidates, run.scenario.seed, first_round=True)
+    assert len(matrix) == 8 * 256 and matrix.rounds.tolist() == [1]
+
+
+def test_shadows_of_one_round_are_the_first_round_of_whole_ones(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["loss"], **FEW}, federation={"rounds": 4})
+    folder = run.observations(0)
+    view, candidates = observer.load_view(folder), observer.load_candidates(folder)
+    first = simulation.simulate(view, candidates, run.scenario.seed, first_round=True)
+    whole = simulation.simulate(view, candidates, run.scenario.seed)
+    assert whole.rounds.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(first.shadows[:32, 0], whole.shadows[:, 0])
+    np.testing.assert_array_equal(first.inside[:32], whole.inside)
+    np.testing.assert_array_equal(first.target[0], whole.target[0])
+
+
+def auc_of(run: RunDirectory) -> float:
+    leakage = run.table("leakage")
+    chosen = (leakage["metric"] == "auc") & (leakage["party"] == "all") & (leakage["game"] == "all")
+    return float(leakage[chosen]["value"].iloc[0])
