@@ -5,24 +5,29 @@
 The same games (seed, members, candidates) of one scenario are run with an honest-but-curious adversary and
 with active ones. Leakage is that of the few candidates it acts on; utility is the final model's on all
 held-out records, as a difference to the honest run, paired by game; an adversary's updates are compared with
-the other parties', over all rounds and in those in which it ascends. Runs are kept below --out.
+the other parties', over all rounds or in those in which it ascends. The score of gradient ascent is taken of
+the honest run as well, at the same rounds: what the ascent adds is the difference. Runs are kept below
+--out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 import numpy as np
 import pandas as pd
 
-from attacks import active
-from fedsim import runner
+from attacks import active, evaluation, observer
+from fedsim import rng, runner
+from fedsim.data import membership
 from fedsim.results import RunDirectory
 from fedsim.scenario import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 ATTACKS = ("loss", "lira", "gradient-ascent")
+METRICS = {"auc": "AUC", "tpr_at_fpr_0.1": "TPR at 10 % FPR", "tpr_at_fpr_0.01": "TPR at 1 % FPR"}
 ACTS = {
     "honest but curious": [],
     "gradient ascent, no longer than its update": ["active=gradient-ascent"],
@@ -45,13 +50,35 @@ def finished_run(
     return run
 
 
-def leakage(run: RunDirectory, attack: str, metric: str) -> str:
+def watched(run: RunDirectory) -> pd.DataFrame:
+    """What the score of gradient ascent finds in a run in which nobody ascended."""
+    settings, parts = run.scenario.adversary, []
+    for game in range(run.scenario.games):
+        view = observer.load_view(run.observations(game))
+        candidates = observer.load_candidates(run.observations(game))
+        nothing = {t: view.models[t] for t in active.ascent_rounds(settings, view.final_round)}
+        stream = rng.generator(run.scenario.seed, "study", game=game)
+        score = active.recovery(dataclasses.replace(view, ascents=nothing), candidates, stream)
+        row = {"game": game, "attack": "gradient-ascent", "candidate": np.arange(len(score)), "score": score}
+        parts.append(pd.DataFrame(row))
+    scores = pd.concat(parts, ignore_index=True)
+    thresholds = scores[["game", "attack"]].drop_duplicates().assign(threshold=0.0)
+    return evaluation.evaluate(scores, thresholds, membership.read_truth(run.path))
+
+
+def leakage(run: RunDirectory) -> list[str]:
+    """The cells of every attack, empty where it was not run."""
     table = run.table("leakage")
-    rows = table[(table["party"] == "all") & (table["game"] == "all") & (table["metric"] == metric)]
-    rows = rows[rows["attack"] == attack]
-    if rows.empty:
+    if run.scenario.adversary.active is None:
+        table = pd.concat([table, watched(run)], ignore_index=True)
+    table = table[(table["party"] == "all") & (table["game"] == "all")].set_index(["attack", "metric"])
+    return [interval(table, (attack, metric)) for attack in ATTACKS for metric in METRICS]
+
+
+def interval(table: pd.DataFrame, key: tuple[str, str]) -> str:
+    if key not in table.index:
         return ""
-    value, low, high = (float(rows[column].iloc[0]) for column in ("value", "low", "high"))
+    value, low, high = table.loc[key, ["value", "low", "high"]].astype(float)
     return f"{value:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(value) else "n too small"
 
 
@@ -91,10 +118,20 @@ def visibility(run: RunDirectory) -> list[str]:
     ]
 
 
-def line(name: str, run: RunDirectory, honest: RunDirectory) -> str:
-    found = [leakage(run, attack, metric) for attack in ATTACKS for metric in ("auc", "tpr_at_fpr_0.01")]
-    cells = [*found, lost(run, honest, "accuracy"), lost(run, honest, "auc"), *visibility(run)]
-    return f"| {name} | {' | '.join(cells)} |"
+def tables(runs: dict[str, RunDirectory]) -> list[str]:
+    honest = next(iter(runs.values()))
+    found = ["adversary", *(f"{attack} {name}" for attack in ATTACKS for name in METRICS.values())]
+    cost = ["adversary", "accuracy lost", "AUC lost", "norm ratio", "its cosine", "others' cosine"]
+    leaks = [[name, *leakage(run)] for name, run in runs.items()]
+    costs = [
+        [name, lost(run, honest, "accuracy"), lost(run, honest, "auc"), *visibility(run)]
+        for name, run in runs.items()
+    ]
+    return [*markdown(found, leaks), "", *markdown(cost, costs)]
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]]
 
 
 @click.command()
@@ -116,8 +153,6 @@ def main(
     candidates: int,
     table: Path,
 ) -> None:
-    heads = [f"{attack} {metric}" for attack in ATTACKS for metric in ("AUC", "TPR at 1 % FPR")]
-    heads += ["accuracy lost", "AUC lost", "norm ratio", "its cosine", "others' cosine"]
     parts = [
         "# What acting buys an adversary, what it costs and what it shows",
         "",
@@ -126,22 +161,19 @@ def main(
         f"`python experiments/studies/active.py --scenario {scenario} --games {games} --shadows {shadows}`.",
         "Norm ratio: of its updates to the other parties' median; cosine: with the mean of all others'",
         "updates; both in the rounds in which it ascends, where it ascends, else in all.",
+        "The score of gradient ascent in the first line is that of an adversary that only watches.",
         "",
-        f"| adversary | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
     ]
-    honest = None
+    runs: dict[str, RunDirectory] = {}
     for name, acts in ACTS.items():
         attacks = [a for a in ATTACKS if a != "gradient-ascent" or "active=gradient-ascent" in acts]
         settings = [f"games={games}", f"adversary.shadows={shadows}", f"adversary.attacks={attacks}"]
         settings += [f"adversary.candidates={candidates}", *(f"adversary.{act}" for act in acts)]
         folder = out / scenario / "-".join(["run", *acts]).replace("=", "-")
-        run = finished_run(folder, scenario, settings, data_dir, workers)
-        honest = honest or run
-        parts.append(line(name, run, honest))
-        click.echo(parts[-1])
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        runs[name] = finished_run(folder, scenario, settings, data_dir, workers)
+        click.echo(f"{name}: {folder}")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join([*parts, *tables(runs)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
