@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,12 +55,18 @@ def party_of(context: Context) -> Party:
 
 
 def run_folder(context: Context) -> Path:
-    """Return the run's folder: ``run`` of the run config, or a folder of Flower's run id."""
+    """Return the run's folder, ``run`` of the run config.
+
+    Raises:
+        InputError: it is not set.
+    """
     configured = str(context.run_config.get("run", ""))
-    if configured:
-        return Path(configured)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "fedsim" / "flower" / str(context.run_id)
+    if not configured:
+        raise InputError(
+            "run = '' in the run config: name the folder of a run (`fedsim run … --engine ray` does all of it), "
+            "as in flwr run . --run-config 'run=\"/path/of/the/run\"'"
+        )
+    return Path(configured)
 
 
 @lru_cache(maxsize=64)

@@ -190,3 +190,11 @@ def test_evaluation_is_that_of_the_global_model_on_held_out_records(tmp_path: Pa
         assert rows.loc[name, "auc"] == pytest.approx(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
         correct, total = correct + int((logits.argmax(1) == labels).sum()), total + len(labels)
     assert rows.loc["all", "accuracy"] == pytest.approx(correct / total)
+
+
+def test_a_run_config_without_a_run_says_what_to_set() -> None:
+    from clients.party import run_folder
+    from fedsim.errors import InputError
+
+    with pytest.raises(InputError, match=r"flwr run \. --run-config"):
+        run_folder(Context(1, 1, {}, RecordDict(), {"run": "", "game": 0}))
