@@ -63,8 +63,8 @@ def run_folder(context: Context) -> Path:
     configured = str(context.run_config.get("run", ""))
     if not configured:
         raise InputError(
-            "run = '' in the run config: name the folder of a run (`fedsim run … --engine ray` does all of it), "
-            "as in flwr run . --run-config 'run=\"/path/of/the/run\"'"
+            "run = '' in the run config: name the folder of a run, as in "
+            "flwr run . --run-config 'run=\"/path/of/the/run\"' (`fedsim run … --engine ray` does all of it)"
         )
     return Path(configured)
 
