@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from attacks.joint import Design
 from attacks.signal_matrix import SignalMatrix
 
 MatrixScore = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
@@ -56,7 +57,8 @@ def rehearsals(
 ) -> Iterator[tuple[SignalMatrix, np.ndarray]]:
     """Yield ``count`` randomly chosen shadows as targets, each with (n,) bool, who its members are.
 
-    All of them are held back at once: one copy of the other shadows serves every rehearsal.
+    All of them are held back at once: one copy of the other shadows serves every rehearsal. So is the shadow
+    that was drawn together with one and holds what it does not: it would tell a learned attack the answer.
 
     Raises:
         ValueError: fewer than two shadows.
@@ -64,7 +66,8 @@ def rehearsals(
     if len(matrix) < 2:
         raise ValueError(f"a rehearsal needs at least two shadows, got {len(matrix)}")
     chosen = rng.choice(len(matrix), size=max(1, min(count, len(matrix) // 8)), replace=False)
-    others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), chosen))
+    partner = Design.of(matrix.member).partner
+    others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), np.union1d(chosen, partner[chosen])))
     for j in chosen:
         as_target, member = matrix.subset(np.array([j])), matrix.member[j]
         yield (

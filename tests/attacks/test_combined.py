@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from attacks import combined, lira
+from attacks.calibration import rehearsals
 from attacks.signal_matrix import SignalMatrix
 
 
@@ -69,3 +70,21 @@ def test_shadows_of_one_class_only_are_survived(inside: int) -> None:
     matrix, _ = world(1, 1.0)
     matrix = replace(matrix, inside=np.full_like(matrix.inside, inside))
     assert np.isfinite(combined.score(matrix, stream(), {"phi": combined.last_phi})).all()
+
+
+def test_a_rehearsal_does_not_see_its_targets_mirror_image() -> None:
+    draw = stream(3)
+    half = draw.random((16, 200)) < 0.5
+    member = np.stack([half, ~half], axis=1).reshape(32, 200)  # 2j + 1 holds what 2j does not
+    phi = draw.normal(size=(33, 1, 200)).astype(np.float32)
+    matrix = SignalMatrix(
+        target=phi[0],
+        shadows=phi[1:],
+        inside=np.where(member, 0, -1),
+        rounds=np.array([1]),
+        labels=np.zeros(200, dtype=int),
+        party=np.full(200, -1),
+    )
+    for rehearsal, truth in rehearsals(matrix, stream(), 4):
+        assert len(rehearsal) <= 32 - 4
+        assert not any((row == ~truth).all() or (row == truth).all() for row in rehearsal.member)

@@ -149,7 +149,9 @@ def test_rehearsals_are_shadows_that_their_matrix_does_not_hold() -> None:
     for rehearsal, member in rehearsals(matrix, np.random.default_rng(0), count=5):
         j = int(np.flatnonzero((matrix.shadows == rehearsal.target).all(axis=(1, 2)))[0])
         np.testing.assert_array_equal(member, matrix.member[j])
-        assert len(rehearsal) == 59 and not (rehearsal.shadows == rehearsal.target).all(axis=(1, 2)).any()
+        # The five themselves, and for each at most one that looks as if it were drawn together with it.
+        assert 54 <= len(rehearsal) <= 59
+        assert not (rehearsal.shadows == rehearsal.target).all(axis=(1, 2)).any()
         seen.append(j)
     assert len(set(seen)) == 5
 
