@@ -22,7 +22,6 @@ from clients.sectors import SECTORS
 from fedsim import models, observers, privacy, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
-from fedsim.data import table as tables
 from fedsim.data.store import write_auxiliary, write_party, write_targets
 from fedsim.errors import FedsimError, InputError, suggestion
 from fedsim.results import RunDirectory, runs_in, scores_table
@@ -93,7 +92,7 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
 def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
     """Read and encode the scenario's records, each once; nothing is learnt from private ones (DESIGN §7)."""
     data = scenario.data
-    source = tables.read(data) if data.name is None else catalogue.load(data.name, data_dir)
+    source = catalogue.open_table(data, data_dir)
     stream = rng.generator(scenario.seed, "public records")
     bounds = SECTORS[scenario.parties.sector].bounds
     return encoding.deduplicate(encoding.encode(source, data, stream, sector_bounds=bounds))
