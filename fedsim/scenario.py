@@ -148,6 +148,27 @@ STRATEGIES = (
 )  # fmt: skip
 
 
+class CentralDPSettings(Settings):
+    """Flower's central DP: the unit is a whole party, and the server, or nobody, is trusted with its update.
+
+    It hides nothing of a record from a participant, who receives the aggregate, beyond what its noise hides.
+    """
+
+    where: Literal["server", "client"] = Field(
+        "server", description="who clips the updates: the server, or each party before it answers"
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="whether the norm is given, or follows a quantile of the updates' norms"
+    )
+    noise_multiplier: Positive = Field(
+        1.0, description="σ of the noise on the sum of the updates, over the norm"
+    )
+    clipping_norm: Positive = Field(1.0, description="bound on a party's update, or where adaptive starts")
+    clipping_quantile: Share = Field(0.5, description="quantile that adaptive clipping aims at")
+    clipping_rate: Positive = Field(0.2, description="learning rate of adaptive clipping")
+    delta: Share = Field(1e-5, description="δ at which the parties' ε is reported")
+
+
 class FederationSettings(Settings):
     """Rounds and aggregation."""
 
@@ -163,6 +184,9 @@ class FederationSettings(Settings):
         1, description="a round with fewer usable replies ends the run"
     )
     timeout: Positive = Field(3600.0, description="seconds to wait for a party's reply")
+    central_dp: CentralDPSettings | None = Field(
+        None, description="Flower's central DP around the strategy; default: none"
+    )
 
     @field_validator("strategy")
     @classmethod
@@ -205,6 +229,23 @@ class DPSettings(Settings):
     accountant: Literal["rdp", "prv"] = Field(
         "prv", description="how ε is composed: PRV (tight) or RDP (fast, looser)"
     )
+    clipping: Literal["flat", "adaptive"] = Field(
+        "flat",
+        description="'adaptive' moves the clipping norm, from clipping_norm on, towards a quantile of the "
+        "gradients' norms; the noisy counts that this takes are paid from the same ε",
+    )
+    clipping_quantile: Share = Field(0.5, description="quantile that adaptive clipping aims at")
+    clipping_rate: Positive = Field(0.2, description="learning rate of adaptive clipping")
+    gradients: Literal["auto", "ghost", "per-sample"] = Field(
+        "auto",
+        description="how gradients are clipped: 'per-sample' forms each, 'ghost' only its norm, for larger "
+        "models; 'auto' takes the quickest for the model",
+    )
+    secure: bool = Field(
+        False,
+        description="draw batches and noise from the operating system's cryptographic source: safe against "
+        "who can predict the seed, and no longer repeatable",
+    )
 
     @model_validator(mode="after")
     def _one_of_epsilon_and_noise(self) -> DPSettings:
@@ -213,15 +254,57 @@ class DPSettings(Settings):
         return self
 
 
+class DefenceSettings(Settings):
+    """What a party does against leakage beside DP-SGD. None of it comes with a guarantee."""
+
+    l1: NonNegative = Field(0.0, description="λ of an L1 penalty λ‖w‖₁")
+    l2: NonNegative | None = Field(None, description="weight decay, instead of training.l2")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability with which a hidden unit is left out of a step"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a label's weight that is spread over all classes"
+    )
+    mixup: NonNegative = Field(
+        0.0, description="α of mixup: records are trained on in pairs, mixed by a share from Beta(α, α)"
+    )
+    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of training.epochs")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="early stopping: epochs of a round without a lower loss on `stop_on`, before it ends",
+    )
+    stop_on: Literal["held-out", "public"] = Field(
+        "held-out",
+        description="records that early stopping looks at: the party's held-out ones, or public ones",
+    )
+    clip_update: Positive | None = Field(
+        None, description="bound on the norm of the update that is sent; without noise"
+    )
+    sparsify: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the update's entries that is sent, the largest ones"
+    )
+    quantise: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="bits per entry of the update that is sent"
+    )
+
+
 class OutputPolicy(Settings):
     """What the released model answers to an outsider; participants hold the weights."""
 
-    policy: Literal["full", "rounded", "top-k", "label", "noisy"] = Field(
-        "full", description="all probabilities as they are, or what is left of them"
+    policy: Literal["full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature"] = (
+        Field("full", description="all probabilities as they are, or what is left of them")
     )
     digits: Annotated[int, Field(ge=0)] = Field(2, description="decimals of a 'rounded' answer")
     top: Annotated[int, Field(ge=1)] = Field(1, description="probabilities in a 'top-k' answer")
     noise: Positive = Field(0.05, description="standard deviation of what a 'noisy' answer adds to each")
+    epsilon: Positive = Field(
+        1.0,
+        description="ε of one answer of 'laplace' or 'gaussian', whose noise hides any change of the model",
+    )
+    delta: Share = Field(1e-5, description="δ of one 'gaussian' answer")
+    temperature: Positive = Field(
+        5.0, description="by which 'temperature' divides the logits: above 1, answers are less sure"
+    )
     queries: Annotated[int, Field(ge=1)] | None = Field(
         None, description="records that an attack may ask about in all; default: no limit"
     )
@@ -239,6 +322,9 @@ class AdversarySettings(Settings):
         None,
         description="whether it knows which party a candidate would be a member of; "
         "default: only where parties are natural",
+    )
+    rounds: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="rounds t whose models w_t attacks may look at, 0 being the start; default: all"
     )
     auxiliary: Literal["population", "disjoint", "own"] = Field(
         "population",
@@ -310,7 +396,15 @@ class Scenario(Settings):
     dp: dict[str, DPSettings | Literal["off"]] = Field(
         {}, description="DP-SGD by party name; 'all' holds for every party without its own entry"
     )
+    defences: dict[str, DefenceSettings | Literal["off"]] = Field(
+        {}, description="other defences by party name; 'all' holds for every party without its own entry"
+    )
     adversary: AdversarySettings = AdversarySettings()
+
+    def defence_of(self, party: str) -> DefenceSettings | None:
+        """Return what the party does beside DP-SGD, or None where that is nothing."""
+        settings = self.defences.get(party, self.defences.get("all", "off"))
+        return None if isinstance(settings, str) else settings
 
     def dp_of(self, party: str) -> DPSettings | None:
         """Return the party's DP-SGD settings, or None where it is off."""
@@ -427,16 +521,18 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(location)
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     message = message.replace("it should be a valid dictionary or instance of DPSettings", _DP_HINT)
+    message = message.replace("it should be a valid dictionary or instance of DefenceSettings", _DEFENCE_HINT)
     shown = problem["input"]
     if isinstance(shown, dict):
         return f"[{key}] {message}" if key else message
     return f"{key} = {shown!r}: {message}"
 
 
-_UNION_TAG = re.compile(r"^(function-|literal\[|dict\[|DPSettings$|str$|int$|float$)")
+_UNION_TAG = re.compile(r"^(function-|literal\[|dict\[|DPSettings$|DefenceSettings$|str$|int$|float$)")
 
 
 _DP_HINT = "it should be 'off' or a table such as {epsilon = 8}"
+_DEFENCE_HINT = "it should be 'off' or a table such as {label_smoothing = 0.1}"
 
 
 def _keys_at(location: list[str]) -> list[str]:
