@@ -45,7 +45,7 @@ __all__ = [
     "FederationPlan", "Membership", "PartyTraining", "Shadows", "cache_folder", "draw_members", "simulate",
 ]  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]
@@ -157,7 +157,7 @@ class Shadows:
 
     phi: (S, rounds, n) float32, the scaled logit of every signal record
     logits: (S, rounds, n, classes) float32, where asked for
-    weights: (S, p) float32, the final w_T in the order of the module's state, where asked for
+    weights: (S, K, p) float32, w_t in the order of the module's state at the K rounds asked for
     membership: who was in which shadow
     """
 
@@ -184,7 +184,7 @@ def simulate(
     seed: int,
     game: int = 0,
     keep_logits: bool = False,
-    keep_weights: bool = False,
+    weight_rounds: Sequence[int] = (),
     workers: int = 1,
     max_bytes: int = 2**30,
     cache: Path | None = None,
@@ -193,7 +193,7 @@ def simulate(
     """Train one shadow federation per row of ``membership`` from w_0 = ``initial`` and observe it.
 
     pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
-    rounds: t of the models w_t to observe, in 0…T.
+    rounds: t of the models w_t to observe, in 0…T; weight_rounds: those of them whose weights are kept.
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
     max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
         at the least.
@@ -210,8 +210,18 @@ def simulate(
         )
     if not rounds or list(rounds) != sorted(set(rounds)) or not 0 <= rounds[0] <= rounds[-1] <= plan.rounds:
         raise ValueError(f"rounds {list(rounds)} are not increasing in 0…{plan.rounds}")
+    if list(weight_rounds) != [t for t in rounds if t in weight_rounds]:
+        raise ValueError(f"weight_rounds {list(weight_rounds)} are not increasing in {list(rounds)}")
     job = _Job(
-        plan, dict(initial), pool, signal_records, tuple(rounds), seed, game, keep_logits, keep_weights
+        plan,
+        dict(initial),
+        pool,
+        signal_records,
+        tuple(rounds),
+        seed,
+        game,
+        keep_logits,
+        tuple(weight_rounds),
     )
     # What a module of the user's own computes is written in a file that may change.
     own_module = ":" in plan.model.name
@@ -239,12 +249,12 @@ class _Job:
     seed: int
     game: int
     keep_logits: bool
-    keep_weights: bool
+    weight_rounds: tuple[int, ...]
 
     def key(self, membership: Membership) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
         plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
-        settings = [VERSION, plan, self.rounds, self.seed, self.game, self.keep_logits, self.keep_weights]
+        settings = [VERSION, plan, self.rounds, self.seed, self.game, self.keep_logits, self.weight_rounds]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         named = {
             **self.initial,
@@ -348,8 +358,6 @@ def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bo
 
     stop: asked before every round of stacked models whether to give up
     """
-    import torch
-
     from attacks.shadow_training import train_block, train_one
 
     plan, shadows = job.plan, range(len(members))
@@ -357,21 +365,14 @@ def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bo
     seen = _Seen(job, len(members))
     stack = _stack(plan)
     if stack is None:
-        parts = [
+        for s, see in enumerate(map(seen.by, shadows)):
             train_one(
                 plan, job.initial, job.pool, members[s], job.signal_records, job.rounds, streams[s], see
             )
-            for s, see in enumerate(map(seen.by, shadows))
-        ]
     else:
         pools = stack.pool(job.pool), stack.pool(job.signal_records)
         see = seen.by(0)
-        parts = [
-            train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see, stop)
-        ]
-    if job.keep_weights:
-        final = [torch.cat([w.reshape(len(w), -1) for w in part.values()], 1) for part in parts]
-        seen.block["weights"] = torch.cat(final).numpy()
+        train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see, stop)
     return seen.block
 
 
@@ -384,17 +385,24 @@ class _Seen:
         self.block: Block = {"phi": np.empty(shape, np.float32)}
         if job.keep_logits:
             self.block["logits"] = np.empty((*shape, job.plan.classes), np.float32)
+        if job.weight_rounds:
+            size = sum(array.size for array in job.initial.values())
+            self.block["weights"] = np.empty((shadows, len(job.weight_rounds), size), np.float32)
 
-    def by(self, first: int) -> Callable[[int, torch.Tensor], None]:
-        """Return what takes the logits (S, n, classes) of w_t of the shadows from ``first`` on."""
+    def by(self, first: int) -> Callable[[int, torch.Tensor, Mapping[str, torch.Tensor]], None]:
+        """Return what takes t, the logits (S, n, classes) and w_t of the shadows from ``first`` on."""
 
-        def observe(t: int, answers: torch.Tensor) -> None:
+        def observe(t: int, answers: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> None:
             place = self._job.rounds.index(t)
             labels = self._job.signal_records.labels
             for s, logits in enumerate(answers.numpy(), start=first):
                 self.block["phi"][s, place] = signals.scaled_logit(logits.astype(np.float64), labels)
                 if self._job.keep_logits:
                     self.block["logits"][s, place] = logits
+            if t in self._job.weight_rounds:
+                flat = np.concatenate([w.numpy().reshape(len(w), -1) for w in weights.values()], axis=1)
+                kept = self.block["weights"][first : first + len(flat)]
+                kept[:, self._job.weight_rounds.index(t)] = flat
 
         return observe
 

@@ -22,8 +22,8 @@ from attacks.stacked import Batches, Parameters, Pool, Stack, layout_of, optimiz
 from fedsim import models
 from fedsim.data.records import Records
 
-Observe = Callable[[int, Tensor], None]
-"""Called with t and the logits of w_t, (S, n, classes) float32."""
+Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
+"""Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
 
 
 def train_block(
@@ -54,7 +54,7 @@ def train_block(
             if stop():
                 raise CancelledError
             if t in rounds:
-                observe(t, stack.logits(current, signal_pool))
+                observe(t, stack.logits(current, signal_pool), stack.state(current))
             if t < plan.rounds:
                 schedule = draw_schedule(plan, streams)
                 current = aggregate(current, _mean(plan, stack, current, pool, members, schedule, streams))
@@ -305,7 +305,8 @@ def train_one(
         for t in range(plan.rounds + 1):
             module.load_state_dict(dict(zip(names, current, strict=True)))
             if t in rounds:
-                observe(t, _answers(module, signal_records)[None])
+                weights = {name: w[None] for name, w in zip(names, current, strict=True)}
+                observe(t, _answers(module, signal_records)[None], weights)
             if t == plan.rounds:
                 break
             schedule = draw_schedule(plan, [streams])

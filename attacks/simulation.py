@@ -85,7 +85,7 @@ def simulate(
         seed=seed,
         game=game,
         keep_logits=view.settings.classes > 2,
-        keep_weights=count <= _affordable_weights(view),
+        weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
         workers=laboratory.workers,
         max_bytes=laboratory.max_bytes,
         cache=laboratory.cache,
@@ -206,6 +206,6 @@ def _matrix(
         party=party,
         target_logits=None if found.logits is None else logits[-1].astype(np.float32),
         shadow_logits=None if found.logits is None else found.logits[:, -1],
-        target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1]),
+        target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1])[None],
         shadow_weights=found.weights,
     )

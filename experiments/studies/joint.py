@@ -34,8 +34,8 @@ RATES = (0.01, 0.001)
 Score = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
 
 
-def with_weights(score: Score, which: int | slice) -> Score:
-    """Let ``score`` see the weights of w_1 (0), of w_T (1) or of both."""
+def with_weights(score: Score, which: slice) -> Score:
+    """Let ``score`` see the weights of w_1, of w_T or of both."""
 
     def seen(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
         assert matrix.target_weights is not None and matrix.shadow_weights is not None
@@ -49,9 +49,9 @@ ATTACKS: dict[str, Score] = {
     "LiRA": lira.online,
     "factor-adjusted LiRA": joint.factor_adjusted_lira,
     "ridge decoding": joint.ridge_decoding,
-    "weight decoding": with_weights(joint.weight_decoding, 1),
-    "joint": with_weights(joint.score, 1),
-    "first update": with_weights(joint.weight_decoding, 0),
+    "weight decoding": with_weights(joint.weight_decoding, slice(1, 2)),
+    "joint": with_weights(joint.score, slice(1, 2)),
+    "first update": with_weights(joint.weight_decoding, slice(0, 1)),
     "joint with first update": joint.score,
 }
 
@@ -114,7 +114,7 @@ class Laboratory:
                 records[1],
                 rounds=rounds,
                 seed=rng.integer(scenario.seed, purpose, bits=31),
-                keep_weights=True,
+                weight_rounds=rounds[-1:],
             )
             for last, rounds in ((plan.rounds, observed(plan.rounds)), (1, [1]))
         )
@@ -128,8 +128,8 @@ class Laboratory:
             rounds=np.array(whole.rounds),
             labels=records[1].labels,
             party=self.party,
-            target_weights=np.stack([first.weights[0], whole.weights[0]]),
-            shadow_weights=np.stack([first.weights, whole.weights], axis=1),
+            target_weights=np.concatenate([first.weights[0], whole.weights[0]]),
+            shadow_weights=np.concatenate([first.weights, whole.weights], axis=1),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def one_by_one(plan: FederationPlan, pool: Records, membership: Membership, roun
     weights = []
     for s, members in enumerate(membership.members):
 
-        def observe(t: int, answers: torch.Tensor, s: int = s) -> None:
+        def observe(t: int, answers: torch.Tensor, weights: Mapping[str, torch.Tensor], s: int = s) -> None:
             logits = answers[0].numpy().astype(np.float64)
             phi[s, list(rounds).index(t)] = signals.scaled_logit(logits, pool.labels)
 
@@ -116,11 +116,11 @@ def test_stacked_equals_one_by_one(changes: dict) -> None:
     plan = small_plan(**changes)
     pool = some_pool(plan)
     membership = members_of(plan, 3, pool)
-    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, keep_weights=True)
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, weight_rounds=[3])
     phi, weights = one_by_one(plan, pool, membership, [0, 2, 3])
     assert found.weights is not None
     assert np.abs(weights - shadow.flat_weights(w_0(plan))).max() > 0.01  # something was learnt
-    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(found.weights[:, 0], weights, rtol=1e-3, atol=2e-5)
     np.testing.assert_allclose(found.phi, phi, rtol=1e-3, atol=2e-4)
 
 
@@ -133,8 +133,8 @@ def one_party(choice: dict, n: int, noise: float | None = None) -> tuple[Federat
                           parties=(PartyTraining(n, dp),))  # fmt: skip
     pool = some_pool(plan, n)
     kept = Membership(np.arange(n, dtype=np.int32)[None, None], n)
-    found = simulate(plan, w_0(plan), pool, kept, pool, rounds=[1], seed=0, keep_weights=True)
-    return plan, pool, {"weights": found.weights}
+    found = simulate(plan, w_0(plan), pool, kept, pool, rounds=[1], seed=0, weight_rounds=[1])
+    return plan, pool, {"weights": found.weights[:, 0]}
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_noise_has_its_deviation() -> None:
     plan = small_plan((20,), training=training, rounds=1, hidden=(40, 40), parties=(PartyTraining(20, dp),))
     pool = some_pool(plan, 20)
     membership = Membership(np.broadcast_to(np.arange(20, dtype=np.int32), (2, 1, 20)), 20)
-    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=0, keep_weights=True)
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=0, weight_rounds=[1])
     assert found.weights is not None
-    noise = (found.weights - shadow.flat_weights(w_0(plan))) / (300.0 * 0.5 / 10.0)
+    noise = (found.weights[:, 0] - shadow.flat_weights(w_0(plan))) / (300.0 * 0.5 / 10.0)
     assert stats.kstest(noise.ravel(), "norm").pvalue > 0.001
     assert abs(np.corrcoef(noise)[0, 1]) < 0.1  # each shadow has a stream of its own
 
@@ -309,7 +309,7 @@ def test_blocks_and_threads_change_no_bit() -> None:
     plan = small_plan((9, 14, 5), private=(1,), participants=2, hidden=(7, 5), classes=3)
     pool = some_pool(plan)
     membership = members_of(plan, 7, pool)
-    asked = {"rounds": [1, 3], "seed": 3, "keep_logits": True, "keep_weights": True}
+    asked = {"rounds": [1, 3], "seed": 3, "keep_logits": True, "weight_rounds": [1, 3]}
     whole = simulate(plan, w_0(plan), pool, membership, pool, **asked)  # type: ignore[arg-type]
     for how in ({"max_bytes": 1}, {"max_bytes": 100_000}, {"workers": 2}):
         parts = simulate(plan, w_0(plan), pool, membership, pool, **asked, **how)  # type: ignore[arg-type]
@@ -362,9 +362,9 @@ def test_a_shadow_does_not_depend_on_the_others(
     )  # fmt: skip
     pool = some_pool(plan, 160)
     membership = members_of(plan, 5, pool)
-    whole = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, keep_weights=True)
+    whole = simulate(plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, weight_rounds=[1])
     alone = simulate(
-        plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, keep_weights=True, max_bytes=1
+        plan, w_0(plan), pool, membership, pool, rounds=[1], seed=3, weight_rounds=[1], max_bytes=1
     )
     np.testing.assert_array_equal(alone.weights, whole.weights)
     np.testing.assert_array_equal(alone.phi, whole.phi)
@@ -401,7 +401,15 @@ def test_what_is_observed() -> None:
     asked = pool.take(np.array([3, 1, 4]))
     membership = members_of(plan, 4, pool)
     found = simulate(
-        plan, w_0(plan), pool, membership, asked, rounds=[0, 3], seed=3, keep_logits=True, keep_weights=True
+        plan,
+        w_0(plan),
+        pool,
+        membership,
+        asked,
+        rounds=[0, 3],
+        seed=3,
+        keep_logits=True,
+        weight_rounds=[0, 3],
     )
     assert found.logits is not None and found.weights is not None
     assert (found.phi.shape, found.logits.shape) == ((4, 2, 3), (4, 2, 3, 3))
@@ -409,10 +417,11 @@ def test_what_is_observed() -> None:
     module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
     np.testing.assert_allclose(found.logits[:, 0], [signals.logits(module, asked.features)] * 4, atol=1e-5)
     names = list(module.state_dict())
-    pieces = np.split(found.weights[2], np.cumsum([w.numel() for w in module.state_dict().values()])[:-1])
+    pieces = np.split(found.weights[2, 1], np.cumsum([w.numel() for w in module.state_dict().values()])[:-1])
     shaped = {name: piece.reshape(w_0(plan)[name].shape) for name, piece in zip(names, pieces, strict=True)}
     models.load_weights(module, shaped)
     logits = signals.logits(module, asked.features)
+    np.testing.assert_array_equal(found.weights[:, 0], [shadow.flat_weights(w_0(plan))] * 4)
     np.testing.assert_allclose(found.logits[2, 1], logits, atol=1e-5)
     np.testing.assert_allclose(found.phi[2, 1], signals.scaled_logit(logits, asked.labels), atol=1e-4)
 
@@ -450,14 +459,14 @@ def test_modules_of_ones_own(name: str, tmp_path: Path) -> None:
     membership = members_of(plan, 3, pool)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, keep_weights=True)
+    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, weight_rounds=[3])
     assert torch.equal(torch.random.get_rng_state(), before)
     cache = tmp_path / "cache"
     simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11, cache=cache)
     assert not cache.exists()  # the module's code may change
     phi, weights = one_by_one(plan, pool, membership, [3])
     np.testing.assert_allclose(found.phi, phi, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.weights[:, 0], weights, rtol=1e-3, atol=1e-5)
     assert (found.phi[0] != found.phi[1]).all()
 
 
