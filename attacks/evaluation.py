@@ -332,6 +332,24 @@ def advantage_bound(epsilon: float, delta: float) -> float:
     return 2 * auc_bound(epsilon, delta) - 1
 
 
+def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
+    """Return the largest TPR at this FPR, on average over games, of any attack under (ε, δ)-DP (add/remove).
+
+    Where i is a member another record is not, and the other way round: the two worlds differ in two records,
+    as in `auc_bound`. With r the chance that i is called a member where both are left out, each of TPR and
+    FPR lies in Kairouz, Oh & Viswanath's (2015) region of r, and the bound is that region applied twice.
+    """
+    return _region(_region(fpr, epsilon, delta), epsilon, delta)
+
+
+def _region(rate: float, epsilon: float, delta: float) -> float:
+    """Return the power min(e^ε r + δ, 1 − e^−ε (1 − δ − r), 1) of a test at level r (ibid., thm 2.1)."""
+    if math.isinf(epsilon):
+        return 1.0
+    steep = math.exp(min(epsilon, 700.0)) * rate + delta
+    return min(1.0, steep, 1 - math.exp(-epsilon) * max(0.0, 1 - delta - rate))
+
+
 def resolvable(nonmembers: int, alpha: float) -> bool:
     """Whether one of so many non-members may lie above a threshold of FPR ``alpha``."""
     return _expected(nonmembers, alpha) >= 1

@@ -569,6 +569,33 @@ def test_laplace_noise_on_a_sum_reaches_the_bound() -> None:
     assert right > math.e / (1 + math.e) + 0.05  # the area under one record's region is exceeded
 
 
+def largest_tpr(fpr: float, epsilon: float, delta: float) -> float:
+    """The linear program: TPR and r, r and FPR, each pair (ε, δ)-close in both directions."""
+    e = math.exp(epsilon)
+    rows, sides = [], []
+    for a, b in ((0, 1), (1, 2)):  # variables: TPR, r, FPR
+        for x, y in ((a, b), (b, a)):
+            close, complement = np.zeros(3), np.zeros(3)
+            close[x], close[y] = 1, -e  # x ≤ e y + δ
+            complement[x], complement[y] = -1, e  # 1 − x ≤ e (1 − y) + δ
+            rows += [close, complement]
+            sides += [delta, e - 1 + delta]
+    bounds = [(0, 1), (0, 1), (fpr, fpr)]
+    return float(-linprog([-1, 0, 0], A_ub=np.array(rows), b_ub=sides, bounds=bounds).fun)
+
+
+@given(fpr=st.floats(0, 1), epsilon=st.floats(0, 6), delta=st.floats(0, 0.3))
+def test_the_tpr_that_dp_allows_is_a_linear_program_s(fpr: float, epsilon: float, delta: float) -> None:
+    assert evaluation.tpr_bound(fpr, epsilon, delta) == pytest.approx(
+        largest_tpr(fpr, epsilon, delta), abs=1e-6
+    )
+
+
+def test_without_dp_every_tpr_is_allowed() -> None:
+    assert evaluation.tpr_bound(0.0, math.inf, 1e-5) == 1
+    assert evaluation.tpr_bound(0.001, 1e6, 0.0) == 1
+
+
 # ROC
 
 
