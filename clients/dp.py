@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from fedsim.privacy import Plan
 from fedsim.scenario import TrainingSettings
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+Watch = Callable[[Sequence[Tensor]], object]
 
 
 def train_private(
@@ -51,6 +52,7 @@ def train_private(
     proximal_mu: float = 0.0,
     device: str = "cpu",
     reference: bool = False,
+    watch: Watch | None = None,
 ) -> TrainingReport:
     """Train ``module`` in place for one round of ``plan``; no loss is reported, it would not be private.
 
@@ -59,6 +61,9 @@ def train_private(
     ``sampling``, with a purpose of its own.
 
     reference: take Opacus' path whatever the module
+    watch: called before the first step and after every one with the trainable parameters, in their order and
+        as they are in that moment, for a white-box audit: all of them, not the last alone, are what the
+        guarantee is about
 
     Raises:
         ValueError: there are no records, or one stream is given for both purposes.
@@ -76,7 +81,7 @@ def train_private(
         data, run = for_stack(*data, layers[-1].out_features), _stack_steps
     batches = poisson_batches(data, plan, sampling)
     with seeded_globally(sampling):
-        steps = run(module, batches, settings, plan, _on_device(noise, device), proximal_mu)
+        steps = run(module, batches, settings, plan, _on_device(noise, device), proximal_mu, watch)
     return TrainingReport(steps)
 
 
@@ -99,6 +104,7 @@ def _opacus_steps(
     plan: Plan,
     noise: torch.Generator,
     proximal_mu: float,
+    watch: Watch | None,
 ) -> int:
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
@@ -117,6 +123,8 @@ def _opacus_steps(
     # Written into the loss, the proximal term would be clipped with it, or lost.
     optimizer.attach_step_hook(lambda _: add_proximal_gradient(parameters, anchor, proximal_mu))
     steps = 0
+    if watch:
+        watch(parameters)
     with warnings.catch_warnings(action="ignore"):  # its hooks make torch warn of inputs without gradient
         for x, y in batches:
             optimizer.zero_grad()
@@ -127,6 +135,8 @@ def _opacus_steps(
                     p.grad_sample = p.new_zeros((0, *p.shape))
             optimizer.step()
             steps += 1
+            if watch:
+                watch(parameters)
     module.load_state_dict(private.to_standard_module().state_dict())
     return steps
 
@@ -138,6 +148,7 @@ def _stack_steps(
     plan: Plan,
     noise: torch.Generator,
     proximal_mu: float,
+    watch: Watch | None,
 ) -> int:
     steps = 0
     deviation = plan.noise_multiplier * plan.clipping_norm
@@ -146,12 +157,16 @@ def _stack_steps(
         update = stack.updater(settings, proximal_mu)
         # One draw per parameter and in their order, as Opacus does.
         noises = [torch.empty_like(p) for p in module.parameters()]
+        if watch:
+            watch(stack.parameters())
         for x, target in batches:
             write_clipped_sum(stack, x, target, plan.clipping_norm)
             for piece in noises:
                 piece.normal_(0, deviation, generator=noise)
             update(stack.gradient.add_(stack.in_layout(noises)).div_(plan.expected_batch))
             steps += 1
+            if watch:
+                watch(stack.parameters())
         stack.store()
     return steps
 

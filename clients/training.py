@@ -262,6 +262,10 @@ class LinearStack:
 
         return update
 
+    def parameters(self) -> list[Tensor]:
+        """Return views of the parameters as they are now, in the order of ``module.parameters()``."""
+        return [view for matrix in self._matrices for view in (matrix[:, :-1], matrix[:, -1])]
+
     def store(self) -> None:
         """Copy the parameters back into the module."""
         for layer, matrix in zip(self._layers, self._matrices, strict=True):

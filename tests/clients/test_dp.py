@@ -247,6 +247,24 @@ def test_the_module_can_be_trained_again_and_carries_nothing_of_opacus(reference
     training.train(module, records, TrainingSettings(), rng.torch_generator(0, "training"))
 
 
+@PATHS
+def test_a_watch_sees_the_parameters_before_and_after_every_step_and_changes_nothing(reference: bool) -> None:
+    module, records = mlp(), some_records()
+    seen: list[list[np.ndarray]] = []
+
+    def watch(parameters: list[torch.Tensor]) -> None:
+        seen.append([p.detach().numpy().copy() for p in parameters])
+
+    after = trained(module, records, PLAN, reference=reference, watch=watch)
+    np.testing.assert_equal(after, trained(module, records, PLAN, reference=reference))
+    assert len(seen) == PLAN.steps_per_round + 1
+    for parameters, weights in ((seen[0], models.weights(module)), (seen[-1], after)):
+        for found, expected in zip(parameters, weights.values(), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    one_step = trained(module, records, replace(PLAN, steps_per_round=1), reference=reference)
+    np.testing.assert_array_equal(seen[1][0], next(iter(one_step.values())))
+
+
 def test_one_stream_for_two_purposes_is_refused() -> None:
     stream = rng.torch_generator(0, "dp")
     with pytest.raises(ValueError, match="stream each"):
