@@ -2,16 +2,23 @@
 
 What a policy leaves of the probabilities p is made whole again where it can be (`completed`); the attacks are
 those on one model, on log p in place of the logits. Names begin with 'outsider/'.
+
+'laplace' and 'gaussian' give a guarantee: whatever changes of the model, a vector of probabilities moves by
+at most 2 in ℓ1 and √2 in ℓ2, so that noise in proportion makes one answer (ε, 0)- or (ε, δ)-DP. k answers are
+(kε, kδ)-DP by basic composition (Dwork & Roth 2014, theorem 3.16): see `spent`. The noise is a simulation's,
+in floating point; a real service needs a sampler that is safe against Mironov 2012.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from attacks import signals
 from attacks.observer import OutsiderView
+from fedsim import gaussian
 from fedsim.data.records import Records
 from fedsim.scenario import OutputPolicy
 
@@ -30,7 +37,7 @@ def released(
     """Return the view of one who can ask a model within the policy's query budget.
 
     logits: features (n, …) float32 → (n, classes) float64. They stay behind the policy.
-    rng: of the noise in 'noisy' answers, drawn anew at every query.
+    rng: of the noise in the answers, drawn anew at every query.
     """
     left = policy.queries
 
@@ -57,11 +64,40 @@ def answered(p: np.ndarray, policy: OutputPolicy, rng: np.random.Generator) -> n
         return np.where(np.isnan(p).any(axis=1, keepdims=True), np.nan, _largest(p, 1).astype(np.float64))
     if policy.policy == "top-k":
         return np.where(_largest(p, policy.top), p, np.nan)
+    if policy.policy == "temperature":
+        with np.errstate(divide="ignore"):
+            return _softmax(np.log(p) / policy.temperature)
     if policy.policy == "noisy":
-        noisy = np.clip(p + rng.normal(0, policy.noise, p.shape), 0, 1)
-        total = noisy.sum(axis=1, keepdims=True)
-        return np.where(total > 0, noisy / np.where(total > 0, total, 1), 1 / p.shape[1])
+        return _distribution(p + rng.normal(0, policy.noise, p.shape))
+    if policy.policy in ("laplace", "gaussian"):
+        # That a model has no answer is a fact about it as well: the noise must cover it.
+        known = np.where(np.isnan(p).any(axis=1, keepdims=True), 1 / p.shape[1], p)
+        draw = rng.laplace if policy.policy == "laplace" else rng.normal
+        return _distribution(known + draw(0, answer_noise(policy), p.shape))
     return p
+
+
+def answer_noise(policy: OutputPolicy) -> float:
+    """Return the scale b of Laplace noise, or the standard deviation σ of Gaussian noise, of one answer.
+
+    b = 2/ε; σ = √2 z with z of the analytic Gaussian mechanism (`gaussian.noise_for`).
+    """
+    if policy.policy == "laplace":
+        return 2 / policy.epsilon
+    return math.sqrt(2) * gaussian.noise_for(policy.epsilon, policy.delta)
+
+
+def spent(policy: OutputPolicy, answers: int) -> tuple[float, float] | None:
+    """Return (ε, δ) of so many answers together, by basic composition; None where a policy states none."""
+    if policy.policy not in ("laplace", "gaussian"):
+        return None
+    return answers * policy.epsilon, answers * policy.delta if policy.policy == "gaussian" else 0.0
+
+
+def answers_asked(name: str, candidates: int, queries: int | None) -> int:
+    """Return how many answers the attack ``name`` asks for, about so many candidates within the budget."""
+    n = candidates if queries is None else min(candidates, queries)
+    return n * _copies(n, queries) if name == "outsider/noise-robustness" else n
 
 
 def completed(told: np.ndarray) -> np.ndarray:
@@ -105,7 +141,7 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
     its own on which to choose the noise's scale. Source: Choquette-Choo et al. 2021, §3.2.
     """
     n = _affordable(view, len(candidates))
-    copies = COPIES if view.queries is None else max(1, min(COPIES, view.queries // n))
+    copies = _copies(n, view.queries)
     scale = NOISE * np.sqrt(candidates.features.var(axis=0, dtype=np.float64).mean())
     shifts = (scale * rng.normal(size=(copies, *candidates.shape))).astype(np.float32)
     kept = np.full(len(candidates), np.nan)
@@ -137,6 +173,17 @@ def _log_p(view: OutsiderView, candidates: Records) -> np.ndarray:
 
 def _affordable(view: OutsiderView, n: int) -> int:
     return n if view.queries is None else min(n, view.queries)
+
+
+def _copies(n: int, queries: int | None) -> int:
+    return COPIES if queries is None else max(1, min(COPIES, queries // n))
+
+
+def _distribution(values: np.ndarray) -> np.ndarray:
+    """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; alike where all are 0."""
+    kept = np.clip(values, 0, 1)
+    total = kept.sum(axis=1, keepdims=True)
+    return np.where(total == 0, 1 / kept.shape[1], kept / np.where(total == 0, 1, total))
 
 
 def _largest(p: np.ndarray, k: int) -> np.ndarray:

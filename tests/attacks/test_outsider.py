@@ -12,10 +12,11 @@ from sklearn.metrics import roc_auc_score
 
 from attacks import outsider, signals, threshold
 from attacks.observer import OutsiderView
+from fedsim import gaussian
 from fedsim.data.records import Records
 from fedsim.scenario import OutputPolicy
 
-POLICIES = ("full", "rounded", "top-k", "label", "noisy")
+POLICIES = ("full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature")
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.1, 0.2, 0.0], [-4.0, 5.0, 0.0]])
 
 
@@ -56,6 +57,59 @@ def test_noise_has_the_standard_deviation_asked_for() -> None:
     noisy = outsider.answered(p, OutputPolicy(policy="noisy", noise=0.01), np.random.default_rng(0))
     np.testing.assert_allclose(noisy.sum(axis=1), 1)
     assert noisy[:, 0].std() == pytest.approx(0.01 / np.sqrt(2), rel=0.05)  # of (p + a) / (1 + a + b)
+
+
+@given(arrays(float, (4, 5), elements=st.floats(-20, 20)), st.floats(1, 50))
+def test_temperature_divides_the_logits_and_keeps_their_order(logits: np.ndarray, temperature: float) -> None:
+    policy = OutputPolicy(policy="temperature", temperature=temperature)
+    told = outsider.answered(p_of(logits), policy, np.random.default_rng(0))
+    np.testing.assert_allclose(told, p_of(logits / temperature), rtol=1e-6)
+    rows = np.arange(len(logits))
+    np.testing.assert_allclose(told[rows, logits.argmax(axis=1)], told.max(axis=1))
+
+
+@pytest.mark.parametrize("policy", ["laplace", "gaussian"])
+def test_private_answers_have_the_noise_of_their_mechanism(policy: str) -> None:
+    """Far from 0 and 1 nothing is cut; the scale is by hand that of the two answers farthest apart."""
+    told = OutputPolicy(policy=policy, epsilon=200.0, delta=1e-3)  # type: ignore[arg-type]
+    scale, ends = outsider.answer_noise(told), np.eye(2)
+    p, same = np.full((5000, 2), 0.5), np.random.default_rng(0)
+    noisy = p + (same.laplace if policy == "laplace" else same.normal)(0, scale, p.shape)
+    answers = outsider.answered(p, told, np.random.default_rng(0))
+    np.testing.assert_allclose(answers, noisy / noisy.sum(axis=1, keepdims=True))
+    if policy == "laplace":
+        assert np.abs(ends[0] - ends[1]).sum() / scale == pytest.approx(told.epsilon)
+    else:
+        z = scale / np.linalg.norm(ends[0] - ends[1])
+        assert gaussian.delta_of(told.epsilon, z) == pytest.approx(told.delta)
+
+
+@pytest.mark.parametrize("policy", ["laplace", "gaussian"])
+def test_one_private_answer_keeps_its_promise(policy: str) -> None:
+    """The chance of 'first class likelier', whose odds the two farthest models change most."""
+    told = OutputPolicy(policy=policy, epsilon=0.5, delta=0.01)  # type: ignore[arg-type]
+    ends = (np.tile([1.0, 0.0], (200_000, 1)), np.tile([0.0, 1.0], (200_000, 1)))
+    first, second = (
+        float(np.mean(answer[:, 0] > answer[:, 1]))
+        for answer in (outsider.answered(p, told, np.random.default_rng(i)) for i, p in enumerate(ends))
+    )
+    delta = told.delta if policy == "gaussian" else 0.0
+    error = 4 * np.sqrt(0.25 / 200_000)  # four standard errors
+    assert first <= np.exp(told.epsilon) * second + delta + error
+    assert first > second + error, "the noise leaves something"
+
+
+def test_what_a_private_answer_tells_of_no_answer_is_hidden_in_the_noise() -> None:
+    nothing = np.full((4, 3), np.nan)
+    told = outsider.answered(nothing, OutputPolicy(policy="laplace"), np.random.default_rng(0))
+    np.testing.assert_allclose(told.sum(axis=1), 1)
+    assert len(np.unique(told)) > 3
+
+
+def test_answers_add_up() -> None:
+    assert outsider.spent(OutputPolicy(policy="laplace", epsilon=0.5), 10) == (5.0, 0.0)
+    assert outsider.spent(OutputPolicy(policy="gaussian", epsilon=0.5, delta=1e-6), 10) == (5.0, 1e-5)
+    assert outsider.spent(OutputPolicy(policy="noisy"), 10) is None
 
 
 @given(arrays(float, (4, 5), elements=st.floats(-20, 20)), st.integers(1, 5))
@@ -126,7 +180,7 @@ def test_the_query_budget_holds(overfitted: Federation, name: str) -> None:
     view = outsider.released(model, 10, policy, np.random.default_rng(0))
     with np.errstate(invalid="ignore"):
         scores = outsider.SUITE[name](view, overfitted.candidates, np.random.default_rng(0))
-    assert sum(asked) <= 50
+    assert sum(asked) == outsider.answers_asked(name, len(overfitted.candidates), 50) <= 50
     assert np.isfinite(scores[:50]).all() and np.isnan(scores[50:]).all()
     with pytest.raises(RuntimeError, match=r"51 queries, but \d+ of 50 are left"):
         view.ask(np.zeros((51, 40), np.float32))
