@@ -108,7 +108,7 @@ def test_what_a_private_answer_tells_of_no_answer_is_hidden_in_the_noise() -> No
 
 def test_answers_add_up() -> None:
     assert outsider.spent(OutputPolicy(policy="laplace", epsilon=0.5), 10) == (5.0, 0.0)
-    assert outsider.spent(OutputPolicy(policy="gaussian", epsilon=0.5, delta=1e-6), 10) == (5.0, 1e-5)
+    assert outsider.spent(OutputPolicy(policy="gaussian", epsilon=0.5, delta=2**-20), 8) == (4.0, 2**-17)
     assert outsider.spent(OutputPolicy(policy="noisy"), 10) is None
 
 
