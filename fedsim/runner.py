@@ -54,8 +54,10 @@ def with_sector_defaults(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update=changes)
 
 
-def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
+def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded | None = None) -> Prepared:
     """Read the data and check all that only the data can tell.
+
+    encoded: the scenario's records, where they have been read before.
 
     Raises:
         InputError: in one sentence, what is wrong and what would be valid.
@@ -65,7 +67,7 @@ def check(scenario: Scenario, data_dir: Path | None) -> Prepared:
     suite.applicable(assumed.attacks, assumed.auxiliary, scenario.federation.strategy, assumed.active)
     active.check(assumed, scenario.federation.rounds)
     strategy.build(scenario.federation, scenario.training)
-    encoded = read_records(scenario, data_dir)
+    encoded = read_records(scenario, data_dir) if encoded is None else encoded
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
     dealt = sum(map(len, rows.values()))
     if dealt < len(encoded):

@@ -287,6 +287,11 @@ class DefenceSettings(Settings):
         None, description="bits per entry of the update that is sent"
     )
 
+    def applied_to(self, training: TrainingSettings) -> TrainingSettings:
+        """Return ``training`` with this party's own weight decay and epochs."""
+        own = {"l2": self.l2, "epochs": self.epochs}
+        return training.model_copy(update={key: value for key, value in own.items() if value is not None})
+
 
 class OutputPolicy(Settings):
     """What the released model answers to an outsider; participants hold the weights."""
@@ -406,6 +411,11 @@ class Scenario(Settings):
         settings = self.defences.get(party, self.defences.get("all", "off"))
         return None if isinstance(settings, str) else settings
 
+    def training_of(self, party: str) -> TrainingSettings:
+        """Return how the party trains: as everyone does, but for what its defence replaces."""
+        defence = self.defence_of(party)
+        return self.training if defence is None else defence.applied_to(self.training)
+
     def dp_of(self, party: str) -> DPSettings | None:
         """Return the party's DP-SGD settings, or None where it is off."""
         settings = self.dp.get(party, self.dp.get("all", "off"))
@@ -421,6 +431,20 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     Raises:
         InputError: in one sentence, what is wrong and what would be valid.
     """
+    document = read(path)
+    for text in overrides:
+        _override(document, text)
+    for text in dp:
+        _switch_dp(document, text)
+    return parse(document, source=str(path), folder=path.resolve().parent)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the document at ``path``, not validated; a scenario without a name is called as its file is.
+
+    Raises:
+        InputError: the file cannot be read or is not TOML.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -428,11 +452,34 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     except (OSError, UnicodeDecodeError) as error:
         raise cannot_read(path, error) from error
     document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario")
-    for text in overrides:
-        _override(document, text)
-    for text in dp:
-        _switch_dp(document, text)
-    return parse(document, source=str(path), folder=path.resolve().parent)
+    return document
+
+
+def put(document: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set ``key``, such as 'training.lr', in ``document``; ``source`` begins the error's sentence.
+
+    Raises:
+        InputError: a section of the key is a value.
+    """
+    *sections, last = [part.strip() for part in key.split(".")]
+    table = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: '{section}' is a value, not a section")
+    table[last] = value
+
+
+def switch_dp(document: dict[str, Any], party: str, epsilon: float) -> None:
+    """Set a party's target ε in ``document``; its other settings, or those of 'all', are kept. inf: off."""
+    switch = document.setdefault("dp", {})
+    if epsilon == math.inf:
+        switch[party] = "off"
+        return
+    inherited = switch.get(party, switch.get("all", {}))
+    kept = dict(inherited) if isinstance(inherited, dict) else {}
+    kept.pop("noise_multiplier", None)
+    switch[party] = {**kept, "epsilon": epsilon}
 
 
 def parse(document: Mapping[str, Any], source: str = "scenario", folder: Path | None = None) -> Scenario:
@@ -457,13 +504,7 @@ def _override(document: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise InputError(f"--set {text}: expected key=value, such as training.lr=0.05")
-    *sections, last = [part.strip() for part in key.split(".")]
-    table = document
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise InputError(f"--set {text}: '{section}' is a value, not a section")
-    table[last] = _toml_value(value.strip())
+    put(document, key, _toml_value(value.strip()), f"--set {text}")
 
 
 def _toml_value(text: str) -> Any:
@@ -473,22 +514,22 @@ def _toml_value(text: str) -> Any:
         return text  # a bare word is a string
 
 
+OFF = ("off", "inf", "∞")
+"""Spellings of an ε that switch DP off."""
+
+
 def _switch_dp(document: dict[str, Any], text: str) -> None:
     party, sign, value = text.rpartition("=")
     if not sign or not party:
         raise InputError(f"--dp {text}: expected party=ε, such as all=8 or hospital-2=3")
-    switch = document.setdefault("dp", {})
-    if value in ("off", "inf", "∞"):
-        switch[party] = "off"
+    if value in OFF:
+        switch_dp(document, party, math.inf)
         return
     try:
         epsilon = float(value)
     except ValueError:
         raise InputError(f"--dp {text}: ε is '{value}'; it must be a number above 0 or 'off'") from None
-    inherited = switch.get(party, switch.get("all", {}))
-    kept = dict(inherited) if isinstance(inherited, dict) else {}
-    kept.pop("noise_multiplier", None)
-    switch[party] = {**kept, "epsilon": epsilon}
+    switch_dp(document, party, epsilon)
 
 
 def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:

@@ -185,7 +185,7 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
 # --------------------------------------------------------------------- workers
 def _new_pool(workers: int) -> ProcessPoolExecutor:
     """Return a pool of single-threaded processes that have the ClientApp imported."""
-    with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+    with environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         pool = ProcessPoolExecutor(
             workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
         )
@@ -195,7 +195,8 @@ def _new_pool(workers: int) -> ProcessPoolExecutor:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables for the processes that the body starts."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
