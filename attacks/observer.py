@@ -41,7 +41,7 @@ from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.privacy import Plan
-from fedsim.scenario import AdversarySettings, ModelSettings, TrainingSettings
+from fedsim.scenario import AdversarySettings, DefenceSettings, ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,8 @@ class PublicSettings:
 
     input_shape: of one record's features; participants: parties that train in a round; options: the
     strategy's. sizes: training records of each party, in the order of partition ids; privacy: each party's
-    DP-SGD, None where it is off; own: the adversary's partition id.
+    DP-SGD, None where it is off; defences: what each party does beside it, None where that is nothing;
+    own: the adversary's partition id. ``training`` is common to all: see `DefenceSettings.applied_to`.
     """
 
     model: ModelSettings
@@ -74,6 +75,7 @@ class PublicSettings:
     options: dict[str, float] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
     privacy: tuple[Plan | None, ...] = ()
+    defences: tuple[DefenceSettings | None, ...] = ()
     own: int = 0
 
     @property

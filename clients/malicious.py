@@ -55,6 +55,7 @@ def _public_settings(party: Party) -> observer.PublicSettings:
         options=dict(federation.options),
         sizes=party.sizes,
         privacy=tuple(_privacy(party, k) for k in range(parties)),
+        defences=tuple(scenario.defence_of(name) for name in party.names),
         own=party.partition,
     )
 
@@ -64,11 +65,12 @@ def _privacy(party: Party, partition: int) -> privacy.Plan | None:
 
     When it would stop training is its own affair; the adversary expects it to take part to the end.
     """
-    settings = party.scenario.dp_of(party.names[partition])
+    scenario, name = party.scenario, party.names[partition]
+    settings = scenario.dp_of(name)
     if settings is None:
         return None
-    rounds = party.scenario.federation.rounds
-    plan = privacy.plan(settings, party.scenario.training, party.sizes[partition], rounds)
+    rounds = scenario.federation.rounds
+    plan = privacy.plan(settings, scenario.training_of(name), party.sizes[partition], rounds)
     return dataclasses.replace(plan, budget=plan.epsilon)
 
 

@@ -11,6 +11,10 @@ rdp   Rényi DP (Mironov 2017; Mironov, Talwar & Zhang 2019), as Opacus computes
 prv   privacy random variables composed by FFT (Gopi, Lee & Wutschitz 2021), built from Opacus' parts: tight,
       its error bound max(0.01, ε/1000) included in the ε that is returned. RDP stands in for it where it
       would be slow or numerically unsafe: see `Ledger.accounted_by`.
+
+Adaptive clipping (Andrew et al. 2021, algorithm 1) releases in each step, beside the noisy sum of gradients
+clipped to C, a noisy count of those that C did not shorten. Together the two cost what noise multiplier z
+alone costs (theorem 1), so that ε is accounted with z = ``Plan.noise_multiplier`` whatever the clipping.
 """
 
 from __future__ import annotations
@@ -101,10 +105,13 @@ class Plan:
 
     sample_rate: q, probability with which a record takes part in a step
     expected_batch: q·n, the denominator of the averaged gradient
-    noise_multiplier: σ; the noise on the summed gradient has standard deviation σC
-    clipping_norm: C, bound on the Euclidean norm of a record's gradient
+    noise_multiplier: σ, by which ε is accounted; the noise on the summed gradient has standard deviation σC,
+        a little more under adaptive clipping (`gradient_noise`)
+    clipping_norm: C, bound on the Euclidean norm of a record's gradient; the first one if adaptive
     epsilon: ε of all ``rounds`` at ``delta``
     budget: ε at which the party stops; infinite where none is set
+    clipping: whether C stays, or follows the quantile γ = clipping_quantile of the gradients' norms with
+        learning rate η = clipping_rate (`next_clipping_norm`)
     """
 
     sample_rate: float
@@ -117,6 +124,38 @@ class Plan:
     accountant: Accountant
     epsilon: float
     budget: float
+    clipping: Literal["flat", "adaptive"] = "flat"
+    clipping_quantile: float = 0.5
+    clipping_rate: float = 0.2
+
+    @property
+    def count_noise(self) -> float:
+        """σ_b, the standard deviation of the noise on the count of gradients that C does not shorten.
+
+        A twentieth of the expected batch (Andrew et al. 2021, section 3.1), but at least σ: the gradients'
+        own noise grows by 2/√3 at most, however small the batches are.
+        """
+        return max(self.expected_batch / 20, self.noise_multiplier)
+
+    @property
+    def gradient_noise(self) -> float:
+        """z_Δ: the noise on the sum of the clipped gradients has standard deviation z_Δ C.
+
+        z_Δ = (σ⁻² − (2σ_b)⁻²)^(−1/2) under adaptive clipping (Andrew et al. 2021, theorem 1), else σ.
+        """
+        if self.clipping == "flat" or self.noise_multiplier == 0:
+            return self.noise_multiplier
+        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+
+    def next_clipping_norm(self, norm: float, count: float) -> float:
+        """Return C after a step with C = ``norm``: C exp(−η (b̃ − γ)) (Andrew et al. 2021, section 2.2).
+
+        count: Σ_i (1[‖g_i‖ ≤ C] − ½) + N(0, σ_b²) over the batch. One record moves the sum by ½; that of the
+        indicators themselves it moves by 1, and their number is private under Poisson sampling. b̃ is its
+        quotient by the expected batch, plus ½, at the nearest in [0, 1].
+        """
+        share = min(1.0, max(0.0, 0.5 + count / self.expected_batch))
+        return norm * math.exp(-self.clipping_rate * (share - self.clipping_quantile))
 
     def spend(self, ledger: Ledger, steps: int | None = None) -> Ledger:
         """Return ``ledger`` after one more round (or after ``steps`` steps of it)."""
@@ -160,6 +199,9 @@ def plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -> Pla
         accountant=dp.accountant,
         epsilon=Ledger().add(noise, rate, total).epsilon(dp.delta, dp.accountant),
         budget=dp.budget or dp.epsilon or math.inf,
+        clipping=dp.clipping,
+        clipping_quantile=dp.clipping_quantile,
+        clipping_rate=dp.clipping_rate,
     )
 
 

@@ -250,3 +250,41 @@ def test_without_a_budget_nothing_is_refused() -> None:
 def test_a_tiny_delta_still_has_an_answer() -> None:
     spent = ledger(0.01, 1.0, 100)
     assert 0 < spent.epsilon(1e-5) < spent.epsilon(1e-13) < 20
+
+
+def adaptive(noise_multiplier: float = 1.0, batch: int = 16, **settings) -> privacy.Plan:
+    dp = DPSettings(noise_multiplier=noise_multiplier, clipping="adaptive", **settings)
+    return privacy.plan(dp, TrainingSettings(batch=batch, steps=10), 10 * batch, 4)
+
+
+@pytest.mark.parametrize(("sigma", "batch"), [(0.6, 16), (1.3, 40), (4.0, 4)])
+def test_adaptive_clipping_costs_what_flat_clipping_with_sigma_costs(sigma: float, batch: int) -> None:
+    """Both noisy answers of a step as one Poisson-sampled event of Google's dp-accounting."""
+    plan = adaptive(sigma, batch)
+    both = dp_accounting.ComposedDpEvent(
+        [
+            dp_accounting.GaussianDpEvent(plan.gradient_noise),
+            dp_accounting.GaussianDpEvent(plan.count_noise / 0.5),  # a record moves the count by a half
+        ]
+    )
+    accountant = rdp.RdpAccountant(orders=privacy.ORDERS)
+    steps = plan.steps_per_round * plan.rounds
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(plan.sample_rate, both), steps)
+    spent = Ledger().add(sigma, plan.sample_rate, steps)
+    assert spent.epsilon(1e-5, "rdp") == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
+    assert plan.epsilon == spent.epsilon(plan.delta, plan.accountant)
+    assert sigma < plan.gradient_noise <= 2 / math.sqrt(3) * sigma * (1 + 1e-12)
+
+
+def test_the_clipping_norm_follows_the_share_of_short_gradients() -> None:
+    plan = adaptive(clipping_quantile=0.25, clipping_rate=0.2)
+    all_short, none_short, quantile = 8.0, -8.0, 16 * (0.25 - 0.5)  # Σ (b − ½) of an expected batch of 16
+    assert plan.next_clipping_norm(2.0, all_short) == pytest.approx(2 * math.exp(-0.2 * 0.75))
+    assert plan.next_clipping_norm(2.0, none_short) == pytest.approx(2 * math.exp(0.2 * 0.25))
+    assert plan.next_clipping_norm(2.0, quantile) == pytest.approx(2.0)
+    assert plan.next_clipping_norm(2.0, 1e9) == plan.next_clipping_norm(2.0, all_short)
+
+
+def test_flat_clipping_has_all_its_noise_on_the_gradients() -> None:
+    plan = privacy.plan(DPSettings(noise_multiplier=1.7), TrainingSettings(), 44, 2)
+    assert plan.gradient_noise == plan.noise_multiplier == 1.7
