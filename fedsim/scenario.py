@@ -149,7 +149,7 @@ STRATEGIES = (
 
 
 class CentralDPSettings(Settings):
-    """Flower's central DP: the unit is a whole party, and the server, or nobody, is trusted with its update.
+    """Flower's central DP: the unit is a whole party, and the server, which adds the noise, is trusted.
 
     It hides nothing of a record from a participant, who receives the aggregate, beyond what its noise hides.
     """
@@ -491,7 +491,7 @@ def parse(document: Mapping[str, Any], source: str = "scenario", folder: Path | 
     try:
         scenario = Scenario.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{source}: {_sentence(error)}") from error
+        raise InputError(f"{source}: {sentence(error)}") from error
     return scenario if folder is None else _with_absolute_paths(scenario, folder)
 
 
@@ -550,13 +550,13 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     return scenario.model_copy(update={"data": data, "model": model})
 
 
-def _sentence(error: ValidationError) -> str:
-    """Say the first problem of ``error`` in one sentence: key, value, what is valid."""
+def sentence(error: ValidationError, root: type[BaseModel] = Scenario) -> str:
+    """Say the first problem of a document of type ``root`` in one sentence: key, value, what is valid."""
     problem = error.errors()[0]
     # Pydantic puts the tried member of a union into the location; only real keys are wanted.
     location = [str(part) for part in problem["loc"] if not _UNION_TAG.match(str(part))]
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(location[:-1], root)
         where = f" in [{'.'.join(location[:-1])}]" if location[:-1] else ""
         return f"unknown key '{location[-1]}'{where}{suggestion(location[-1], known)}"
     key = ".".join(location)
@@ -576,9 +576,9 @@ _DP_HINT = "it should be 'off' or a table such as {epsilon = 8}"
 _DEFENCE_HINT = "it should be 'off' or a table such as {label_smoothing = 0.1}"
 
 
-def _keys_at(location: list[str]) -> list[str]:
+def _keys_at(location: list[str], root: type[BaseModel]) -> list[str]:
     """Return the valid keys of the section at ``location``."""
-    section: type[BaseModel] | None = Scenario
+    section: type[BaseModel] | None = root
     for part in location:
         if section is None:
             return []
