@@ -14,7 +14,8 @@ A step on a batch x (B, …), y (B,) of K classes:
 5. g + μ(w − w_t) + λ₁ sign(w) + λ₂ w goes to the optimizer: FedProx's term, then L1 with sign(0) = 0, then
    weight decay, biases included. None of these is clipped: they tell nothing of the records.
 
-Early stopping (`EarlyStopping`) ends a round; `shaped` is applied to the update w − w_t that it brought.
+Early stopping (`clients.training.EarlyStopping`) ends a round; `shaped` is applied to the update w − w_t that
+it brought.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import numpy as np
 from fedsim.scenario import DefenceSettings
 
 Weights = Mapping[str, np.ndarray]
+
+NO_DEFENCE = DefenceSettings()
 
 
 def shaped(update: Weights, defence: DefenceSettings, stream: np.random.Generator) -> dict[str, np.ndarray]:

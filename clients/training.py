@@ -2,7 +2,8 @@
 
 Plain stacks of linear layers and ReLU, which most tabular models are, take a path with the forward and the
 backward pass written out on one flat parameter vector; every other module takes torch.nn and torch.optim.
-Which path is taken depends on the module's type alone.
+Which path is taken depends on the module's type alone. What a step is, regularisation included, is defined in
+`clients.defences`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim import rng
+from clients.defences import NO_DEFENCE
+from fedsim import models, rng
 from fedsim.data.records import Records
 from fedsim.models import linear_stack
 from fedsim.privacy import steps_per_round
-from fedsim.scenario import TrainingSettings
+from fedsim.scenario import DefenceSettings, TrainingSettings
 
 Update = Callable[[Tensor], None]
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class TrainingReport:
     """What one round of local training says about itself.
 
     steps: optimizer steps made
-    loss: mean cross-entropy (nats) of the round's batches, each before its step; None under DP, where it
-        would be an answer about private records outside the accounting
+    loss: mean cross-entropy (nats) of the round's batches, each before its step, as it was minimised: with
+        smoothed and mixed targets, and with dropout; None under DP, where it would be an answer about private
+        records outside the accounting
+    clipping_norm: C after the last step of adaptive clipping, None without it
     """
 
     steps: int
     loss: float | None = None
+    clipping_norm: float | None = None
 
 
 def train(
@@ -47,6 +53,8 @@ def train(
     *,
     proximal_mu: float = 0.0,
     device: str = "cpu",
+    defence: DefenceSettings = NO_DEFENCE,
+    stop_on: Records | None = None,
 ) -> TrainingReport:
     """Train ``module`` in place on ``records`` for one round, the optimizer's state starting fresh.
 
@@ -54,15 +62,19 @@ def train(
     being the weights on entry. Every epoch goes through the records in a fresh permutation drawn from
     ``generator`` (CPU).
 
+    settings: the party's own (`Scenario.training_of`), with its weight decay and epochs
+    defence: how it regularises (`clients.defences`); its update is not shaped here
+    stop_on: the records that early stopping looks at, where the defence has a patience
+
     Raises:
-        ValueError: there are no records.
+        ValueError: there are no records to train on, or none to stop on where that is asked for.
     """
     if len(records) == 0:
         raise ValueError("a party without records cannot train")
     module.to(device).train()
-    features, labels = tensors(records, device)
+    stop = early_stopping(module, stop_on, defence, -(-len(records) // settings.batch), device)
     run = _train_any if linear_stack(module) is None else _train_stack
-    return run(module, features, labels, settings, generator, proximal_mu)
+    return run(module, tensors(records, device), settings, generator, proximal_mu, defence, stop)
 
 
 def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -74,7 +86,7 @@ def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
 
 def minibatches(
     data: tuple[Tensor, Tensor], settings: TrainingSettings, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Batches:
     """Yield the batches of one round: a permutation per epoch, cut into pieces; the last may be smaller."""
     n = len(data[0])
     left = steps_per_round(settings, n)
@@ -87,6 +99,122 @@ def minibatches(
             yield batch
 
 
+def mixed(batches: Batches, alpha: float, stream: np.random.Generator) -> Batches:
+    """Yield the batches as mixup (Zhang et al. 2018) makes them, targets (B, K) alike; as they are if α = 0.
+
+    Drawn from ``stream`` for each batch: λ ~ Beta(α, α), then the permutation.
+    """
+    for x, target in batches:
+        if alpha == 0:
+            yield x, target
+            continue
+        share = stream.beta(alpha, alpha)
+        other = torch.from_numpy(stream.permutation(len(x))).to(x.device)
+        yield torch.lerp(x[other], x, share), torch.lerp(target[other], target, share)
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Return targets (n, K) float32: (1 − s)·one-hot + s/K (Szegedy et al. 2016, section 7)."""
+    one_hot = functional.one_hot(labels, classes).float()
+    return one_hot if smoothing == 0 else one_hot.mul_(1 - smoothing).add_(smoothing / classes)
+
+
+def targets_for(module: nn.Module, data: tuple[Tensor, Tensor], defence: DefenceSettings) -> Tensor:
+    """Return what the cross-entropy is taken against: `smoothed` targets, or labels where these do."""
+    features, labels = data
+    if defence.label_smoothing == 0 and defence.mixup == 0:
+        return labels
+    with torch.no_grad():
+        classes = module.eval()(features[:1]).shape[1]
+    module.train()
+    return smoothed(labels, classes, defence.label_smoothing)
+
+
+class EarlyStopping:
+    """Ends a round when the loss on records that it does not train on has stopped falling (Prechelt 1998).
+
+    After every epoch, ⌈n / batch⌉ steps, and after the last step, the mean cross-entropy of the stopping
+    records is measured, in evaluation mode and against their labels as they are. After ``patience`` epochs
+    in a row that were not below the lowest so far the round ends. Its answer is the model of the epoch whose
+    loss was the lowest, of equals the first; the model that the round set out from does not count.
+
+    A party's own held-out records, if it stops on these, have influenced its model: they are non-members
+    of a training that looked at them.
+    """
+
+    def __init__(self, module: nn.Module, records: Records, patience: int, epoch: int, device: str) -> None:
+        self._module, self._records, self._device = module, records, device
+        self._patience, self._epoch = patience, epoch
+        self._lowest, self._waited, self._seen = math.inf, 0, 0
+        self._best: dict[str, Tensor] = {}
+
+    def due(self, step: int) -> bool:
+        """Return whether an epoch ends with this step, the first being 1."""
+        return step % self._epoch == 0
+
+    def ends(self, step: int) -> bool:
+        """Measure the module after ``step`` steps; return whether the round ends here."""
+        self._seen = step
+        loss = mean_loss(logits(self._module, self._records, device=self._device), self._records.labels)
+        if loss < self._lowest:
+            self._lowest, self._waited = loss, 0
+            self._best = {name: value.clone() for name, value in self._module.state_dict().items()}
+            return False
+        self._waited += 1
+        return self._waited >= self._patience
+
+    def finish(self, step: int) -> None:
+        """Measure the module after the last ``step`` as well, and give it the weights of the best epoch."""
+        if self._seen < step:
+            self.ends(step)
+        with torch.no_grad():
+            for name, value in self._module.state_dict().items():
+                value.copy_(self._best.get(name, value))  # no loss was a number: the weights are not either
+
+
+def early_stopping(
+    module: nn.Module, records: Records | None, defence: DefenceSettings, epoch: int, device: str
+) -> EarlyStopping | None:
+    """Return the early stopping that ``defence`` asks for, ``epoch`` steps being an epoch.
+
+    Raises:
+        ValueError: it asks for it and there are no records to stop on.
+    """
+    if defence.patience is None:
+        return None
+    if records is None or len(records) == 0:
+        raise ValueError("early stopping needs records to look at")
+    return EarlyStopping(module, records, defence.patience, epoch, device)
+
+
+def make_steps(
+    batches: Batches,
+    step: Callable[[Tensor, Tensor], None],
+    stop: EarlyStopping | None = None,
+    *,
+    store: Callable[[], None] = lambda: None,
+    watch: Callable[[], object] = lambda: None,
+) -> int:
+    """Make ``step(x, target)`` on every batch until early stopping ends the round; return how many.
+
+    store: writes the parameters into the module that `EarlyStopping` measures, where they are kept elsewhere
+    watch: called before the first step and after every one
+    """
+    made = 0
+    watch()
+    for made, (x, target) in enumerate(batches, 1):
+        step(x, target)
+        watch()
+        if stop and stop.due(made):
+            store()
+            if stop.ends(made):
+                break
+    store()
+    if stop:
+        stop.finish(made)
+    return made
+
+
 def make_optimizer(settings: TrainingSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Return torch's optimizer for ``settings``; L2 is its (coupled) weight decay."""
     if settings.optimizer == "adam":
@@ -96,78 +224,103 @@ def make_optimizer(settings: TrainingSettings, parameters: list[nn.Parameter]) -
 
 @contextmanager
 def seeded_globally(generator: torch.Generator) -> Iterator[None]:
-    """Seed torch's global stream, from which dropout in a user's module draws, for a while.
+    """Seed torch's global stream, from which dropout in any module draws, for a while.
 
     The seed is a hash of the seed of ``generator``, whose own draws are left as they are.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(rng.integer(generator.initial_seed(), "global torch stream"))
+        torch.manual_seed(_global_seed(generator))
         yield
+
+
+def dropout_stream(generator: torch.Generator, device: str | torch.device) -> torch.Generator:
+    """Return a stream of its own that draws what torch's global one does under `seeded_globally`."""
+    return torch.Generator(device).manual_seed(_global_seed(generator))
+
+
+def _global_seed(generator: torch.Generator) -> int:
+    return rng.integer(generator.initial_seed(), "global torch stream")
+
+
+def mixup_stream(generator: torch.Generator) -> np.random.Generator:
+    """Return the stream of a round's mixup, derived from the seed of ``generator``."""
+    return rng.generator(generator.initial_seed(), "mixup")
 
 
 def _train_any(
     module: nn.Module,
-    features: Tensor,
-    labels: Tensor,
+    data: tuple[Tensor, Tensor],
     settings: TrainingSettings,
     generator: torch.Generator,
     proximal_mu: float,
+    defence: DefenceSettings,
+    stop: EarlyStopping | None,
 ) -> TrainingReport:
     parameters = [p for p in module.parameters() if p.requires_grad]
     anchor = [p.detach().clone() for p in parameters]
     optimizer = make_optimizer(settings, parameters)
     losses, sizes = [], []
-    with seeded_globally(generator):
-        for x, y in minibatches((features, labels), settings, generator):
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(module(x), y)
-            loss.backward()
-            add_proximal_gradient(parameters, anchor, proximal_mu)
-            optimizer.step()
-            losses.append(loss.detach())
-            sizes.append(len(y))
+
+    def step(x: Tensor, target: Tensor) -> None:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(module(x), target)
+        loss.backward()
+        add_penalties(parameters, anchor, proximal_mu, defence.l1)
+        optimizer.step()
+        losses.append(loss.detach())
+        sizes.append(len(x))
+
+    batches = minibatches((data[0], targets_for(module, data, defence)), settings, generator)
+    with seeded_globally(generator), models.dropout(module, defence.dropout):
+        steps = make_steps(mixed(batches, defence.mixup, mixup_stream(generator)), step, stop)
     mean = np.average(torch.stack(losses).cpu().numpy(), weights=sizes)
-    return TrainingReport(len(losses), float(mean))
+    return TrainingReport(steps, float(mean))
 
 
-def add_proximal_gradient(parameters: list[nn.Parameter], anchor: list[Tensor], mu: float) -> None:
-    """Add μ(w − w_t), the gradient of FedProx's proximal term, to the parameters' gradients."""
-    if mu == 0:
-        return
+def add_penalties(parameters: list[nn.Parameter], anchor: list[Tensor], mu: float, l1: float) -> None:
+    """Add μ(w − w_t) of FedProx's proximal term and λ₁ sign(w) of L1 to the parameters' gradients."""
     for p, start in zip(parameters, anchor, strict=True):
-        if p.grad is not None:
+        if p.grad is not None and mu:
             p.grad.add_(p.detach() - start, alpha=mu)
+        if p.grad is not None and l1:
+            p.grad.add_(p.detach().sign(), alpha=l1)
 
 
 def _train_stack(
     module: nn.Module,
-    features: Tensor,
-    labels: Tensor,
+    data: tuple[Tensor, Tensor],
     settings: TrainingSettings,
     generator: torch.Generator,
     proximal_mu: float,
+    defence: DefenceSettings,
+    stop: EarlyStopping | None,
 ) -> TrainingReport:
     with torch.inference_mode():
-        stack = LinearStack(module)
-        update = stack.updater(settings, proximal_mu)
-        data = for_stack(features, labels, stack.classes)
+        stack = LinearStack(module, defence.dropout, dropout_stream(generator, data[0].device))
+        update = stack.updater(settings, proximal_mu, defence.l1)
         outputs, targets = [], []
-        for x, target in minibatches(data, settings, generator):
+
+        def step(x: Tensor, target: Tensor) -> None:
             logits = stack.forward(x)
-            # ∂(mean cross-entropy)/∂logits = (softmax − one-hot) / batch
+            # ∂(mean cross-entropy)/∂logits = (softmax − target) / batch
             stack.backward(torch.softmax(logits, 1).sub_(target).div_(len(x)))
             update(stack.gradient)
             outputs.append(logits)
             targets.append(target)
-        stack.store()
+
+        batches = minibatches(for_stack(*data, stack.classes, defence.label_smoothing), settings, generator)
+        mixing = mixed(batches, defence.mixup, mixup_stream(generator))
+        steps = make_steps(mixing, step, stop, store=stack.store)
         loss = functional.cross_entropy(torch.cat(outputs), torch.cat(targets))
-    return TrainingReport(len(outputs), loss.item())
+    return TrainingReport(steps, loss.item())
 
 
-def for_stack(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return what `LinearStack` is fed: features and a column of ones (n, d + 1), one-hot labels (n, k)."""
+def for_stack(
+    features: Tensor, labels: Tensor, classes: int, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return what `LinearStack` is fed: features and a column of ones (n, d + 1), and `smoothed` targets."""
     inputs = torch.cat([features.flatten(1), features.new_ones(len(features), 1)], 1)
-    return inputs, functional.one_hot(labels, classes).to(inputs.dtype)
+    return inputs, smoothed(labels, classes, smoothing)
 
 
 class LinearStack:
@@ -177,9 +330,14 @@ class LinearStack:
     product instead of a product and a sum, which is what small layers cost.
 
     flat, gradient: (p,) float32, the layers' matrices one after the other. Use under `torch.inference_mode`.
+    dropout: probability with which a hidden unit is left out of a step, drawn from ``stream`` as
+        torch.nn.functional.dropout draws it
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, dropout: float = 0.0, stream: torch.Generator | None = None
+    ) -> None:
+        self._dropout, self._stream = dropout, stream
         self._layers = linear_stack(module) or []
         self.flat = self.in_layout([p.detach() for p in module.parameters()])
         self.gradient = torch.zeros_like(self.flat)
@@ -208,6 +366,10 @@ class LinearStack:
         self._inputs = [x]
         for transposed, (inputs, hidden) in zip(self._transposed, self._hidden, strict=False):
             torch.clamp_min(torch.mm(x, transposed), 0, out=hidden)
+            if self._dropout:
+                kept = torch.empty(hidden.shape, device=hidden.device)
+                kept.bernoulli_(1 - self._dropout, generator=self._stream)
+                hidden.mul_(kept.div_(1 - self._dropout))
             self._inputs.append(x := inputs)
         return torch.mm(x, self._transposed[-1])
 
@@ -223,8 +385,10 @@ class LinearStack:
         """Return δ_l = ∂loss/∂(layer's output) (n, width) for every layer, given the last one's (n, k)."""
         errors = [error]
         for weight, (_, hidden) in zip(self._weights[:0:-1], self._hidden[::-1], strict=True):
-            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0.
+            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0 and the unit was not dropped.
             errors.append(torch.ops.aten.threshold_backward(torch.mm(errors[-1], weight), hidden, 0))
+            if self._dropout:
+                errors[-1].div_(1 - self._dropout)
         return errors[::-1]
 
     def backward(self, error: Tensor) -> None:
@@ -246,16 +410,18 @@ class LinearStack:
         parts = [norm(e, dim=1) * norm(a, dim=1) for e, a in zip(errors, self._inputs, strict=True)]
         return norm(torch.stack(parts), dim=0)
 
-    def updater(self, settings: TrainingSettings, proximal_mu: float) -> Update:
-        """Return a function that makes one step with a gradient, proximal term and weight decay added."""
+    def updater(self, settings: TrainingSettings, proximal_mu: float, l1: float = 0.0) -> Update:
+        """Return a function that makes one step with a gradient: proximal term, L1, weight decay added."""
         step = _adam(self.flat, settings) if settings.optimizer == "adam" else _sgd(self.flat, settings)
-        if proximal_mu == 0 and settings.l2 == 0:
+        if proximal_mu == 0 and l1 == 0 and settings.l2 == 0:
             return step
         anchor = self.flat.clone()
 
         def update(gradient: Tensor) -> None:
             if proximal_mu:
                 gradient.add_(self.flat - anchor, alpha=proximal_mu)
+            if l1:
+                gradient.add_(self.flat.sign(), alpha=l1)
             if settings.l2:
                 gradient.add_(self.flat, alpha=settings.l2)
             step(gradient)
@@ -316,14 +482,22 @@ def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dic
     if len(records) == 0:
         return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "n": 0}
     scores = logits(module, records, device=device)
-    log_p = torch.log_softmax(torch.from_numpy(scores), 1).numpy()
-    loss = -log_p[np.arange(len(records)), records.labels].mean()
     return {
         "accuracy": float((scores.argmax(1) == records.labels).mean()),
-        "loss": float(loss),
-        "auc": auc(np.exp(log_p), records.labels),
+        "loss": mean_loss(scores, records.labels),
+        "auc": auc(np.exp(log_probabilities(scores)), records.labels),
         "n": len(records),
     }
+
+
+def mean_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy (nats) of logits (n, k) float64 with labels (n,)."""
+    return float(-log_probabilities(scores)[np.arange(len(labels)), labels].mean())
+
+
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Return the log-softmax (n, k) of logits (n, k) float64."""
+    return torch.log_softmax(torch.from_numpy(scores), 1).numpy()
 
 
 def logits(module: nn.Module, records: Records, *, device: str = "cpu", batch: int = 4096) -> np.ndarray:

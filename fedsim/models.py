@@ -84,6 +84,37 @@ def linear_stack(module: nn.Module) -> list[nn.Linear] | None:
     return linear if plain else None
 
 
+# Elementwise activations: what they put out are the hidden units.
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Tanh, nn.Sigmoid,
+)  # fmt: skip
+
+
+def hidden_units(module: nn.Module) -> list[nn.Module]:
+    """Return the activation layers of ``module``, whose outputs dropout leaves out."""
+    return [layer for layer in module.modules() if isinstance(layer, _ACTIVATIONS)]
+
+
+@contextmanager
+def dropout(module: nn.Module, probability: float) -> Iterator[None]:
+    """Leave out each output of `hidden_units` with this probability in training mode, for a while.
+
+    Inverted dropout: what is left is divided by 1 − p. Drawn from torch's global stream.
+    """
+
+    def drop(layer: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(output, probability, training=layer.training)
+
+    layers = hidden_units(module) if probability else []
+    handles = [layer.register_forward_hook(drop) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_dp_ready(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> None:
     """Refuse a module that cannot be trained with DP-SGD: what one record does must not depend on the others.
 
@@ -141,6 +172,33 @@ def _try_privately(module: nn.Module, input_shape: tuple[int, ...]) -> None:
             "model: the output for a record depends on the other records in its batch, so that no record has "
             "a gradient of its own to clip for DP-SGD"
         )
+
+
+def ghost_problem(module: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """Return why Opacus' ghost clipping cannot find the norms of the module's gradients, '' if it can.
+
+    Tried on two records against their gradients themselves: it takes each use of a layer for all of it.
+    """
+    from opacus import GradSampleModule
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    norms = []
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        for wrap in (GradSampleModule, GradSampleModuleFastGradientClipping):
+            torch.manual_seed(0)  # the same dropout for both
+            pair = torch.rand(2, *input_shape)
+            try:
+                private = wrap(copy.deepcopy(module).cpu().train(), loss_reduction="sum")
+                private(pair).logsumexp(1).sum().backward()
+            except Exception as error:
+                return _short(error)
+            if wrap is GradSampleModule:
+                samples = [p.grad_sample.flatten(1) for p in private.parameters() if p.requires_grad]
+                norms.append(torch.cat(samples, 1).norm(dim=1))
+            else:
+                norms.append(private.get_norm_sample().detach())
+    alike = torch.allclose(norms[0], norms[1], rtol=1e-3)
+    return "" if alike else "the norms that it finds are not the gradients'"
 
 
 def _without_gradient(parameter: nn.Parameter) -> bool:

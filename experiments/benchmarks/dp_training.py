@@ -36,6 +36,17 @@ CASES = [
 ]
 
 
+class Unknown(torch.nn.Module):
+    """A module whose layers fedsim does not look for: what any custom module is to it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
 def best(work: Callable[[], float], repetitions: int) -> float:
     """Fewest seconds a step of several calls of ``work``, after one to warm up."""
     work()
@@ -99,11 +110,11 @@ def measure(name: str, shape: tuple[int, ...], classes: int, hidden: list[int], 
     def plain() -> int:
         return training.train(module, records, settings, rng.torch_generator(0, "training")).steps
 
-    def private(reference: bool) -> Callable[[], int]:
+    def private(module: torch.nn.Module, gradients: dp.Gradients) -> Callable[[], int]:
         def run() -> int:
             sampling, noise = (rng.torch_generator(0, purpose) for purpose in ("sampling", "noise"))
             return dp.train_private(
-                module, records, settings, plan, sampling=sampling, noise=noise, reference=reference
+                module, records, settings, plan, sampling=sampling, noise=noise, gradients=gradients
             ).steps
 
         return run
@@ -112,8 +123,9 @@ def measure(name: str, shape: tuple[int, ...], classes: int, hidden: list[int], 
     return {
         "torch": best(timed(lambda: torch_loop(module, records, settings)), repetitions),
         "fedsim": best(timed(plain), repetitions),
-        "fedsim, DP": best(timed(private(False)), repetitions),
-        "fedsim, DP, reference": best(timed(private(True)), few),
+        "fedsim, DP": best(timed(private(module, "auto")), repetitions),
+        "fedsim, DP, ghost": best(timed(private(Unknown(module), "ghost")), few),
+        "fedsim, DP, per-sample": best(timed(private(module, "per-sample")), few),
         "Opacus, hooks": best(lambda: opacus_loop(module, records, settings, "hooks"), few),
         "Opacus, ghost": best(lambda: opacus_loop(module, records, settings, "ghost"), few),
     }

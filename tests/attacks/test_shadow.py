@@ -156,7 +156,7 @@ def test_a_private_party_trains_as_the_clients_do(reference: bool) -> None:
     plan, pool, found = one_party({"momentum": 0.5}, 20, noise=1e-9)
     module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
     clients_dp.train_private(
-        module, pool, plan.training, plan.dp(0), reference=reference,
+        module, pool, plan.training, plan.dp(0), gradients="per-sample" if reference else "auto",
         sampling=torch.Generator().manual_seed(0), noise=torch.Generator().manual_seed(1),
     )  # fmt: skip
     expected = shadow.flat_weights(models.weights(module))

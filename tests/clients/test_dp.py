@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from clients import dp, training
 from fedsim import models, rng
 from fedsim.data.records import Records
 from fedsim.privacy import Plan
-from fedsim.scenario import ModelSettings, TrainingSettings
+from fedsim.scenario import DefenceSettings, ModelSettings, TrainingSettings
 
 PLAN = Plan(
     sample_rate=0.4,
@@ -37,7 +38,7 @@ OPTIMIZERS = [
     {"momentum": 0.9, "l2": 0.05},
     {"optimizer": "adam", "lr": 0.01, "l2": 0.05},
 ]
-PATHS = pytest.mark.parametrize("reference", [False, True], ids=["written out", "opacus"])
+PATHS = pytest.mark.parametrize("path", ["written out", "per-sample", "ghost"])
 
 
 def some_records(n: int = 30, shape: tuple[int, ...] = (10,), classes: int = 3) -> Records:
@@ -57,42 +58,79 @@ def streams(round: int = 0) -> dict[str, torch.Generator]:
     }
 
 
-def trained(module: nn.Module, records: Records, plan: Plan, round: int = 0, options=None, **more) -> dict:
+class Hidden(nn.Module):
+    """A module that is no plain stack, whatever it holds."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def trained(
+    module: nn.Module,
+    records: Records,
+    plan: Plan,
+    round: int = 0,
+    options=None,
+    path: str = "written out",
+    **more,
+) -> dict:
+    """The weights after a round by one of the paths, of which the second and third are Opacus'."""
     module = copy.deepcopy(module)
+    more["gradients"] = "auto" if path == "written out" else path
+    trained = Hidden(module) if path == "ghost" else module
     settings = TrainingSettings(**(options or {}))
-    report = dp.train_private(module, records, settings, plan, **streams(round), **more)
-    assert report == training.TrainingReport(plan.steps_per_round, None)
+    report = dp.train_private(trained, records, settings, plan, **streams(round), **more)
+    assert report.loss is None
+    assert report.steps == plan.steps_per_round or "stop_on" in more
+    assert (report.clipping_norm is None) == (plan.clipping == "flat")
     return models.weights(module)
 
 
-def clipped_gradients(module: nn.Module, x: torch.Tensor, y: torch.Tensor, bound: float) -> list:
-    """Sum over records of their clipped gradients, one backward pass each."""
+def clipped_gradients(
+    module: nn.Module, x: torch.Tensor, y: torch.Tensor, bound: float, smoothing: float = 0.0
+) -> tuple[list, int]:
+    """Sum over records of their clipped gradients, one backward pass each; how many were not shortened."""
     parameters = list(module.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
+    total, short = [torch.zeros_like(p) for p in parameters], 0
     for i in range(len(y)):
-        gradient = torch.autograd.grad(
-            functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1]), parameters
-        )
+        loss = functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1], label_smoothing=smoothing)
+        gradient = torch.autograd.grad(loss, parameters)
         norm = torch.sqrt(sum((g**2).sum() for g in gradient))
         for sum_, g in zip(total, gradient, strict=True):
             sum_ += g * min(1.0, bound / (float(norm) + 1e-6))
-    return total
+        short += float(norm) <= bound
+    return total, short
 
 
-def by_records(module: nn.Module, records: Records, plan: Plan, options: dict, mu: float) -> dict:
-    """The slow obvious twin: algorithm 1 of Abadi et al. 2016, record by record, from the same streams."""
+def by_records(
+    module: nn.Module, records: Records, plan: Plan, options: dict, mu: float, l1: float = 0, smoothing=0.0
+) -> dict:
+    """The slow obvious twin: algorithm 1 of Abadi et al. 2016, record by record, from the same streams.
+
+    With algorithm 1 of Andrew et al. 2021 where clipping adapts.
+    """
     module, source = copy.deepcopy(module), streams()
     parameters = list(module.parameters())
     anchor = [p.detach().clone() for p in parameters]
     optimizer = training.make_optimizer(TrainingSettings(**options), parameters)
+    bound, sigma, batch = plan.clipping_norm, plan.noise_multiplier, plan.expected_batch
+    count_noise = max(batch / 20, sigma)
+    adaptive = plan.clipping == "adaptive"
+    z = 1 / math.sqrt(1 / sigma**2 - 1 / (2 * count_noise) ** 2) if adaptive else sigma
     for x, y in dp.poisson_batches(training.tensors(records), plan, source["sampling"]):
-        deviation = plan.noise_multiplier * plan.clipping_norm
-        for p, total, start in zip(
-            parameters, clipped_gradients(module, x, y, plan.clipping_norm), anchor, strict=True
-        ):
-            noise = torch.normal(0.0, deviation, p.shape, generator=source["noise"])
-            p.grad = (total + noise) / plan.expected_batch + mu * (p.detach() - start)
+        gradients, short = clipped_gradients(module, x, y, bound, smoothing)
+        for p, total, start in zip(parameters, gradients, anchor, strict=True):
+            noise = torch.normal(0.0, z * bound, p.shape, generator=source["noise"])
+            p.grad = (total + noise) / batch + mu * (p.detach() - start) + l1 * p.detach().sign()
         optimizer.step()
+        if adaptive:
+            noise = torch.normal(0.0, count_noise, (1,), generator=source["noise"])
+            share = np.clip(0.5 + (short - len(y) / 2 + float(noise)) / batch, 0, 1)
+            bound *= math.exp(-plan.clipping_rate * (share - plan.clipping_quantile))
     return models.weights(module)
 
 
@@ -105,10 +143,10 @@ def assert_close(found: dict, expected: dict) -> None:
 @PATHS
 @pytest.mark.parametrize("mu", [0.0, 0.3])
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
-def test_a_round_equals_the_loop_over_records(options: dict, mu: float, reference: bool) -> None:
+def test_a_round_equals_the_loop_over_records(options: dict, mu: float, path: str) -> None:
     module, records = mlp(), some_records()
     expected = by_records(module, records, PLAN, options, mu)
-    found = trained(module, records, PLAN, options=options, proximal_mu=mu, reference=reference)
+    found = trained(module, records, PLAN, options=options, proximal_mu=mu, path=path)
     assert_close(found, expected)
 
 
@@ -116,6 +154,124 @@ def test_custom_modules_and_images_take_opacus_path_and_equal_the_loop() -> None
     module = models.build(ModelSettings(name="cnn", hidden=[3]), (1, 4, 4), 3)
     records = some_records(shape=(1, 4, 4))
     assert_close(trained(module, records, PLAN), by_records(module, records, PLAN, {}, 0.0))
+
+
+@PATHS
+@pytest.mark.parametrize("quantile", [0.2, 0.8])
+@pytest.mark.parametrize("sigma", [0.4, 2.0])
+def test_adaptive_clipping_equals_the_loop_over_records(sigma: float, quantile: float, path: str) -> None:
+    module, records = mlp(), some_records()
+    adaptive = {"clipping": "adaptive", "clipping_quantile": quantile, "clipping_rate": 0.5}
+    plan = replace(PLAN, noise_multiplier=sigma, steps_per_round=12, **adaptive)
+    assert_close(trained(module, records, plan, path=path), by_records(module, records, plan, {}, 0.0))
+
+
+@PATHS
+def test_the_adapted_norm_is_carried_over_and_survives_empty_batches(path: str) -> None:
+    plan = replace(PLAN, clipping="adaptive", sample_rate=0.0, steps_per_round=2)
+    module, norm = mlp(), None
+    for round in range(3):
+        trained_on = copy.deepcopy(module)
+        report = dp.train_private(
+            Hidden(trained_on) if path == "ghost" else trained_on,
+            some_records(), TrainingSettings(), plan, **streams(round),
+            gradients="auto" if path == "written out" else path, clipping_norm=norm,
+        )  # fmt: skip
+        before = plan.clipping_norm if norm is None else norm
+        assert report.clipping_norm != before
+        assert abs(math.log(report.clipping_norm / before)) <= 2 * 0.5 * plan.clipping_rate
+        norm = report.clipping_norm
+
+
+def test_the_norm_settles_at_the_quantile_of_the_gradients_norms() -> None:
+    """Weights that do not move, next to no noise: C ends where a share of 0.3 of the norms lies below it."""
+    module, records = mlp(), some_records(200)
+    plan = replace(
+        PLAN, clipping="adaptive", clipping_quantile=0.3, clipping_rate=0.05, noise_multiplier=1e-3,
+        sample_rate=1.0, expected_batch=200.0, steps_per_round=500,
+    )  # fmt: skip
+    report = dp.train_private(module, records, TrainingSettings(lr=1e-12), plan, **streams())
+    parameters, norms = list(module.parameters()), []
+    for x, y in zip(*training.tensors(records), strict=True):
+        gradient = torch.autograd.grad(functional.cross_entropy(module(x[None]), y[None]), parameters)
+        norms.append(float(torch.sqrt(sum((g**2).sum() for g in gradient))))
+    assert np.mean(np.array(norms) <= report.clipping_norm) == pytest.approx(0.3, abs=0.05)
+
+
+@PATHS
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+def test_smoothing_and_l1_equal_the_loop_over_records(options: dict, path: str) -> None:
+    module, records = mlp(), some_records()
+    defence = DefenceSettings(l1=0.02, label_smoothing=0.3)
+    expected = by_records(module, records, PLAN, options, 0.1, l1=0.02, smoothing=0.3)
+    found = trained(module, records, PLAN, options=options, proximal_mu=0.1, path=path, defence=defence)
+    assert_close(found, expected)
+
+
+def test_dropout_is_the_same_on_all_paths_and_something() -> None:
+    module, records, defence = mlp(), some_records(), DefenceSettings(dropout=0.4)
+    paths = ("written out", "per-sample", "ghost")
+    found = [trained(module, records, PLAN, path=path, defence=defence) for path in paths]
+    assert_close(found[1], found[0])
+    assert_close(found[2], found[0])
+    assert not np.allclose(found[0]["linear1.weight"], trained(module, records, PLAN)["linear1.weight"])
+
+
+@PATHS
+def test_early_stopping_answers_the_best_epoch_and_counts_the_steps_made(path: str) -> None:
+    module, records, public = mlp(), some_records(), some_records(40)
+    public = replace(public, labels=public.labels[::-1].copy())  # nothing is to be learnt for these
+    options, defence = {"batch": 10, "lr": 1.0}, DefenceSettings(patience=2)
+    plan = replace(PLAN, steps_per_round=30)
+    stopped = copy.deepcopy(module)
+    report = dp.train_private(
+        Hidden(stopped) if path == "ghost" else stopped, records, TrainingSettings(**options), plan,
+        **streams(), gradients="auto" if path == "written out" else path, defence=defence, stop_on=public,
+    )  # fmt: skip
+    epochs = []
+    for epoch in range(1, 11):
+        shorter = replace(plan, steps_per_round=3 * epoch)
+        epochs.append(trained(module, records, shorter, options=options, path=path))
+    expected, made = best_epoch(module, epochs, public, patience=2)
+    assert report.steps == 3 * made < 30
+    assert_close(models.weights(stopped), expected)
+
+
+def best_epoch(module: nn.Module, epochs: list[dict], records: Records, patience: int) -> tuple[dict, int]:
+    """The weights of the best epoch before the first ``patience`` ones in a row that are no better."""
+    losses = []
+    for weights in epochs:
+        models.load_weights(module, weights)
+        losses.append(training.evaluate(module, records)["loss"])
+    best = 0
+    for epoch, loss in enumerate(losses):
+        best = epoch if loss < losses[best] else best
+        if epoch - best == patience:
+            return epochs[best], epoch + 1
+    return epochs[best], len(epochs)
+
+
+def test_mixup_is_refused_where_each_record_has_a_gradient_of_its_own() -> None:
+    with pytest.raises(ValueError, match="mixup"):
+        trained(mlp(), some_records(), PLAN, defence=DefenceSettings(mixup=0.2))
+
+
+def test_ghost_clipping_equals_the_loop_for_convolutions() -> None:
+    module = models.build(ModelSettings(name="cnn", hidden=[3]), (1, 4, 4), 3)
+    records = some_records(shape=(1, 4, 4))
+    assert_close(trained(module, records, PLAN, path="ghost"), by_records(module, records, PLAN, {}, 0.0))
+
+
+def test_auto_takes_ghost_clipping_for_large_modules_that_it_is_right_for() -> None:
+    large = nn.Sequential(nn.Linear(10, 1000), nn.Tanh(), nn.Linear(1000, 200), nn.Tanh(), nn.Linear(200, 3))
+    shared = nn.Linear(300, 300)
+    tied = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), shared, nn.Tanh(), shared, nn.Linear(300, 3))
+    small = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
+    assert dp.takes_ghost(large, (10,), "auto")
+    assert not dp.takes_ghost(tied, (10,), "auto")
+    assert not dp.takes_ghost(small, (10,), "auto")
+    assert dp.takes_ghost(small, (10,), "ghost")
+    assert not dp.takes_ghost(large, (10,), "per-sample")
 
 
 @settings(max_examples=20, deadline=None)
@@ -131,17 +287,17 @@ def test_the_written_out_norms_equal_opacus_for_every_shape(n, hidden, classes, 
     plan = replace(PLAN, clipping_norm=clipping_norm, steps_per_round=2)
     options = {"lr": 0.01}
     found = trained(module, records, plan, options=options)
-    assert_close(found, trained(module, records, plan, options=options, reference=True))
+    assert_close(found, trained(module, records, plan, options=options, path="per-sample"))
 
 
 @PATHS
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
-def test_without_noise_and_clipping_full_batches_are_plain_training(options: dict, reference: bool) -> None:
+def test_without_noise_and_clipping_full_batches_are_plain_training(options: dict, path: str) -> None:
     module, records = mlp(), some_records(30)
     plan = replace(
         PLAN, sample_rate=1.0, expected_batch=30.0, noise_multiplier=0.0, clipping_norm=1e6, steps_per_round=5
     )
-    found = trained(module, records, plan, options=options, proximal_mu=0.2, reference=reference)
+    found = trained(module, records, plan, options=options, proximal_mu=0.2, path=path)
     plain = copy.deepcopy(module)
     settings = TrainingSettings(**options, batch=30, steps=5)
     training.train(plain, records, settings, rng.torch_generator(0, "training"), proximal_mu=0.2)
@@ -149,28 +305,28 @@ def test_without_noise_and_clipping_full_batches_are_plain_training(options: dic
 
 
 @PATHS
-def test_one_record_moves_the_sum_by_the_clipping_norm_at_most(reference: bool) -> None:
+def test_one_record_moves_the_sum_by_the_clipping_norm_at_most(path: str) -> None:
     """The sensitivity that the guarantee rests on: lr = 1 and q·n = 1 make the step the sum itself."""
     module, records = mlp(), some_records(8)
     records = replace(records, features=records.features * 100)
     plan = replace(PLAN, sample_rate=1.0, expected_batch=1.0, noise_multiplier=0.0, steps_per_round=1)
     options = {"lr": 1.0}
-    everyone = trained(module, records, plan, options=options, reference=reference)
+    everyone = trained(module, records, plan, options=options, path=path)
     for left_out in range(8):
         others = records.take(np.arange(8) != left_out)
-        without = trained(module, others, plan, options=options, reference=reference)
+        without = trained(module, others, plan, options=options, path=path)
         moved = np.sqrt(sum(((everyone[name] - without[name]) ** 2).sum() for name in everyone))
         assert 0.5 * plan.clipping_norm < moved <= plan.clipping_norm * (1 + 1e-4)
 
 
 @PATHS
-def test_an_empty_batch_is_a_step_of_pure_noise_of_the_right_size(reference: bool) -> None:
+def test_an_empty_batch_is_a_step_of_pure_noise_of_the_right_size(path: str) -> None:
     module, records = mlp(hidden=(64, 64)), some_records()
     plan = replace(PLAN, sample_rate=0.0, steps_per_round=1)
     before, lr = models.weights(module), 0.5
     moved = []
     for round in range(5):
-        after = trained(module, records, plan, round, {"lr": lr}, reference=reference)
+        after = trained(module, records, plan, round, {"lr": lr}, path=path)
         moved += [(after[name] - before[name]).ravel() for name in before]
     noise = np.concatenate(moved)
     deviation = lr * plan.noise_multiplier * plan.clipping_norm / plan.expected_batch
@@ -219,9 +375,9 @@ def test_full_rate_takes_every_record_in_every_step() -> None:
 
 
 @PATHS
-def test_the_same_round_gives_the_same_bits_and_the_next_one_other_noise(reference: bool) -> None:
+def test_the_same_round_gives_the_same_bits_and_the_next_one_other_noise(path: str) -> None:
     module, records = mlp(), some_records()
-    first, again, later = (trained(module, records, PLAN, round, reference=reference) for round in (0, 0, 1))
+    first, again, later = (trained(module, records, PLAN, round, path=path) for round in (0, 0, 1))
     np.testing.assert_equal(first, again)
     assert not np.array_equal(first["output.weight"], later["output.weight"])
 
@@ -235,12 +391,13 @@ def test_dropout_under_dp_depends_on_the_party_s_streams_only() -> None:
     np.testing.assert_equal(found[0], found[1])
 
 
-@PATHS
-def test_the_module_can_be_trained_again_and_carries_nothing_of_opacus(reference: bool) -> None:
+@pytest.mark.parametrize("path", ["written out", "per-sample"])
+def test_the_module_can_be_trained_again_and_carries_nothing_of_opacus(path: str) -> None:
     module, records = mlp(), some_records()
     names = list(module.state_dict())
     for round in range(2):
-        dp.train_private(module, records, TrainingSettings(), PLAN, **streams(round), reference=reference)
+        gradients = "per-sample" if path == "per-sample" else "auto"
+        dp.train_private(module, records, TrainingSettings(), PLAN, **streams(round), gradients=gradients)
     assert list(module.state_dict()) == names
     assert not any(hasattr(p, "grad_sample") for p in module.parameters())
     assert models.linear_stack(module) is not None
@@ -248,20 +405,20 @@ def test_the_module_can_be_trained_again_and_carries_nothing_of_opacus(reference
 
 
 @PATHS
-def test_a_watch_sees_the_parameters_before_and_after_every_step_and_changes_nothing(reference: bool) -> None:
+def test_a_watch_sees_the_parameters_before_and_after_every_step_and_changes_nothing(path: str) -> None:
     module, records = mlp(), some_records()
     seen: list[list[np.ndarray]] = []
 
     def watch(parameters: list[torch.Tensor]) -> None:
         seen.append([p.detach().numpy().copy() for p in parameters])
 
-    after = trained(module, records, PLAN, reference=reference, watch=watch)
-    np.testing.assert_equal(after, trained(module, records, PLAN, reference=reference))
+    after = trained(module, records, PLAN, path=path, watch=watch)
+    np.testing.assert_equal(after, trained(module, records, PLAN, path=path))
     assert len(seen) == PLAN.steps_per_round + 1
     for parameters, weights in ((seen[0], models.weights(module)), (seen[-1], after)):
         for found, expected in zip(parameters, weights.values(), strict=True):
             np.testing.assert_array_equal(found, expected)
-    one_step = trained(module, records, replace(PLAN, steps_per_round=1), reference=reference)
+    one_step = trained(module, records, replace(PLAN, steps_per_round=1), path=path)
     np.testing.assert_array_equal(seen[1][0], next(iter(one_step.values())))
 
 
