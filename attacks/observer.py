@@ -41,7 +41,13 @@ from fedsim.data.records import Pool, Records
 from fedsim.errors import InputError
 from fedsim.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.privacy import Plan
-from fedsim.scenario import AdversarySettings, DefenceSettings, ModelSettings, TrainingSettings
+from fedsim.scenario import (
+    AdversarySettings,
+    CentralDPSettings,
+    DefenceSettings,
+    ModelSettings,
+    TrainingSettings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +67,8 @@ class PublicSettings:
     input_shape: of one record's features; participants: parties that train in a round; options: the
     strategy's. sizes: training records of each party, in the order of partition ids; privacy: each party's
     DP-SGD, None where it is off; defences: what each party does beside it, None where that is nothing;
-    own: the adversary's partition id. ``training`` is common to all: see `DefenceSettings.applied_to`.
+    central_dp: the server's, under which all parties weigh the same; own: the adversary's partition id.
+    ``training`` is common to all: see `DefenceSettings.applied_to`.
     """
 
     model: ModelSettings
@@ -76,12 +83,13 @@ class PublicSettings:
     sizes: tuple[int, ...] = ()
     privacy: tuple[Plan | None, ...] = ()
     defences: tuple[DefenceSettings | None, ...] = ()
+    central_dp: CentralDPSettings | None = None
     own: int = 0
 
     @property
     def own_share(self) -> float:
         """The adversary's weight in the average of a round in which it takes part."""
-        if self.sizes and self.participants == self.parties:
+        if self.sizes and self.participants == self.parties and self.central_dp is None:
             return self.sizes[self.own] / sum(self.sizes)
         return 1 / self.participants
 
@@ -148,14 +156,15 @@ class ParticipantView:
 
         The owner's part is its share of (own reply − w_{t−1}), n_own / N where all parties take part; else it
         does not know who did, and assumes equal weights. Nothing is taken out in a round it did not answer
-        in, nor under a strategy that does not average. None where either model was not seen.
+        in, nor where the new model is not the average of the answers as they were sent (other strategies,
+        and central DP, which clips them). None where either model was not seen.
         """
         if t not in self.models or t - 1 not in self.models:
             return None
         before = {name: array.astype(np.float64) for name, array in self.models[t - 1].items()}
         step = {name: self.models[t][name] - array for name, array in before.items()}
         reply = self.own_replies.get(t)
-        if reply is None or self.settings.strategy not in AVERAGING:
+        if reply is None or self.settings.strategy not in AVERAGING or self.settings.central_dp is not None:
             return step
         share = self.settings.own_share
         return {name: step[name] - share * (reply[name] - array) for name, array in before.items()}

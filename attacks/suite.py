@@ -150,7 +150,7 @@ def select(names: Sequence[str]) -> list[Attack]:
 
 
 def applicable(
-    names: Sequence[str], auxiliary: str, strategy: str, active: str | None = None
+    names: Sequence[str], auxiliary: str, strategy: str, active: str | None = None, central_dp: bool = False
 ) -> list[Attack]:
     """Return the attacks that can be run on such a federation: 'all' means all of those.
 
@@ -159,7 +159,7 @@ def applicable(
     """
     chosen = []
     for attack in select(names):
-        obstacle = _obstacle(attack, auxiliary, strategy, active)
+        obstacle = _obstacle(attack, auxiliary, strategy, active, central_dp)
         if not obstacle:
             chosen.append(attack)
         elif attack.name in names:
@@ -167,7 +167,11 @@ def applicable(
     return chosen
 
 
-def _obstacle(attack: Attack, auxiliary: str, strategy: str, active: str | None) -> str:
+def _obstacle(attack: Attack, auxiliary: str, strategy: str, active: str | None, central_dp: bool) -> str:
+    if attack.shadows and central_dp:
+        return (
+            "simulates the federation, which it cannot under federation.central_dp; take one without shadows"
+        )
     if attack.shadows and strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{strategy}'"
     if attack.inside and auxiliary != "population":
@@ -197,7 +201,8 @@ def run(
         ValueError: the owner has no training or no held-out records to calibrate on.
     """
     assumed = view.assumptions
-    attacks = applicable(names, assumed.auxiliary, view.settings.strategy, assumed.active)
+    settings, central = view.settings, view.settings.central_dp is not None
+    attacks = applicable(names, assumed.auxiliary, settings.strategy, assumed.active, central)
     matrices = {
         first_round: simulation.simulate(view, candidates, seed, game, laboratory, first_round=first_round)
         for first_round in sorted({attack.first_round for attack in attacks if attack.shadows})

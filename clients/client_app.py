@@ -7,7 +7,7 @@ from types import ModuleType
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import accomplice, malicious, participant
+from clients import accomplice, central, malicious, participant
 from clients.party import Party, party_of
 
 app = ClientApp()
@@ -21,7 +21,7 @@ def introduce(message: Message, context: Context) -> Message:
     return Message(role.introduce(party, context), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[central.clip])
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
     party = party_of(context)

@@ -56,6 +56,7 @@ def _public_settings(party: Party) -> observer.PublicSettings:
         sizes=party.sizes,
         privacy=tuple(_privacy(party, k) for k in range(parties)),
         defences=tuple(scenario.defence_of(name) for name in party.names),
+        central_dp=federation.central_dp,
         own=party.partition,
     )
 

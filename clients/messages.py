@@ -10,6 +10,8 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsim.strategy import CLIPPING_NORM
+
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays, such as a model's weights."""
@@ -59,6 +61,12 @@ def server_round(message: Message) -> int:
 def proximal_mu(message: Message) -> float:
     """Return FedProx's μ, which its strategy puts into the message; 0 for any other strategy."""
     return float(cast(float, message.content.config_records["config"].get("proximal-mu", 0.0)))
+
+
+def clipping_norm(message: Message) -> float | None:
+    """Return the norm to which the server asks parties to clip their updates, None where it asks for none."""
+    norm = message.content.config_records["config"].get(CLIPPING_NORM)
+    return None if norm is None else float(cast(float, norm))
 
 
 def workers(message: Message) -> int:

@@ -55,6 +55,22 @@ def attacks() -> list[suite.Attack]:
     return rows
 
 
+def attacks_of(scenario: Scenario, names: Sequence[str] | None = None) -> list[suite.Attack]:
+    """Return the participant's attacks in a scenario, those named or the scenario's.
+
+    Raises:
+        InputError: a name is not in the suite, or the attack that it names cannot be run.
+    """
+    settings, federation = scenario.adversary, scenario.federation
+    return suite.applicable(
+        names or settings.attacks,
+        settings.auxiliary,
+        federation.strategy,
+        settings.active,
+        federation.central_dp is not None,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """One game as its observers saw it; None where the scenario does not ask for that observer.
@@ -94,6 +110,34 @@ def check(scenario: Scenario, names: Sequence[str], adversary: str) -> None:
             f"adversary.secure_aggregation: federation.strategy = '{strategy}' needs each party's own update"
             + suggestion(strategy, _SUMS)
         )
+    central = scenario.federation.central_dp
+    if settings.secure_aggregation and central is not None and central.where == "server":
+        raise InputError(
+            "adversary.secure_aggregation: federation.central_dp.where = 'server' clips each party's own "
+            "update; let the parties clip with 'client'"
+        )
+
+
+def notices(scenario: Scenario) -> tuple[str, ...]:
+    """Return what a person has to know of a scenario's protections: against whom they do nothing."""
+    said = []
+    if scenario.adversary.secure_aggregation:
+        said.append(
+            "Secure aggregation hides each party's update from the server alone. From a participant, who "
+            "receives the aggregate either way, it hides nothing of any record."
+        )
+    central = scenario.federation.central_dp
+    if central is not None:
+        said.append(
+            "Central DP protects whole parties against who sees the aggregates, and trusts the server, which "
+            "adds the noise, with every update. From a participant, who receives the aggregate, it hides "
+            "nothing of a record beyond what that noise hides. Its ε is a party's, not a record's."
+        )
+        left_out = {attack.name for attack in suite.select(scenario.adversary.attacks)}
+        left_out -= {attack.name for attack in attacks_of(scenario)}
+        if any(suite.SUITE[name].shadows for name in left_out):
+            said.append("Attacks on shadow federations are left out: shadows do not follow central DP.")
+    return tuple(said)
 
 
 def see(run: RunDirectory, game: int) -> Seen:
@@ -208,9 +252,7 @@ def sources(
 
 
 def _simulates(scenario: Scenario) -> bool:
-    settings, strategy = scenario.adversary, scenario.federation.strategy
-    attacks = suite.applicable(settings.attacks, settings.auxiliary, strategy, settings.active)
-    return any(attack.inside for attack in attacks)
+    return any(attack.inside for attack in attacks_of(scenario))
 
 
 def _posterior(

@@ -7,6 +7,8 @@ the same stream on every engine and in every process, whatever ran before it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +34,23 @@ def generator(
 ) -> np.random.Generator:
     """Return the NumPy stream of this key (PCG64 seeded with 128 hashed bits)."""
     return np.random.default_rng(integer(seed, purpose, game=game, party=party, round=round, bits=128))
+
+
+@contextmanager
+def numpy_global(
+    seed: int, purpose: str, *, game: int = 0, party: str = "", round: int = 0
+) -> Iterator[None]:
+    """Let NumPy's global functions draw from the stream of this key while the body runs.
+
+    For libraries that know no other source; the global state is afterwards what it was before.
+    """
+    before = np.random.get_state()
+    words = integer(seed, purpose, game=game, party=party, round=round, bits=128)
+    np.random.set_state(dict(np.random.MT19937(words).state))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def torch_generator(

@@ -63,9 +63,8 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
         InputError: in one sentence, what is wrong and what would be valid.
     """
     scenario = with_sector_defaults(scenario)
-    assumed = scenario.adversary
-    suite.applicable(assumed.attacks, assumed.auxiliary, scenario.federation.strategy, assumed.active)
-    active.check(assumed, scenario.federation.rounds)
+    observers.attacks_of(scenario)
+    active.check(scenario.adversary, scenario.federation.rounds)
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
@@ -81,6 +80,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     _check_names(scenario, rows, adversary)
     observers.check(scenario, list(rows), adversary)
     _check_private_training(scenario, encoded, rows)
+    encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *observers.notices(scenario)))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
     )
@@ -266,8 +266,7 @@ def attack(
         InputError: unknown attack, or a game whose observations are missing.
     """
     wanted = names or run.scenario.adversary.attacks
-    assumed = run.scenario.adversary
-    suite.applicable(wanted, assumed.auxiliary, run.scenario.federation.strategy, assumed.active)
+    observers.attacks_of(run.scenario, wanted)
     laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):
         folder = run.observations(game)

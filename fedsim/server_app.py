@@ -26,7 +26,7 @@ from fedsim import models, rng
 from fedsim import strategy as strategies
 from fedsim.errors import FedsimError
 from fedsim.results import Checkpoint, RunDirectory, scores_table
-from fedsim.scenario import Scenario
+from fedsim.scenario import FederationSettings, Scenario
 
 app = ServerApp()
 log = logging.getLogger("fedsim")
@@ -132,9 +132,30 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
     if len(parties) < len(nodes):
         raise FedsimError(f"only {len(parties)} of {len(nodes)} parties answered before round 1")
     run.update_manifest(dp={name: plan for name, plan in sorted(plans.items()) if plan})
-    built = strategies.build(scenario.federation, scenario.training)
     known = dict(sorted(parties.items()))
+    built = _strategy(run, len(parties))
     return Federation(grid, run, game, scenario, known, node_of, built, [], _earlier_games(run, game))
+
+
+def _strategy(run: RunDirectory, parties: int) -> Strategy:
+    """Build the strategy; note in the manifest what central DP spends on a party of all rounds."""
+    federation = run.scenario.federation
+    built = strategies.build(federation, run.scenario.training)
+    central = federation.central_dp
+    if central is None:
+        return built
+    participants = federation.participants(parties)
+    noise = strategies.count_noise(central, participants) if central.clipping == "adaptive" else None
+    run.update_manifest(
+        central_dp={
+            "unit": "party",
+            "epsilon_of_all_rounds": strategies.party_epsilon(central, federation.rounds),
+            "delta": central.delta,
+            "noise_multiplier": central.noise_multiplier,
+            "count_noise": noise,
+        }
+    )
+    return strategies.with_central_dp(built, central, participants)
 
 
 def _earlier_games(run: RunDirectory, game: int) -> pd.DataFrame | None:
@@ -170,7 +191,7 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         before = run.table("rounds")
         kept = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
         federation.rows.extend(cast(list[dict[str, Any]], kept.to_dict("records")))
-        return messages.to_arrays(run.read_model(game, checkpoint.round)), checkpoint.round + 1
+        return _ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
     manifest = run.manifest
     module = models.build(
         federation.scenario.model,
@@ -178,7 +199,12 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         len(manifest["classes"]),
         seed=rng.integer(federation.scenario.seed, "initial weights", game=game),
     )
-    return messages.to_arrays(models.weights(module)), 0
+    return _ordered(models.weights(module)), 0
+
+
+def _ordered(weights: dict[str, np.ndarray]) -> ArrayRecord:
+    """Pack a model by name: Flower's strategies go by position, and files have an order of their own."""
+    return messages.to_arrays(dict(sorted(weights.items())))
 
 
 def _send(
@@ -209,7 +235,8 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
             return None
         raise FedsimError(_too_few(federation, round, outcomes, len(usable)))
     _observe(federation, round, usable)
-    aggregated, _ = federation.strategy.aggregate_train(round, usable)
+    seed = federation.scenario.seed
+    aggregated = strategies.aggregate(federation.strategy, round, usable, seed, federation.game)
     if aggregated is None:
         raise FedsimError(f"round {round}: strategy '{settings.strategy}' gave no model")
     return strategies.cast_like(aggregated, weights)
@@ -226,16 +253,16 @@ def _sort_out(
         if partition not in drawn:
             outcomes[partition] = Outcome("not drawn")
             continue
-        outcome = _judge(by_partition.get(partition), weights)
+        outcome = _judge(by_partition.get(partition), weights, federation.scenario.federation)
         outcomes[partition] = outcome
         if outcome.status == "ok":
-            usable.append(_for_strategy(by_partition[partition], outcome, federation.scenario))
+            usable.append(_for_strategy(by_partition[partition], outcome, weights, federation.scenario))
         else:
             log.warning("%s: %s: %s", federation.parties[partition], outcome.status, outcome.detail)
     return outcomes, usable
 
 
-def _judge(reply: Message | None, weights: ArrayRecord) -> Outcome:
+def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSettings) -> Outcome:
     """Say whether a training reply can be used, and why not."""
     if reply is None:
         return Outcome("no reply", "nothing came within federation.timeout")
@@ -250,6 +277,11 @@ def _judge(reply: Message | None, weights: ArrayRecord) -> Outcome:
     flaw = _flaw(content.array_records["arrays"], weights)
     if not flaw and not metrics.get("num-examples", 0) > 0:
         flaw = f"num-examples = {metrics.get('num-examples')}"
+    missing = [name for name in strategies.metrics_needed(settings) if name not in metrics]
+    if not flaw and missing:
+        flaw = f"the metric '{missing[0]}' is missing"
+    if not flaw and settings.central_dp is not None and settings.central_dp.where == "server":
+        flaw = _without_direction(content.array_records["arrays"], weights)
     return Outcome("invalid", flaw, metrics) if flaw else Outcome("ok", "", metrics)
 
 
@@ -266,11 +298,24 @@ def _flaw(arrays: ArrayRecord, reference: ArrayRecord) -> str:
     return ""
 
 
-def _for_strategy(reply: Message, outcome: Outcome, scenario: Scenario) -> Message:
-    """Keep only what the strategy needs: it averages every metric, and ε or seconds have no mean."""
-    needed = ["num-examples", *(["train-loss"] if scenario.federation.strategy == "qfedavg" else [])]
-    kept = messages.metrics({name: outcome.metrics[name] for name in needed})
-    reply.content = RecordDict({"arrays": reply.content.array_records["arrays"], "metrics": kept})
+def _without_direction(arrays: ArrayRecord, reference: ArrayRecord) -> str:
+    """Return what is wrong with an update of 0 where Flower clips it: it divides by the norm."""
+    same = all(np.array_equal(arrays[name].numpy(), reference[name].numpy()) for name in reference)
+    return "the update is 0, which central DP at the server cannot clip" if same else ""
+
+
+def _for_strategy(reply: Message, outcome: Outcome, weights: ArrayRecord, scenario: Scenario) -> Message:
+    """Keep only what the strategy needs, in the global model's order of layers.
+
+    It averages every metric, and ε or seconds have no mean. Under central DP all parties weigh the same: a
+    weight by records would let a large party move the mean by more than the noise covers.
+    """
+    federation, arrays = scenario.federation, reply.content.array_records["arrays"]
+    kept = {name: outcome.metrics[name] for name in strategies.metrics_needed(federation)}
+    if federation.central_dp is not None:
+        kept["num-examples"] = 1.0
+    ordered = ArrayRecord({name: arrays[name] for name in weights})
+    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(kept)})
     return reply
 
 
@@ -351,6 +396,7 @@ def _note_training(
                 "status": outcome.status,
                 "detail": outcome.detail,
                 "epsilon": outcome.metrics.get("epsilon", _last_epsilon(federation, partition)),
+                "party_epsilon": _party_epsilon(federation, partition, outcome.status == "ok"),
                 "train_loss": outcome.metrics.get("train-loss", math.nan),
                 "seconds": outcome.metrics.get("seconds", math.nan),
                 "update_norm": norm,
@@ -366,6 +412,16 @@ def _last_epsilon(federation: Federation, partition: int) -> float:
     if known:
         return float(known[-1])
     return math.inf if federation.scenario.dp_of(name) is None else 0.0
+
+
+def _party_epsilon(federation: Federation, partition: int, takes_part: bool) -> float:
+    """Return what central DP has spent on a party, in rounds so far and this one; infinite without it."""
+    central = federation.scenario.federation.central_dp
+    if central is None:
+        return math.inf
+    name = federation.parties[partition]
+    mine = [row for row in federation.rows if row["party"] == name and row["round"]]
+    return strategies.party_epsilon(central, takes_part + sum(row["status"] == "ok" for row in mine))
 
 
 def _evaluate(federation: Federation, weights: ArrayRecord, round: int) -> None:
@@ -384,6 +440,7 @@ def _evaluate(federation: Federation, weights: ArrayRecord, round: int) -> None:
         if row is None:
             row = {"game": federation.game, "round": round, "party": name, "status": "ok", "detail": ""}
             row["epsilon"] = math.inf if federation.scenario.dp_of(name) is None else 0.0
+            row["party_epsilon"] = math.inf if federation.scenario.federation.central_dp is None else 0.0
             federation.rows.append(row)
         if reply.has_error():
             log.warning("%s: evaluation failed: %s", name, reply.error.reason)

@@ -4,6 +4,13 @@ Stock Flower samples clients from the operating system's randomness and sums rep
 they arrive. Here the parties of a round are drawn by partition id from a stream of our own, and
 replies are sorted by partition id before the strategy sees them; the strategies themselves are
 Flower's, unchanged.
+
+Central DP is Flower's as well (`with_central_dp`). Its unit is a party: federations are neighbours where one
+of them lacks a party that the other has, the number of parties in a round being public (McMahan et al. 2018;
+Andrew et al. 2021, whose count of clipped updates is of bits shifted by ½). Each party that takes part weighs
+the same, whatever its number of records, and a round is one Gaussian mechanism of noise multiplier z: the
+rounds in which a party takes part compose to its ε (`party_epsilon`). No amplification by the draw of parties
+is claimed. The server adds the noise: it is trusted with each update, whoever clips it.
 """
 
 from __future__ import annotations
@@ -11,16 +18,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message
 from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import rng
+from fedsim import gaussian, rng
 from fedsim.errors import InputError, suggestion
-from fedsim.scenario import FederationSettings, TrainingSettings
+from fedsim.scenario import CentralDPSettings, FederationSettings, TrainingSettings
 
 CLASSES: dict[str, type[stock.FedAvg]] = {
     "fedavg": stock.FedAvg,
@@ -46,13 +53,27 @@ _OURS = (
 # What a strategy keeps from round to round beside the global model.
 _STATE = ("m_t", "v_t", "momentum_vector")
 
+# Only in a plain mean is what a party moves bounded by the clipping norm over n: whatever else a strategy
+# does with the updates would have to be done after the noise, which Flower adds last.
+_MEANS = ("fedavg", "fedprox")
+NORM_BIT = "norm_bit"
+"""Flower's name for the metric 'my update was clipped', which adaptive clipping at the parties asks for."""
+CLIPPING_NORM = "clipping_norm"
+"""Flower's name for the norm in the server's message, where the parties clip."""
+
 
 def build(settings: FederationSettings, training: TrainingSettings) -> Strategy:
     """Return Flower's strategy of this name, with its options.
 
     Raises:
-        InputError: an option that the strategy does not have, or a value that it refuses.
+        InputError: an option that the strategy does not have, a value that it refuses, or central DP around
+            what is no mean.
     """
+    if settings.central_dp is not None and settings.strategy not in _MEANS:
+        raise InputError(
+            f"federation.central_dp: federation.strategy = '{settings.strategy}' does more than average, "
+            f"which the noise does not cover; use {' or '.join(map(repr, _MEANS))}"
+        )
     kind = CLASSES[settings.strategy]
     valid = [name for name in inspect.signature(kind.__init__).parameters if name not in _OURS]
     for name in settings.options:
@@ -82,9 +103,105 @@ def sample(
     return sorted(everyone[index] for index in chosen)
 
 
+class _AsPublished:
+    """Mixed into Flower's adaptive wrappers, which differ from Andrew et al. 2021, algorithm 1, twice.
+
+    They move the norm by the share of updates that were clipped, where the paper has the share that was not:
+    the norm runs away from the quantile. And they move it before they draw the noise, which is then z times
+    another norm than the one at which the updates were clipped.
+    """
+
+    def _geometric_update(self, clipped_fraction: float) -> None:
+        self._unclipped = 1 - clipped_fraction
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        aggregated = super().aggregate_train(server_round, replies)  # type: ignore[misc]
+        super()._geometric_update(self._unclipped)  # type: ignore[misc]
+        return aggregated
+
+
+class _ServerSideAdaptive(_AsPublished, stock.DifferentialPrivacyServerSideAdaptiveClipping):
+    pass
+
+
+class _ClientSideAdaptive(_AsPublished, stock.DifferentialPrivacyClientSideAdaptiveClipping):
+    pass
+
+
+_FIXED = {
+    "server": stock.DifferentialPrivacyServerSideFixedClipping,
+    "client": stock.DifferentialPrivacyClientSideFixedClipping,
+}
+_ADAPTIVE = {"server": _ServerSideAdaptive, "client": _ClientSideAdaptive}
+
+
+def with_central_dp(inner: Strategy, settings: CentralDPSettings, participants: int) -> Strategy:
+    """Return Flower's central-DP wrapper around ``inner``, for so many parties in a round."""
+    if settings.clipping == "fixed":
+        return _FIXED[settings.where](inner, settings.noise_multiplier, settings.clipping_norm, participants)
+    return _ADAPTIVE[settings.where](
+        inner,
+        settings.noise_multiplier,
+        participants,
+        initial_clipping_norm=settings.clipping_norm,
+        target_clipped_quantile=settings.clipping_quantile,
+        clip_norm_lr=settings.clipping_rate,
+        clipped_count_stddev=count_noise(settings, participants),
+    )
+
+
+def count_noise(settings: CentralDPSettings, participants: int) -> float:
+    """Return the standard deviation of the noise on the number of clipped updates.
+
+    A twentieth of the parties, as Andrew et al. 2021 recommend, but at least z: from half of z downwards the
+    count alone would spend more than all is meant to, and at z the updates' noise grows by 15 %.
+    """
+    return max(participants / 20, settings.noise_multiplier)
+
+
+def party_epsilon(settings: CentralDPSettings, rounds: int) -> float:
+    """Return the party-level ε, at the settings' δ, of a party that took part in so many rounds.
+
+    Where clipping is adaptive, z stands for updates and counts together: Flower raises the updates' noise to
+    (z⁻² − (2σ_b)⁻²)^−½, so that both as one mechanism have multiplier z (Andrew et al. 2021, theorem 1).
+    """
+    return gaussian.epsilon_of(settings.delta, settings.noise_multiplier, rounds)
+
+
+def metrics_needed(settings: FederationSettings) -> list[str]:
+    """Return the metrics of a party's reply that the strategy reads."""
+    central = settings.central_dp
+    needed = ["num-examples"]
+    if settings.strategy == "qfedavg":
+        needed.append("train-loss")
+    if central is not None and (central.where, central.clipping) == ("client", "adaptive"):
+        needed.append(NORM_BIT)
+    return needed
+
+
+def aggregate(
+    strategy: Strategy, round: int, replies: list[Message], seed: int, game: int
+) -> ArrayRecord | None:
+    """Return the new global model, None where the strategy gave none; ``replies`` by partition id.
+
+    Central DP draws its noise from NumPy's global functions, and scales it to the replies that there are.
+    """
+    if _is_central(strategy):
+        cast(Any, strategy).num_sampled_clients = len(replies)
+    with rng.numpy_global(seed, "central dp noise", game=game, round=round):
+        return strategy.aggregate_train(round, replies)[0]
+
+
+def _is_central(strategy: Strategy) -> bool:
+    return isinstance(strategy, (*_FIXED.values(), *_ADAPTIVE.values()))
+
+
 def state_of(strategy: Strategy) -> dict[str, np.ndarray]:
     """Return the strategy's own arrays, such as server momentum, to be kept in a checkpoint."""
     arrays = {}
+    if _is_central(strategy):
+        wrapper = cast(Any, strategy)
+        arrays, strategy = {CLIPPING_NORM: np.array([wrapper.clipping_norm])}, wrapper.strategy
     for attribute in _STATE:
         value = getattr(strategy, attribute, None)
         if isinstance(value, list):
@@ -96,6 +213,9 @@ def state_of(strategy: Strategy) -> dict[str, np.ndarray]:
 
 def restore(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> None:
     """Undo `state_of`."""
+    if _is_central(strategy):
+        wrapper = cast(Any, strategy)
+        wrapper.clipping_norm, strategy = arrays[CLIPPING_NORM].item(), wrapper.strategy
     for attribute in _STATE:
         prefix = f"{attribute}/"
         part = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,3 +44,16 @@ def test_known_value_stays_what_it_was() -> None:
     expected = int(hashlib.sha256(text.encode()).hexdigest(), 16) >> (256 - 63)
     assert rng.integer(7, "training", game=1, party="hospital-2", round=3) == expected
     assert expected == 4576841842369031693
+
+
+def test_numpys_global_functions_draw_from_the_key_and_are_left_as_they_were() -> None:
+    before = np.random.get_state(legacy=False)
+
+    def draw(round: int) -> list[float]:
+        with rng.numpy_global(1, "x", round=round):
+            return np.random.normal(size=4).tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+    after = np.random.get_state(legacy=False)
+    np.testing.assert_array_equal(before["state"]["key"], after["state"]["key"])
+    assert before["state"]["pos"] == after["state"]["pos"]

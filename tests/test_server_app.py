@@ -12,9 +12,9 @@ from support import final_sha, finished_run, prepared_run
 
 from clients import client_app, messages
 from clients.party import party_of
-from fedsim import server_app
+from fedsim import gaussian, runner, server_app
 from fedsim.engines.inprocess import InProcessGrid
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, InputError
 from fedsim.results import RunDirectory
 
 Twist = Callable[[Message], Message]
@@ -194,7 +194,118 @@ def test_evaluation_is_that_of_the_global_model_on_held_out_records(tmp_path: Pa
 
 def test_a_run_config_without_a_run_says_what_to_set() -> None:
     from clients.party import run_folder
-    from fedsim.errors import InputError
 
     with pytest.raises(InputError, match=r"flwr run \. --run-config"):
         run_folder(Context(1, 1, {}, RecordDict(), {"run": "", "game": 0}))
+
+
+# Central DP
+
+CENTRAL = {"noise_multiplier": 0.5, "clipping_norm": 0.5}
+WHERE = [
+    {"where": where, "clipping": kind} for where in ("server", "client") for kind in ("fixed", "adaptive")
+]
+
+
+def private(folder: Path, out: str = "run", rounds: int = 3, **settings: object) -> RunDirectory:
+    federation = {"rounds": rounds, "central_dp": CENTRAL | settings}
+    return prepared_run(folder, out=out, federation=federation, adversary={"attacks": ["loss"]})
+
+
+@pytest.mark.parametrize("kind", WHERE, ids=lambda kind: "-".join(kind.values()))
+def test_central_dp_is_repeatable_also_after_a_stop_and_with_workers(tmp_path: Path, kind: dict) -> None:
+    runs = [private(tmp_path, out, **kind) for out in ("a", "b", "c")]
+    runner.federate(runs[0])
+    np.random.random(5)  # Flower draws its noise from this global state
+    runner.federate(runs[1], workers=2)
+    with pytest.raises(FedsimError):
+        federate_with(runs[2], dict.fromkeys(("hospital-1", "hospital-2", "hospital-3"), raises))
+    assert runs[2].last_round(0) == 1
+    runner.federate(runs[2])
+    assert final_sha(runs[0]) == final_sha(runs[1]) == final_sha(runs[2])
+    assert final_sha(runs[0]) != final_sha(
+        finished_run(tmp_path, out="open", adversary={"attacks": ["loss"]})
+    )
+
+
+def test_a_partys_epsilon_counts_the_rounds_in_which_its_update_was_used(tmp_path: Path) -> None:
+    run = private(tmp_path)
+    federate_with(run, {"hospital-3": raises})
+    rounds = run.table("rounds").set_index(["party", "round"])["party_epsilon"]
+    expected = [gaussian.epsilon_of(1e-5, 0.5, k) for k in range(4)]
+    assert rounds["hospital-2"].tolist() == pytest.approx(expected)
+    assert rounds["hospital-3"].tolist() == pytest.approx([expected[k] for k in (0, 1, 1, 2)])
+    assert run.manifest["central_dp"]["epsilon_of_all_rounds"] == pytest.approx(expected[3])
+    assert run.manifest["central_dp"]["unit"] == "party"
+
+
+def test_without_central_dp_no_party_level_epsilon_is_promised(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["loss"]})
+    parties = run.table("rounds").query("party != 'all'")
+    assert np.isinf(parties["party_epsilon"]).all() and "central_dp" not in run.manifest
+
+
+def test_parties_weigh_the_same_and_fewer_replies_get_more_noise(tmp_path: Path) -> None:
+    """Three hospitals of unequal size, one of which fails: the mean of the two others, plus σC/2."""
+    sent: dict[str, dict[str, np.ndarray]] = {}
+
+    def keep(name: str) -> Twist:
+        def note(reply: Message) -> Message:
+            sent[name] = messages.to_numpy(reply.content.array_records["arrays"])
+            return reply
+
+        return note
+
+    federation = {"rounds": 1, "central_dp": {"noise_multiplier": 0.5, "clipping_norm": 1e6}}
+    parties = {"count": 3, "partition": "linear"}
+    run = prepared_run(tmp_path, federation=federation, parties=parties, adversary={"attacks": ["loss"]})
+    sizes = run.manifest["parties"]
+    assert len(set(sizes.values())) == 3
+    twists = {"hospital-1": keep("1"), "hospital-2": keep("2"), "hospital-3": raises}
+    federate_with(run, twists, rounds=(1,))
+    model = run.read_model(0, 1)
+    noise = np.concatenate([(model[k] - (sent["1"][k] + sent["2"][k]) / 2).ravel() for k in model])
+    assert np.std(noise) == pytest.approx(0.5 * 1e6 / 2, rel=0.25)  # 82 draws: three standard errors
+    assert abs(np.mean(noise)) < 3 * 0.25e6 / np.sqrt(len(noise))
+
+
+def unchanged(reply: Message) -> Message:
+    weights = messages.to_numpy(reply.content.array_records["arrays"])
+    return with_weights(reply, {name: SENT[name] for name in weights})
+
+
+SENT: dict[str, np.ndarray] = {}
+
+
+def test_an_update_of_nothing_is_no_crash(tmp_path: Path) -> None:
+    run = private(tmp_path)
+    federate_with(run, {}, rounds=())
+    SENT.update(run.read_model(0, 1))
+    again = private(tmp_path, "again")
+    federate_with(again, {"hospital-2": unchanged})
+    row = again.table("rounds").set_index(["round", "party"]).loc[(2, "hospital-2")]
+    assert row["status"] == "invalid" and "the update is 0" in row["detail"]
+    assert again.last_round(0) == 3
+
+
+def test_what_central_dp_and_secure_aggregation_do_not_hide_is_said(tmp_path: Path) -> None:
+    said = " ".join(private(tmp_path, where="client").manifest["notices"])
+    assert "hides nothing of a record beyond what that noise hides" in said and "left out" not in said
+    federation = {"rounds": 1, "central_dp": CENTRAL | {"where": "client"}}
+    adversary = {"attacks": ["all"], "secure_aggregation": True}
+    run = prepared_run(tmp_path, out="all", federation=federation, adversary=adversary)
+    said = " ".join(run.manifest["notices"])
+    assert "Attacks on shadow federations are left out" in said and "hides nothing of any record" in said
+
+
+def test_attacks_that_cannot_follow_central_dp_are_left_out_or_refused(tmp_path: Path) -> None:
+    federation = {"rounds": 2, "central_dp": CENTRAL}
+    run = finished_run(tmp_path, federation=federation, adversary={"attacks": ["all"]})
+    found = set(run.table("scores")["attack"])
+    assert "loss-series" in found and not found & {"lira", "joint", "first-update", "rmia"}
+    for names in (["lira"], ["all", "lira"]):
+        with pytest.raises(InputError, match=r"'lira' simulates the federation.*federation\.central_dp"):
+            prepared_run(tmp_path, out="no", federation=federation, adversary={"attacks": names})
+    with pytest.raises(InputError, match="where = 'server' clips each party's own update"):
+        adversary = {"attacks": ["loss"], "secure_aggregation": True}
+        prepared_run(tmp_path, out="no", federation=federation, adversary=adversary)
