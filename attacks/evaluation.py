@@ -342,6 +342,22 @@ def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
     return _region(_region(fpr, epsilon, delta), epsilon, delta)
 
 
+def epsilon_needed(tpr: float, fpr: float, delta: float) -> float:
+    """Return the smallest ε at which (ε, δ)-DP allows such rates (`tpr_bound`), on average over games.
+
+    From the lower end of an interval of the TPR and the upper end of one of the FPR, 97.5 % sure each, it is a
+    lower bound on the largest of the parties' true ε, with 95 %; 0 where the rates show nothing. Infinite where
+    no ε allows them.
+    """
+    from scipy.optimize import brentq
+
+    if tpr <= tpr_bound(fpr, 0.0, delta):
+        return 0.0
+    if tpr > tpr_bound(fpr, 700.0, delta):
+        return math.inf
+    return float(brentq(lambda epsilon: tpr_bound(fpr, epsilon, delta) - tpr, 0.0, 700.0, xtol=1e-9))
+
+
 def _region(rate: float, epsilon: float, delta: float) -> float:
     """Return the power min(e^ε r + δ, 1 − e^−ε (1 − δ − r), 1) of a test at level r (ibid., thm 2.1)."""
     if math.isinf(epsilon):

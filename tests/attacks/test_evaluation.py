@@ -591,6 +591,23 @@ def test_the_tpr_that_dp_allows_is_a_linear_program_s(fpr: float, epsilon: float
     )
 
 
+@given(tpr=st.floats(0, 1), fpr=st.floats(1e-4, 1), delta=st.floats(0, 0.1))
+def test_the_epsilon_that_rates_need_is_the_smallest_that_allows_them(
+    tpr: float, fpr: float, delta: float
+) -> None:
+    needed = evaluation.epsilon_needed(tpr, fpr, delta)
+    assert evaluation.tpr_bound(fpr, needed + 1e-6, delta) >= tpr - 1e-9
+    if needed > 1e-6:
+        assert evaluation.tpr_bound(fpr, needed - 1e-6, delta) < tpr
+
+
+def test_the_epsilon_that_rates_need_by_hand() -> None:
+    # Two records apart, without δ: TPR ≤ e^{2ε} FPR where that is small.
+    assert evaluation.epsilon_needed(0.04, 0.01, 0.0) == pytest.approx(math.log(4) / 2)
+    assert evaluation.epsilon_needed(0.01, 0.02, 0.0) == 0.0
+    assert evaluation.epsilon_needed(0.5, 0.0, 0.0) == math.inf
+
+
 def test_without_dp_every_tpr_is_allowed() -> None:
     assert evaluation.tpr_bound(0.0, math.inf, 1e-5) == 1
     assert evaluation.tpr_bound(0.001, 1e6, 0.0) == 1
