@@ -225,6 +225,58 @@ def attack(folder: Path, attacks: str | None, workers: int) -> None:
     _write_report(run)
 
 
+@main.command("sweep")
+@click.argument("file", type=click.Path(path_type=Path))
+@_data_dir
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: runs/sweeps/<name>]")
+@click.option("--cells", type=click.Path(path_type=Path), help="Folder of runs. [default: <out>/cells]")
+@click.option("--workers", type=click.IntRange(1), help="Cells at a time. [default: one per core]")
+@click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
+@click.option("--ray-address", envvar="RAY_ADDRESS", help="Cluster of --engine ray. [env: RAY_ADDRESS]")
+@click.option("--show", is_flag=True, help="Run nothing; show what is finished.")
+def run_sweep(
+    file: Path,
+    data_dir: Path | None,
+    out: Path | None,
+    cells: Path | None,
+    workers: int | None,
+    engine: str,
+    ray_address: str | None,
+    show: bool,
+) -> None:
+    """Run every combination of the settings in FILE (a TOML file), and make one table of all.
+
+    A sweep that was stopped, in whatever way, goes on with the same command.
+
+    \b
+    Examples:
+      fedsim sweep experiments/sweeps/epsilon.toml
+      fedsim sweep experiments/sweeps/epsilon.toml --workers 8 --out runs/frontier
+      fedsim sweep experiments/sweeps/epsilon.toml --engine ray --ray-address auto
+      fedsim sweep experiments/sweeps/epsilon.toml --show
+    """
+    from fedsim import live, runner, sweep, tables
+
+    runner.check_engine(engine)
+    name = sweep.load(file).name
+    out = (out or Path("runs") / "sweeps" / name).resolve()
+    with live.bar("checking", _err) as progress:
+        points = sweep.plan(file, (cells or out / "cells").resolve(), data_dir, progress)
+    distinct = sweep.distinct(points)
+    failed: dict[str, str] = {}
+    if not show:
+        done, workers = sum(cell.finished for cell in distinct), workers or os.cpu_count() or 1
+        _err.print(f"{name}: {len(points)} points, {len(distinct)} cells, {done} finished; folder: {out}")
+        with live.sweep(points, workers, _err) as watch:
+            failed = sweep.run(points, workers, engine, ray_address, watch)
+    found = sweep.write(points, out, failed)
+    if len(found):
+        _out.print(tables.sweep(sweep.compact(found, sweep.load(file).headline), name))
+    _out.print(f"Table: [bold]{out / 'sweep.parquet'}[/bold]", highlight=False, soft_wrap=True)
+    if failed:
+        raise FedsimError(sweep.complaint(points, failed))
+
+
 @main.group()
 def attacks() -> None:
     """The attacks there are."""

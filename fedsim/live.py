@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from attacks.observer import PROGRESS
+from fedsim.cells import Cell, Report
 from fedsim.errors import FedsimError
 from fedsim.files import read_json
 from fedsim.results import RunDirectory
+from fedsim.sweep import Point, distinct
 
 _POLL_SECONDS = 0.2
 
@@ -162,3 +174,85 @@ def bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total)
 
         yield move
+
+
+@contextmanager
+def sweep(points: Sequence[Point], workers: int, console: Console) -> Iterator[Callable[[Report], None]]:
+    """Print a line for each cell that ends, below them a bar; yield the function that takes the reports."""
+    pace = Pace(distinct(points), workers)
+    names = {point.cell.key: point.name for point in reversed(points)}
+    bar = Progress(
+        TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), _Left(pace),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=len(names), completed=len(pace.ended))
+
+        def take(report: Report) -> None:
+            now = time.monotonic()
+            pace.take(report, now)
+            bar.update(task, completed=len(pace.ended), description=f"{len(pace.running)} running")
+            if report.state == "running":
+                return
+            took = duration(pace.took.get(report.key, 0))
+            what = took if report.state == "done" else f"[red]failed[/red]: {escape(report.reason)}"
+            text = f"{len(pace.ended)}/{len(names)}  {escape(names[report.key])}: {what}"
+            console.print(f"{text}  [dim]{pace.words(now)}[/dim]", highlight=False, soft_wrap=True)
+
+        yield take
+
+
+class Pace:
+    """How far a sweep is, and how long the rest will take, by how long its cells took."""
+
+    def __init__(self, all_cells: Sequence[Cell], workers: int) -> None:
+        self.cells = {cell.key: cell for cell in all_cells}
+        self.workers = workers
+        self.running: dict[str, float] = {}  # key → when it was started
+        self.took: dict[str, float] = {}  # key → seconds
+        for cell in all_cells:
+            if cell.finished:
+                games = RunDirectory(cell.path).manifest["games"].values()
+                self.took[cell.key] = sum(game["seconds"] for game in games)
+        self.ended = set(self.took)
+
+    def take(self, report: Report, now: float) -> None:
+        """Note a report of the time ``now``, seconds on any clock."""
+        if report.state == "running":
+            self.running[report.key] = now
+            return
+        started = self.running.pop(report.key)
+        self.ended.add(report.key)
+        if report.state == "done":
+            self.took[report.key] = now - started
+
+    def left(self, now: float) -> float | None:
+        """Return the seconds left, None where no cell has been finished yet."""
+        if not self.took:
+            return None
+        rest = [self._expected(key) - (now - since) for key, since in self.running.items()]
+        rest += [self._expected(key) for key in self.cells if key not in self.ended | set(self.running)]
+        return max([sum(max(0.0, each) for each in rest) / self.workers, *rest, 0.0])
+
+    def _expected(self, key: str) -> float:
+        """Return what cells of the same scenario took on average, or all cells where there are none."""
+        name = self.cells[key].scenario.name
+        alike = [took for other, took in self.took.items() if self.cells[other].scenario.name == name]
+        known = alike or list(self.took.values())
+        return sum(known) / len(known)
+
+    def words(self, now: float) -> str:
+        """Say the time left, '' where it is not known yet, or nothing is left."""
+        left = self.left(now)
+        return "" if left is None or len(self.ended) == len(self.cells) else f"{duration(left)} left"
+
+
+class _Left(ProgressColumn):
+    max_refresh = 1.0
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(self.pace.words(time.monotonic()))
