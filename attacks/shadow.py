@@ -45,7 +45,7 @@ __all__ = [
     "FederationPlan", "Membership", "PartyTraining", "Shadows", "cache_folder", "draw_members", "simulate",
 ]  # fmt: skip
 
-VERSION = 2
+VERSION = 3
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]
@@ -376,6 +376,10 @@ def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bo
     return seen.block
 
 
+SIGNAL_LOGITS = 2**18
+"""Logits that are turned into signals at a time."""
+
+
 class _Seen:
     """What is kept of a block: filled round by round."""
 
@@ -395,10 +399,15 @@ class _Seen:
         def observe(t: int, answers: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> None:
             place = self._job.rounds.index(t)
             labels = self._job.signal_records.labels
-            for s, logits in enumerate(answers.numpy(), start=first):
-                self.block["phi"][s, place] = signals.scaled_logit(logits.astype(np.float64), labels)
-                if self._job.keep_logits:
-                    self.block["logits"][s, place] = logits
+            logits, s = answers.numpy(), slice(first, first + len(answers))
+            # float64 takes twice the memory of all the logits: not of many shadows at a time.
+            many = max(1, SIGNAL_LOGITS // max(1, logits[0].size))
+            for part in np.split(np.arange(len(logits)), range(many, len(logits), many)):
+                flat = logits[part].reshape(-1, logits.shape[2]).astype(np.float64)
+                phi = signals.scaled_logit(flat, np.tile(labels, len(part)))
+                self.block["phi"][first + part, place] = phi.reshape(len(part), -1)
+            if self._job.keep_logits:
+                self.block["logits"][s, place] = logits
             if t in self._job.weight_rounds:
                 flat = np.concatenate([w.numpy().reshape(len(w), -1) for w in weights.values()], axis=1)
                 kept = self.block["weights"][first : first + len(flat)]

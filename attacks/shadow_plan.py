@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +17,6 @@ from fedsim import rng
 from fedsim.errors import InputError, suggestion
 from fedsim.privacy import Plan, steps_per_round
 from fedsim.scenario import ModelSettings, TrainingSettings
-
-if TYPE_CHECKING:
-    import torch
 
 STRATEGIES: dict[str, dict[str, float]] = {
     "fedavg": {},
@@ -119,24 +115,18 @@ class FederationPlan:
 class Streams:
     """The random streams of one shadow.
 
+    key: (seed, game), common to all shadows of a game
     order: participation, permutations, Poisson batches (`draw_schedule`)
-    noise: of DP-SGD, one per party
+    noise: the numbers from which the noise of DP-SGD is made (`attacks.noise`)
     seed: of torch's global stream, for modules that draw from it
     """
 
     def __init__(self, seed: int, game: int, shadow: int) -> None:
         purpose = f"shadow/{shadow}"
-        self._key = (seed, game, f"{purpose}/noise")
-        self._noise: dict[int, torch.Generator] = {}
+        self.key = (seed, game)
         self.order = rng.generator(seed, f"{purpose}/order", game=game)
+        self.noise = rng.generator(seed, f"{purpose}/noise", game=game)
         self.seed = rng.integer(seed, f"{purpose}/module", game=game)
-
-    def noise(self, party: int) -> torch.Generator:
-        """Return the party's stream of noise."""
-        if party not in self._noise:
-            seed, game, purpose = self._key
-            self._noise[party] = rng.torch_generator(seed, purpose, game=game, party=str(party))
-        return self._noise[party]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,17 +137,22 @@ class Schedule:
     batches: per party (S, steps, width) int, positions among the party's records; −1 is no record. Plain
         parties go through a fresh permutation per epoch, cut into batches of which the last is smaller;
         private ones draw every record with probability q in every step.
+    noise: (S, parties, steps) uint64, from which the noise of a private party's step is made
     """
 
     active: np.ndarray
     batches: list[np.ndarray]
+    noise: np.ndarray
 
 
 def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
     """Draw the next round of the shadows with these streams, each from its own."""
     active = np.stack([_participants(plan, stream.order) for stream in streams])
     batches = _permuted(plan, streams) | _poisson(plan, streams)
-    return Schedule(active, [batches[k] for k in range(len(plan.parties))])
+    steps = max([plan.steps(k) for k in plan.private], default=0)
+    shape = (len(plan.parties), steps)
+    noise = np.stack([stream.noise.bit_generator.random_raw(shape) for stream in streams])
+    return Schedule(active, [batches[k] for k in range(len(plan.parties))], noise)
 
 
 def _participants(plan: FederationPlan, stream: np.random.Generator) -> np.ndarray:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attacks.noise import NoiseSource
 from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule, poisson_width
-from attacks.stacked import Batches, Parameters, Pool, Stack, layout_of, optimizer, up
+from attacks.stacked import Batches, Noise, Parameters, Pool, Stack, Workspace, layout_of, optimizer, up
 from fedsim import models
 from fedsim.data.records import Records
 
@@ -49,35 +50,40 @@ def train_block(
     """
     with torch.no_grad():
         current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
+        block = _Block(plan, stack, pool, with_empty_row(members, len(pool)), streams, Workspace())
         aggregate = server(plan)
         for t in range(plan.rounds + 1):
             if stop():
                 raise CancelledError
             if t in rounds:
-                observe(t, stack.logits(current, signal_pool), stack.state(current))
+                observe(t, stack.logits(current, signal_pool), stack.state(stack.pieces(current)))
             if t < plan.rounds:
-                schedule = draw_schedule(plan, streams)
-                current = aggregate(current, _mean(plan, stack, current, pool, members, schedule, streams))
-        return stack.state(current)
+                current = aggregate(current, _mean(block, current, draw_schedule(plan, streams)))
+        return stack.state(stack.pieces(current))
 
 
-def _mean(
-    plan: FederationPlan,
-    stack: Stack,
-    current: Parameters,
-    pool: Pool,
-    members: np.ndarray,
-    schedule: Schedule,
-    streams: Sequence[Streams],
-) -> Parameters:
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What all rounds of a block share; members as `with_empty_row` returns them."""
+
+    plan: FederationPlan
+    stack: Stack
+    pool: Pool
+    members: np.ndarray
+    streams: Sequence[Streams]
+    scratch: Workspace
+
+
+def _mean(block: _Block, current: Parameters, schedule: Schedule) -> Parameters:
     """Return the mean of the parties' answers in one round, weighted by their records, (S, …)."""
+    plan = block.plan
     total = torch.from_numpy(schedule.active @ plan.sizes)
     mean = [torch.zeros_like(p) for p in current]
     for parties in (plan.plain, plan.private):
-        cohort = gather(plan, parties, schedule, members, len(pool))
+        cohort = gather(plan, parties, schedule, block.members, len(block.pool))
         if cohort.models == 0:
             continue
-        answers = _train(plan, stack, current, pool, cohort, streams)
+        answers = _train(block, current, cohort)
         for k, start, stop in cohort.spans():
             shadows = cohort.shadow[start:stop]
             share = (plan.parties[k].size / total[shadows]).float()
@@ -103,6 +109,7 @@ class Cohort:
     counts: models of each of these parties
     shadow: (M,) int64
     rows: (steps, M, width) int32, rows of the pool, the pool's empty last one where there is no record
+    noise: (steps, M) uint64, from which the noise of a private party's step is made
     steps: per party
     widths: per step, the part of ``rows`` that is in use
     """
@@ -111,6 +118,7 @@ class Cohort:
     counts: list[int]
     shadow: Tensor
     rows: Tensor
+    noise: np.ndarray
     steps: list[int]
     widths: list[int]
 
@@ -134,26 +142,42 @@ class Cohort:
         return torch.tensor(values, dtype=torch.float32).repeat_interleave(torch.tensor(self.counts))[:, None]
 
 
+def with_empty_row(members: np.ndarray, empty: int) -> np.ndarray:
+    """Return (S, parties, L) rows of a pool as (S, parties, L + 1), ending with its empty row.
+
+    Then position −1, no record, leads to the empty row, in the flattened array too.
+    """
+    padded = np.pad(members, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
+    return np.where(padded < 0, empty, padded).astype(np.int32)
+
+
 def gather(
     plan: FederationPlan, parties: Sequence[int], schedule: Schedule, members: np.ndarray, empty: int
 ) -> Cohort:
-    """Collect the models of these parties that train in the round; ``empty`` is the pool's empty row."""
+    """Collect the models of these parties that train in the round.
+
+    members: as `with_empty_row` returns them; empty: the pool's empty row
+    """
     order = sorted(parties, key=lambda k: -plan.steps(k))
     steps = [plan.steps(k) for k in order]
     widths = _widths(plan, order, schedule)
     taking_part = [np.flatnonzero(schedule.active[:, k]) for k in order]
     counts = [len(shadows) for shadows in taking_part]
     widest = max([*widths, *(schedule.batches[k].shape[2] for k in order)], default=0)
-    rows = np.full((max(steps, default=0), sum(counts), widest), empty, np.int32)
+    longest = max(steps, default=0)
+    rows = np.full((longest, sum(counts), widest), empty, np.int32)
+    noise = np.zeros((longest, sum(counts)), np.uint64)
+    flat, firsts = members.ravel(), np.arange(0, members.size, members.shape[2]).reshape(members.shape[:2])
     start = 0
-    for k, shadows in zip(order, taking_part, strict=True):
-        position = schedule.batches[k][shadows]  # (shadows, steps, width)
-        row = np.take_along_axis(members[shadows, k][:, None], position.clip(0), axis=2)
-        place = rows[: row.shape[1], start : start + len(shadows), : row.shape[2]]
-        place[:] = np.where(position < 0, empty, row).swapaxes(0, 1)
-        start += len(shadows)
+    for k, shadows, count in zip(order, taking_part, counts, strict=True):
+        position = schedule.batches[k][shadows] + firsts[shadows, k, None, None]  # (shadows, steps, width)
+        part = np.s_[: position.shape[1], start : start + count]
+        rows[part][..., : position.shape[2]] = flat[position].swapaxes(0, 1)
+        drawn = schedule.noise[shadows, k].T[: position.shape[1]]
+        noise[part][: len(drawn)] = drawn
+        start += count
     shadow = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *taking_part]))
-    return Cohort(order, counts, shadow, torch.from_numpy(rows), steps, widths)
+    return Cohort(order, counts, shadow, torch.from_numpy(rows), noise, steps, widths)
 
 
 def _widths(plan: FederationPlan, parties: Sequence[int], schedule: Schedule) -> list[int]:
@@ -174,19 +198,15 @@ def _widths(plan: FederationPlan, parties: Sequence[int], schedule: Schedule) ->
     return [up(width) for width in widths.tolist()]
 
 
-def _train(
-    plan: FederationPlan,
-    stack: Stack,
-    current: Parameters,
-    pool: Pool,
-    cohort: Cohort,
-    streams: Sequence[Streams],
-) -> Parameters:
-    """Return the models of the cohort after a round's local training, (M, …)."""
-    local = [p.index_select(0, cohort.shadow) for p in current]
+def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
+    """Return the models of the cohort after a round's local training, (M, …), valid until the next call."""
+    plan, stack, pool = block.plan, block.stack, block.pool
+    local = [block.scratch(f"local {i}", cohort.models, *p.shape[1:]) for i, p in enumerate(current)]
+    for p, start in zip(local, current, strict=True):
+        torch.index_select(start, 0, cohort.shadow, out=p)
     trainer = stack.trainer(local, pool)
     update = optimizer(local, plan.training, plan.proximal_mu)
-    private = _Private(plan, stack, cohort, streams) if plan.parties[cohort.parties[0]].dp else None
+    private = _Private(block, cohort) if plan.parties[cohort.parties[0]].dp else None
     labels, present = pool.labels[cohort.rows], (cohort.rows != len(pool)).float()
     size = present.sum(2, keepdim=True).clamp_(min=1) if private is None else private.expected_batch
     weight = present / size
@@ -195,7 +215,7 @@ def _train(
         rows, y, w = (part[step, :n, :width] for part in (cohort.rows, labels, weight))
         batches = Batches(rows, y, w)
         if private is not None:
-            batches = replace(batches, clipping_norm=private.clipping_norm[:n], noise=private.noise(n))
+            batches = replace(batches, clipping_norm=private.clipping_norm[:n], noise=private.noise(step, n))
         update(trainer.gradient(batches), n)
     return local
 
@@ -203,24 +223,20 @@ def _train(
 class _Private:
     """What DP-SGD adds: clipping norms and expected batches, (M, 1), and noise on the averaged gradient."""
 
-    def __init__(
-        self, plan: FederationPlan, stack: Stack, cohort: Cohort, streams: Sequence[Streams]
-    ) -> None:
+    def __init__(self, block: _Block, cohort: Cohort) -> None:
+        plan = block.plan
         plans = [plan.dp(k) for k in cohort.parties]
         self.clipping_norm = cohort.per_model([dp.clipping_norm for dp in plans])
         self.expected_batch = cohort.per_model([dp.expected_batch for dp in plans])
-        self._deviation = cohort.per_model([noise_deviation(plan, k) for k in cohort.parties])
-        self._streams = [
-            streams[s].noise(k) for k, a, b in cohort.spans() for s in cohort.shadow[a:b].tolist()
-        ]
-        self._stack = stack
-        self._noise = torch.empty(cohort.models, stack.parameters)
+        self._deviation = cohort.per_model([noise_deviation(plan, k) for k in cohort.parties])[:, 0]
+        self._numbers = cohort.noise
+        self._stack = block.stack
+        self._source = NoiseSource(block.streams[0].key, block.stack.parameters)
 
-    def noise(self, n: int) -> list[Tensor]:
-        """Return this step's noise for the first ``n`` models."""
-        for row, stream in zip(self._noise[:n], self._streams, strict=False):
-            row.normal_(generator=stream)
-        return self._stack.split(self._noise[:n].mul_(self._deviation[:n]))
+    def noise(self, step: int, n: int) -> Noise:
+        """Return a step's noise for the first ``n`` models."""
+        flat, signs = self._source.draw(self._numbers[step, :n])
+        return Noise(self._stack.split(flat), signs.mul_(self._deviation[:n]))
 
 
 def noise_deviation(plan: FederationPlan, party: int) -> float:
@@ -316,7 +332,8 @@ def train_one(
                 module.load_state_dict(dict(zip(names, current, strict=True)))
                 own = torch.from_numpy(members[k][members[k] >= 0].astype(np.int64))
                 data = features[own], labels[own]
-                _train_party(plan, k, module, data, schedule.batches[k][0], streams)
+                noise = schedule.noise[0, k]
+                _train_party(plan, k, module, data, schedule.batches[k][0], noise, streams)
                 for sum_, answer in zip(mean, module.state_dict().values(), strict=True):
                     sum_ += plan.parties[k].size / total * answer
             current = aggregate(current, mean)
@@ -338,20 +355,28 @@ def _train_party(
     module: nn.Module,
     data: tuple[Tensor, Tensor],
     batches: np.ndarray,
+    noise: np.ndarray,
     streams: Streams,
 ) -> None:
-    """Train ``module`` in place for one round. batches: (steps, width) positions, −1 for no record."""
+    """Train ``module`` in place for one round.
+
+    batches: (steps, width) positions, −1 for no record; noise: (steps,) uint64, see `Schedule`
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in trained]
     step = _torch_optimizer(plan, trained)
-    for batch in batches:
+    layout = layout_of(module, plan.classes)
+    source = NoiseSource(streams.key, layout.parameters)
+    for i, batch in enumerate(batches):
         index = torch.from_numpy(batch[batch >= 0])
         x, y = data[0][index], data[1][index]
         step.zero_grad()
         if plan.parties[party].dp is None:
             functional.cross_entropy(module(x), y).backward()
         else:
-            _write_private_gradient(plan, party, module, x, y, streams)
+            flat, sign = source.draw(noise[i : i + 1])
+            pieces = layout.state(layout.split(flat * sign))
+            _write_private_gradient(plan, party, module, x, y, pieces)
         for p, anchor in zip(trained, anchors, strict=True):
             if p.grad is not None:
                 p.grad += plan.proximal_mu * (p.detach() - anchor)
@@ -366,16 +391,16 @@ def _torch_optimizer(plan: FederationPlan, parameters: list[nn.Parameter]) -> to
 
 
 def _write_private_gradient(
-    plan: FederationPlan, party: int, module: nn.Module, x: Tensor, y: Tensor, streams: Streams
+    plan: FederationPlan, party: int, module: nn.Module, x: Tensor, y: Tensor, noise: Mapping[str, Tensor]
 ) -> None:
-    """Write (Σ_i min(1, C / ‖g_i‖) g_i + N(0, (σC)²)) / (q n) into ``grad`` (Abadi et al. 2016, alg. 1)."""
+    """Write (Σ_i min(1, C / ‖g_i‖) g_i + N(0, (σC)²)) / (q n) into ``grad`` (Abadi et al. 2016, alg. 1).
+
+    noise: standard normal, (1, …) by parameter
+    """
     dp = plan.dp(party)
-    layout = layout_of(module, plan.classes)
-    noise = torch.empty(1, layout.parameters).normal_(generator=streams.noise(party))
-    pieces = layout.state(layout.split(noise_deviation(plan, party) * noise))
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, p in trained.items():
-        p.grad = pieces[name][0].clone()
+        p.grad = noise_deviation(plan, party) * noise[name][0]
     for i in range(len(y)):
         loss = functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
         gradients = torch.autograd.grad(loss, list(trained.values()))

@@ -5,6 +5,10 @@ M models take one step together, each on a batch of its own. For plain stacks of
 optimizer's step is fused into the last of them; any other module goes through `torch.func`
 (`StackedModule`). Records are weighted one by one, so that a batch may be padded with records of weight 0.
 
+A step of many small models is bound by memory as much as by arithmetic, and by the number of operations. So
+a layer's biases are the last row in use of its weight matrix, multiplied by a 1 that follows its inputs, and
+buffers are used again.
+
 Every matrix of `StackedLayers` has dimensions that are multiples of 4, filled up with zeros that stay zero:
 then all matrices of a stack begin on a 64-byte boundary, and what a model becomes does not depend, not even
 in its last bit, on which other models it is stacked with (the rounding of a matrix product depends on its
@@ -16,7 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -65,6 +70,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.labels) - 1
 
+    @cached_property
+    def length(self) -> Tensor:
+        """‖x‖ of every row, (n + 1,)."""
+        return torch.linalg.vector_norm(self.features.flatten(1), dim=1)
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -73,14 +83,27 @@ class Batches:
     rows: (M, B) int, of the pool, B a multiple of 4; labels: (M, B) int64, of these rows
     weight: (M, B) float32, 0 for padding
     clipping_norm: (M, 1) float32, C of per-sample clipping where that is on
-    noise: to be added to the gradients, in the pieces that `Stack.split` returns
+    noise: to be added to the gradients
     """
 
     rows: Tensor
     labels: Tensor
     weight: Tensor
     clipping_norm: Tensor | None = None
-    noise: list[Tensor] | None = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """scale (M,) float32 · pieces, standard normal numbers as `Stack.split` cuts them."""
+
+    pieces: list[Tensor]
+    scale: Tensor
+
+    def add_to(self, target: Tensor, piece: int, alpha: float) -> None:
+        """Add α·scale·(that piece) to ``target``, (M, …) of the piece's shape."""
+        scale = self.scale.view(-1, *[1] * (target.dim() - 1))
+        target.addcmul_(self.pieces[piece], scale, value=alpha)
 
 
 class Trainer(Protocol):
@@ -107,11 +130,14 @@ class Stack(Protocol):
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
         """Return the parameters of one model, M = 1."""
 
-    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Undo `load` for M models: (M, …) by name, in the module's shapes and order."""
+    def pieces(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return views of the trained parameters, (M, …) each and without padding, in `split`'s shapes."""
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Cut (M, parameters) into pieces that can be added to the gradients."""
+        """Cut (M, parameters) into one piece per trained parameter of the module."""
+
+    def state(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return such pieces, and the constants, as (M, …) by name, in the module's shapes and order."""
 
     def pool(self, records: Records) -> Pool:
         """Return ``records`` in the form that batches are gathered from."""
@@ -158,12 +184,45 @@ def up(size: int, multiple: int = 4) -> int:
     return -(-size // multiple) * multiple
 
 
+@dataclass(frozen=True)
+class LayerSize:
+    """One linear layer: ``below`` inputs, ``above`` outputs, and how its inputs and biases are laid out.
+
+    inputs: length of its inputs with the 1 that follows them, a multiple of 4
+    bias: the place of that 1, and so of the biases among the weights
+    last: whether it is the output layer, whose matrix is transposed
+    """
+
+    below: int
+    above: int
+    inputs: int
+    bias: int
+    last: bool = False
+
+    def parts(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views of its weights (M, in, out) and biases (M, 1, out), of the output layer transposed."""
+        if self.last:
+            return matrix[:, : self.above, : self.below], matrix[:, : self.above, self.bias, None]
+        return matrix[:, : self.below, : self.above], matrix[:, self.bias, None, : self.above]
+
+
+def layer_sizes(widths: Sequence[int]) -> list[LayerSize]:
+    """Return the layers between layers of units of these widths.
+
+    The 1 comes after the padding of a hidden layer's outputs, which a product may write as a whole; the
+    records' own features are written with it, so that it takes the first place of their padding.
+    """
+    first = LayerSize(widths[0], widths[1], up(widths[0] + 1), widths[0])
+    hidden = [LayerSize(a, b, up(a) + 4, up(a)) for a, b in pairwise(widths[1:])]
+    *others, last = [first, *hidden]
+    return [*others, replace(last, last=True)]
+
+
 class StackedLayers:
     """Linear-ReLU-…-Linear networks without autograd.
 
-    Parameters are, per hidden layer, weights (M, in, out) and biases (M, 1, out); for the output layer
-    weights (M, classes, in) and biases (M, classes, 1), transposed since products with a narrow last
-    dimension are slow. All sizes but M and 1 are rounded up to multiples of 4.
+    Parameters are one matrix per layer, weights and biases (`LayerSize`): (M, inputs, out) of a hidden layer,
+    (M, classes, inputs) of the output layer, transposed since products with a narrow last dimension are slow.
     """
 
     rounds_alike = True
@@ -173,48 +232,44 @@ class StackedLayers:
         assert layers is not None
         self._names = list(module.state_dict())
         self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self._layers = layer_sizes(self._widths)
         self.parameters = sum((a + 1) * b for a, b in pairwise(self._widths))
         self._scratch = Workspace()
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
         """Return the parameters of one model, M = 1, padded with zeros."""
-        arrays = [torch.tensor(state[name], dtype=torch.float32)[None] for name in self._names]
-        pieces = [a if a.dim() == 3 else a[:, None] for a in arrays]
-        pieces[:-2:2] = [weight.mT for weight in pieces[:-2:2]]
-        pieces[-1] = pieces[-1].mT
-        shapes = self._shapes([up(width) for width in self._widths])
-        return [
-            functional.pad(p, (0, wide - p.shape[2], 0, high - p.shape[1])).contiguous()
-            for p, (high, wide) in zip(pieces, shapes, strict=True)
-        ]
+        parameters = [torch.zeros(1, layer.inputs, up(layer.above)) for layer in self._layers]
+        parameters[-1] = parameters[-1].mT.contiguous()
+        for name, place in self.state(self.pieces(parameters)).items():
+            place.copy_(torch.tensor(state[name]))
+        return parameters
 
-    def _shapes(self, widths: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the shapes of one model's parameters, given the layers' widths."""
-        shapes = []
-        for below, above in pairwise(widths[:-1]):
-            shapes += [(below, above), (1, above)]
-        return [*shapes, (widths[-1], widths[-2]), (widths[-1], 1)]
-
-    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Undo `load` for M models: (M, out, in) and (M, out) by name."""
-        shapes = self._shapes(self._widths)
-        cut = [p[:, :high, :wide] for p, (high, wide) in zip(parameters, shapes, strict=True)]
-        cut[:-2:2] = [weight.mT for weight in cut[:-2:2]]
-        cut[1:-2:2] = [bias.squeeze(1) for bias in cut[1:-2:2]]
-        cut[-1] = cut[-1].squeeze(2)
-        return dict(zip(self._names, cut, strict=True))
+    def pieces(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return weights (M, in, out) and biases (M, 1, out) per layer, the last layer's transposed."""
+        parts = [layer.parts(p) for p, layer in zip(parameters, self._layers, strict=True)]
+        return [part for pair in parts for part in pair]
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Cut (M, parameters) into pieces of the parameters' shapes, unpadded."""
-        shapes = self._shapes(self._widths)
+        """Cut (M, parameters) into pieces of these shapes."""
+        shapes = [shape for a, b in pairwise(self._widths) for shape in ((a, b), (1, b))]
+        shapes[-2:] = [shape[::-1] for shape in shapes[-2:]]
         pieces = flat.split([high * wide for high, wide in shapes], dim=1)
         return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
+    def state(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return (M, out, in) and (M, out) by name."""
+        values = list(pieces)
+        values[:-2:2] = [weight.mT for weight in pieces[:-2:2]]
+        values[1:-2:2] = [bias.squeeze(1) for bias in pieces[1:-2:2]]
+        values[-1] = pieces[-1].squeeze(2)
+        return dict(zip(self._names, values, strict=True))
+
     def pool(self, records: Records) -> Pool:
-        """Return flat features (n + 1, d), d rounded up to a multiple of 4."""
-        n, d = len(records), self._widths[0]
-        features = torch.zeros(n + 1, up(d))
-        features[:n, :d] = torch.tensor(records.features).flatten(1)
+        """Return flat features followed by a 1, (n + 1, d + 1), filled up to a multiple of 4."""
+        n, first = len(records), self._layers[0]
+        features = torch.zeros(n + 1, first.inputs)
+        features[:n, : first.below] = torch.tensor(records.features).flatten(1)
+        features[:, first.bias] = 1
         return Pool(features, functional.pad(torch.tensor(records.labels), (0, 1)))
 
     def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
@@ -225,19 +280,21 @@ class StackedLayers:
             x = pool.features[start : min(start + SIGNAL_ROWS, n)]
             size = len(x)
             x = functional.pad(x, (0, 0, 0, up(size) - size)).expand(models, -1, -1)
-            for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-                x = torch.baddbmm(bias, x, weight).relu_()
-            out = torch.baddbmm(parameters[-1], parameters[-2], x.mT)  # (M, classes, rows)
+            for weight, layer in zip(parameters[:-1], self._layers[1:], strict=True):
+                z = torch.bmm(x, weight)
+                x = self._scratch.followed_by_one("signal input", models, z.shape[1], layer.inputs)
+                torch.clamp_min(z[:, :, : layer.below], 0, out=x[:, :, : layer.below])
+            out = torch.bmm(parameters[-1], x.mT)  # (M, classes, rows)
             answers[:, start : start + size] = out[:, : self._widths[-1], :size].mT
         return answers
 
     def trainer(self, parameters: Parameters, pool: Pool) -> LayerTrainer:
         """Return the written-out gradients; one trainer at a time, since they share memory."""
-        return LayerTrainer(parameters, pool, self._widths[-1], self._scratch)
+        return LayerTrainer(parameters, pool, self._layers, self._scratch)
 
     def floats(self, width: int, private: bool) -> int:
         """Inputs, errors and a temporary of every layer, and noise."""
-        activations = 3 * up(width) * sum(up(size) for size in self._widths)
+        activations = 3 * up(width) * sum(layer.inputs + 4 for layer in self._layers)
         return activations + (3 * self.parameters if private else 0)
 
 
@@ -246,6 +303,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._flat: dict[str, Tensor] = {}
+        self._inputs: dict[tuple[str, int], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Return an uninitialised float32 tensor that shares its memory with others of the name."""
@@ -253,6 +311,18 @@ class Workspace:
         if name not in self._flat or len(self._flat[name]) < size:
             self._flat[name] = torch.empty(size)
         return self._flat[name][:size].view(shape)
+
+    def followed_by_one(self, name: str, models: int, rows: int, inputs: int) -> Tensor:
+        """Return (models, rows, inputs) whose last four columns are 1, 0, 0, 0, to be left so.
+
+        It is part of a larger tensor if one was asked for under this name before; rows are contiguous.
+        """
+        kept = self._inputs.get((name, inputs), torch.empty(0, 0, inputs))
+        if len(kept) < models or kept.shape[1] < rows:
+            kept = torch.zeros(max(len(kept), models), max(kept.shape[1], rows), inputs)
+            kept[:, :, inputs - 4] = 1
+            self._inputs[name, inputs] = kept
+        return kept[:models, :rows]
 
 
 class LayerTrainer:
@@ -262,10 +332,12 @@ class LayerTrainer:
     arithmetic: they are kept, per number of models and width of batch.
     """
 
-    def __init__(self, parameters: Parameters, pool: Pool, classes: int, scratch: Workspace) -> None:
+    def __init__(
+        self, parameters: Parameters, pool: Pool, layers: Sequence[LayerSize], scratch: Workspace
+    ) -> None:
         self._parameters = parameters
         self._pool = pool
-        self._classes = classes
+        self._layers = layers
         self._scratch = scratch
         self._passes: dict[tuple[int, int], LayerPass] = {}
 
@@ -274,7 +346,7 @@ class LayerTrainer:
         n, width = batches.rows.shape
         if (n, width) not in self._passes:
             parameters = [p[:n] for p in self._parameters]
-            self._passes[n, width] = LayerPass(parameters, width, self._classes, self._scratch)
+            self._passes[n, width] = LayerPass(parameters, width, self._layers, self._scratch)
         this = self._passes[n, width]
         this.run(self._pool, batches)
         return this
@@ -283,67 +355,82 @@ class LayerTrainer:
 class LayerPass:
     """One forward and backward pass, on buffers of fixed shapes; afterwards, the gradients.
 
-    inputs: of every layer, (M, B, width)
+    inputs: of every layer, (M, B, inputs), with the 1 after them
     errors: ∂ℓ/∂(a layer's output), (M, B, width), the output layer's (M, classes, B)
     """
 
-    def __init__(self, parameters: Parameters, width: int, classes: int, scratch: Workspace) -> None:
-        self._hidden = list(zip(parameters[:-2:2], parameters[1:-2:2], strict=True))
-        self._weight, self._bias = parameters[-2:]
-        models, padded, _ = self._weight.shape
-        sizes = [p.shape[1] for p in parameters[:-2:2]] + [self._weight.shape[2]]
-        self.inputs = [scratch(f"input {i}", models, width, size) for i, size in enumerate(sizes)]
-        hidden = [scratch(f"error {i}", models, width, size) for i, size in enumerate(sizes[1:])]
-        self.errors = [*hidden, torch.zeros(models, padded, width)]  # padded classes stay 0
+    def __init__(
+        self, parameters: Parameters, width: int, layers: Sequence[LayerSize], scratch: Workspace
+    ) -> None:
+        *hidden, self._last = parameters
+        models, padded, _ = self._last.shape
+        self._layers = layers
+        self.inputs = [scratch("input", models, width, layers[0].inputs)]
+        self.inputs += [
+            scratch.followed_by_one(f"input {i}", models, width, layer.inputs)
+            for i, layer in enumerate(layers[1:], start=1)
+        ]
+        # A layer's sums and their errors take the same place, one after the other.
+        sums = [scratch(f"error {i}", models, width, p.shape[2]) for i, p in enumerate(hidden)]
+        self.errors = [*sums, torch.zeros(models, padded, width)]  # padded classes stay 0
+        self._x = self.inputs[0].view(-1, layers[0].inputs)
         self._logits = scratch("logits", models, padded, width)
-        self._real_logits, self._real_error = self._logits[:, :classes], self.errors[-1][:, :classes]
+        self._probabilities = scratch("probabilities", models, layers[-1].above, width)
         self._minus_one = torch.tensor(-1.0).expand(models, 1, width)
         self._last_input = self.inputs[-1].mT
-        self._back = [
-            (above, weight.mT) for above, (weight, _) in zip(hidden[1:], self._hidden[1:], strict=True)
-        ]
-        self._back += [(self.errors[-1].mT, self._weight)] * bool(hidden)
-        ones = torch.ones(width)
-        self._factors: list[tuple[Tensor, Tensor]] = []
-        for below, delta in zip(self.inputs[:-1], hidden, strict=True):
-            self._factors += [(below.mT, delta), (ones.expand(models, 1, width), delta)]
+        self._real_logits = self._logits[:, : layers[-1].above]
+        self._real_error = self.errors[-1][:, : layers[-1].above]
+        active = [x[:, :, : layer.below] for x, layer in zip(self.inputs, layers, strict=True)][1:]
+        real = [z[:, :, : layer.above] for z, layer in zip(sums, layers, strict=False)]
+        self._forward = list(zip(self.inputs, hidden, sums, real, active, strict=False))
+        above = [*sums[1:], self.errors[-1].mT]
+        weights = [*(p.mT for p in hidden), self._last][1:]
+        back = [(d, w[:, :, : z.shape[2]]) for d, w, z in zip(above, weights, sums, strict=False)]
+        self._back = list(zip(back, sums, real, active, strict=True))
+        self._factors = [(x.mT, error) for x, error in zip(self.inputs, sums, strict=False)]
         self._factors += [(self.errors[-1], self.inputs[-1])]
-        self._noise: list[Tensor] | None = None
+        self._noise: Noise | None = None
 
     def run(self, pool: Pool, batches: Batches) -> None:
         """Compute the errors of all layers, weighted and where asked for clipped."""
-        x = self.inputs[0].view(-1, self.inputs[0].shape[2])
-        torch.index_select(pool.features, 0, batches.rows.flatten(), out=x)
-        for (weight, bias), below, above in zip(self._hidden, self.inputs, self.inputs[1:], strict=False):
-            torch.baddbmm(bias, below, weight, out=above).relu_()
-        torch.baddbmm(self._bias, self._weight, self._last_input, out=self._logits)
-        error = torch.softmax(self._real_logits, 1)  # (M, classes, B)
+        torch.index_select(pool.features, 0, batches.rows.flatten(), out=self._x)
+        for below, weight, sums, real, active in self._forward:
+            torch.bmm(below, weight, out=sums)
+            torch.clamp_min(real, 0, out=active)
+        torch.bmm(self._last, self._last_input, out=self._logits)
+        error = torch.softmax(self._real_logits, 1, out=self._probabilities)  # (M, classes, B)
         error.scatter_add_(1, batches.labels[:, None], self._minus_one)
-        weight = batches.weight if batches.clipping_norm is None else torch.ones(())
-        torch.mul(error, weight[..., None, :] if weight.dim() else weight, out=self._real_error)
-        self._propagate()
-        if batches.clipping_norm is not None:
-            self._clip(batches.weight, batches.clipping_norm)
+        if batches.clipping_norm is None:
+            torch.mul(error, batches.weight[:, None], out=self._real_error)
+            self._propagate()
+        else:
+            self._real_error.copy_(error)
+            self._propagate()
+            self._clip(pool.length[batches.rows], batches.weight, batches.clipping_norm)
         self._noise = batches.noise
 
     def _propagate(self) -> None:
-        for i in range(len(self._back) - 1, -1, -1):
-            below, activation = self.errors[i], self.inputs[i + 1]
-            torch.bmm(*self._back[i], out=below)
+        for factors, error, real, active in reversed(self._back):
+            torch.bmm(*factors, out=error)
             # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0.
-            torch.ops.aten.threshold_backward.grad_input(below, activation, 0, grad_input=below)
+            torch.ops.aten.threshold_backward.grad_input(real, active, 0, grad_input=real)
 
-    def _clip(self, weight: Tensor, clipping_norm: Tensor) -> None:
-        """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² (‖a_l‖² + 1).
+    def _clip(self, x_length: Tensor, weight: Tensor, clipping_norm: Tensor) -> None:
+        """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² ‖(a_l, 1)‖².
+
+        x_length: ‖(a_0, 1)‖, (M, B).
 
         A linear layer's gradient for one record is the outer product of δ_l and (a_l, 1), so that its norm
         is known without forming it (Goodfellow 2015, arXiv:1510.01799).
         """
         norm = torch.linalg.vector_norm
-        lengths = [norm(delta, dim=2) for delta in self.errors[:-1]] + [norm(self.errors[-1], dim=1)]
+        inputs = [x_length, *(norm(below, dim=2) for below in self.inputs[1:])]
+        # Along the classes, which are not next to each other in memory, a norm is slow, a sum is not.
+        last = self.errors[-1].square().sum(1).sqrt_()
+        errors = [*(norm(error, dim=2) for error in self.errors[:-1]), last]
         square = torch.zeros_like(weight)  # (M, B)
-        for below, length in zip(self.inputs, lengths, strict=True):
-            square += length.square_().mul_(norm(below, dim=2).square_().add_(1))
+        for a, delta in zip(inputs, errors, strict=True):
+            square += delta.mul_(a).square_()
         factor = (clipping_norm / square.sqrt_().add_(1e-6)).clamp_(max=1.0).mul_(weight)
         for delta in self.errors[:-1]:
             delta.mul_(factor[:, :, None])
@@ -351,13 +438,11 @@ class LayerPass:
 
     def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
         """Set ``target`` to β·target + α·(gradient of the i-th parameter + its noise)."""
-        if i < len(self._factors):
-            target.baddbmm_(*self._factors[i], beta=beta, alpha=alpha)
-        else:
-            _scale(target, beta).add_(self.errors[-1].sum(2, keepdim=True), alpha=alpha)
-        if self._noise is not None:
-            piece = self._noise[i]
-            target[:, : piece.shape[1], : piece.shape[2]].add_(piece, alpha=alpha)
+        target.baddbmm_(*self._factors[i], beta=beta, alpha=alpha)
+        if self._noise is None:
+            return
+        for piece, part in enumerate(self._layers[i].parts(target), start=2 * i):
+            self._noise.add_to(part, piece, alpha)
 
 
 class StackedModule:
@@ -383,19 +468,23 @@ class StackedModule:
         }
         return [torch.tensor(state[name], dtype=torch.float32)[None] for name in self._trained]
 
-    def state(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return (M, …) by name, constants repeated."""
-        trained = dict(zip(self._trained, parameters, strict=True))
-        models = len(parameters[0])
-        return {
-            name: trained.get(name, value.detach().expand(models, *value.shape))
-            for name, value in (self.module.state_dict() | self._constants).items()
-        }
+    def pieces(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return the parameters themselves."""
+        return list(parameters)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Cut (M, parameters) into pieces of the parameters' shapes."""
         pieces = flat.split([shape.numel() for shape in self._shapes], dim=1)
         return [piece.unflatten(1, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def state(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return (M, …) by name, constants repeated."""
+        trained = dict(zip(self._trained, pieces, strict=True))
+        models = len(pieces[0])
+        return {
+            name: trained.get(name, value.detach().expand(models, *value.shape))
+            for name, value in (self.module.state_dict() | self._constants).items()
+        }
 
     def pool(self, records: Records) -> Pool:
         """Return features (n + 1, …)."""
@@ -465,13 +554,13 @@ class ModuleGradient:
     """Gradients of `StackedModule`, formed."""
 
     gradients: list[Tensor]
-    noise: list[Tensor] | None
+    noise: Noise | None
 
     def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
         """Set ``target`` to β·target + α·(gradient of the i-th parameter + its noise)."""
         _scale(target, beta).add_(self.gradients[i], alpha=alpha)
         if self.noise is not None:
-            target.add_(self.noise[i], alpha=alpha)
+            self.noise.add_to(target, i, alpha)
 
 
 def _scale(target: Tensor, beta: float) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attacks import shadow, shadow_plan, shadow_training, signals
+from attacks import noise, shadow, shadow_plan, shadow_training, signals
 from attacks.shadow import FederationPlan, Membership, PartyTraining, draw_members, simulate
 from attacks.shadow_plan import Streams
 from clients import dp as clients_dp
@@ -175,6 +175,21 @@ def test_noise_has_its_deviation() -> None:
     noise = (found.weights[:, 0] - shadow.flat_weights(w_0(plan))) / (300.0 * 0.5 / 10.0)
     assert stats.kstest(noise.ravel(), "norm").pvalue > 0.001
     assert abs(np.corrcoef(noise)[0, 1]) < 0.1  # each shadow has a stream of its own
+
+
+def test_noise_of_a_table_spreads_the_shadows_as_fresh_noise_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan((12, 12), private=(0, 1), hidden=(8,), training={"lr": 0.3})
+    pool = some_pool(plan, 48)
+    same = Membership(np.repeat(members_of(plan, 1, pool).members, 400, axis=0), len(pool))
+    spread = []
+    for largest in (0, 2**16):
+        monkeypatch.setattr(noise, "LARGEST", largest)
+        phi = simulate(plan, w_0(plan), pool, same, pool, rounds=[3], seed=5).phi[:, 0]
+        spread.append((phi.mean(0), phi.std(0)))
+    (mean, deviation), (mean_table, deviation_table) = spread
+    # Of 400 shadows, a mean is known to deviation/20 and a deviation to 1/28 of itself.
+    assert np.abs((mean_table - mean) / deviation).max() < 5 * np.sqrt(2) / 20
+    assert np.abs(np.log(deviation_table / deviation)).max() < 5 * np.sqrt(2) / 28
 
 
 # What chance decides.

@@ -46,7 +46,7 @@ def gradients(
         targets = [torch.zeros_like(p[: len(batches.rows)]) for p in parameters]
         for i, target in enumerate(targets):
             gradient.add_to(i, target, 0.0, 1.0)
-        return stack.state(targets)
+        return stack.state(stack.pieces(targets))
 
 
 def by_autograd(
@@ -139,7 +139,9 @@ def test_noise_is_added_in_the_modules_shapes() -> None:
     rows = torch.arange(4)[None]
     noise = torch.randn(1, stack.parameters, generator=torch.Generator().manual_seed(0))
     quiet = Batches(rows, pool.labels[rows], torch.ones(1, 4))
-    loud = Batches(rows, pool.labels[rows], torch.ones(1, 4), noise=stack.split(noise))
+    loud = Batches(
+        rows, pool.labels[rows], torch.ones(1, 4), noise=stacked.Noise(stack.split(noise), torch.ones(1))
+    )
     before, after = (gradients(stack, parameters, pool, b) for b in (quiet, loud))
     added = torch.cat([(after[name] - before[name]).flatten() for name in after])
     assert stack.parameters == sum(p.numel() for p in module.parameters()) == len(added)
@@ -152,7 +154,7 @@ def test_noise_is_added_in_the_modules_shapes() -> None:
 def test_weights_survive_stacking(d: int, hidden: list[int], classes: int) -> None:
     modules = [mlp(d, hidden, classes, seed) for seed in range(3)]
     stack = StackedLayers(modules[0])
-    state = stack.state(stacked_together(stack, modules))
+    state = stack.state(stack.pieces(stacked_together(stack, modules)))
     for m, module in enumerate(modules):
         assert list(state) == list(module.state_dict())
         assert all(torch.equal(state[name][m], value) for name, value in module.state_dict().items())
@@ -197,7 +199,7 @@ def test_optimizers_are_torchs(choice: dict, mu: float) -> None:
         for n in (2, 2, 2, 1, 1):
             batches = Batches(rows[:n], pool.labels[rows[:n]], torch.full((n, 4), 0.25))
             update(trainer.gradient(batches), n)
-    state = stack.state(parameters)
+    state = stack.state(stack.pieces(parameters))
     for m, (module, steps) in enumerate(zip(modules, (5, 3), strict=True)):
         train_by_torch(module, records, rows[m], training, mu, steps)
         for name, value in module.state_dict().items():
@@ -253,7 +255,7 @@ def test_frozen_parameters_and_buffers_stay() -> None:
     stack = stacked.stack_of(module, (4,), 2)
     assert isinstance(stack, StackedModule)
     assert stack.parameters == 5 + 10 + 2
-    state = stack.state(stacked_together(stack, [module, module]))
+    state = stack.state(stack.pieces(stacked_together(stack, [module, module])))
     assert list(state) == list(module.state_dict())
     assert torch.equal(state["0.weight"][1], module[0].weight)
     assert torch.equal(state["scale"][0], torch.tensor([1, 2]))

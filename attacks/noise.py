@@ -1,0 +1,59 @@
+"""Gaussian noise for very many small DP-SGD steps, at the price of reading it from memory.
+
+A generator of normal numbers takes several times as long as the rest of a step of a small model. As evolution
+strategies do for their perturbations (Salimans et al. 2017, arXiv:1703.03864, section 2.1), the numbers of a
+step are therefore a window of a table of standard normal numbers that is drawn once, at a random place, with
+a random sign.
+
+Over places and signs, a window's entries have mean 0, the table's mean square, 1 ± 0.0007, as their variance,
+and correlations of the order of 0.0005 with each other; two windows are uncorrelated. This is for simulations
+only: noise that protects records must not be made like this, since whoever knows the table knows it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import rng
+
+TABLE = 2**22
+"""Entries of the table, 16 MiB: few enough to stay in a processor's cache."""
+
+LARGEST = 2**16
+"""Numbers in a step beyond which the table would hold few windows: they are drawn afresh."""
+
+
+class NoiseSource:
+    """Makes the standard normal numbers of a step, ``size`` of them, from one random number."""
+
+    def __init__(self, key: tuple[int, int], size: int) -> None:
+        """Key: (seed, game), which decides the table."""
+        self._size = size
+        self._windows = None
+        if size <= LARGEST:
+            self._windows = np.lib.stride_tricks.sliding_window_view(_table(*key), size)
+
+    def draw(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return noise (M, size) float32 and the signs (M,) that it is to be multiplied by.
+
+        numbers: (M,) uint64, uniform; the same number gives the same noise.
+        """
+        if self._windows is None:
+            return torch.stack([self._fresh(int(number)) for number in numbers]), torch.ones(len(numbers))
+        places = (numbers >> np.uint64(1)) % np.uint64(len(self._windows))
+        signs = np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1))
+        return torch.from_numpy(self._windows[places.astype(np.intp)]), torch.from_numpy(signs)
+
+    def _fresh(self, number: int) -> Tensor:
+        stream = torch.Generator().manual_seed(number >> 1)
+        return torch.empty(self._size).normal_(generator=stream)
+
+
+@lru_cache(maxsize=2)
+def _table(seed: int, game: int) -> np.ndarray:
+    stream = rng.torch_generator(seed, "shadows/noise table", game=game)
+    return torch.empty(TABLE).normal_(generator=stream).numpy()
