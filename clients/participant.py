@@ -7,10 +7,11 @@ import math
 import time
 from typing import Any, cast
 
+import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from clients import dp, messages
+from clients import defences, dp, messages
 from clients.party import Party
 from clients.training import evaluate as measure
 from clients.training import train as train_locally
@@ -41,9 +42,9 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
             return messages.refusal(f"ε = {spent:.4g} of {plan.budget:.4g} is spent")
         metrics = _train_privately(party, message, context, plan, ledger)
     metrics["num-examples"] = len(party.records.train)
+    answer = _shaped(party, message)
     metrics["seconds"] = time.perf_counter() - started
-    arrays = messages.to_arrays(models.weights(party.module))
-    return RecordDict({"arrays": arrays, "metrics": messages.metrics(metrics)})
+    return RecordDict({"arrays": messages.to_arrays(answer), "metrics": messages.metrics(metrics)})
 
 
 def evaluate(party: Party, message: Message) -> RecordDict:
@@ -54,14 +55,31 @@ def evaluate(party: Party, message: Message) -> RecordDict:
     return RecordDict({"metrics": messages.metrics(metrics)})
 
 
+def _shaped(party: Party, message: Message) -> dict[str, np.ndarray]:
+    """Return the answer: the model that the party has trained, its update as the party's defence shapes it.
+
+    The module is given these weights. Buffers, which no gradient moves, are sent as they are.
+    """
+    if defences.changes_update(party.defence):
+        sent, trained = messages.global_model(message), models.weights(party.module)
+        parameters = [name for name, p in party.module.named_parameters() if p.requires_grad]
+        update = {name: trained[name] - sent[name] for name in parameters}
+        stream = _numpy_stream(party, "quantisation", messages.server_round(message))
+        shaped = defences.shaped(update, party.defence, stream)
+        models.load_weights(party.module, trained | {name: sent[name] + shaped[name] for name in parameters})
+    return models.weights(party.module)
+
+
 def _train_openly(party: Party, message: Message) -> dict[str, float]:
     report = train_locally(
         party.module,
         party.records.train,
-        party.scenario.training,
+        party.training,
         _stream(party, "training", messages.server_round(message)),
         proximal_mu=messages.proximal_mu(message),
         device=party.scenario.device,
+        defence=party.defence,
+        stop_on=party.stop_on,
     )
     assert report.loss is not None
     return {"epsilon": math.inf, "train-loss": report.loss}
@@ -70,20 +88,27 @@ def _train_openly(party: Party, message: Message) -> dict[str, float]:
 def _train_privately(
     party: Party, message: Message, context: Context, plan: privacy.Plan, ledger: privacy.Ledger
 ) -> dict[str, float]:
-    """Train under DP-SGD and enter its steps into the ledger, which spans all rounds."""
-    round = messages.server_round(message)
+    """Train under DP-SGD; enter its steps into the ledger, which spans all rounds, as an adapted C does."""
+    round, settings = messages.server_round(message), party.dp
+    assert settings is not None
     report = dp.train_private(
         party.module,
         party.records.train,
-        party.scenario.training,
+        party.training,
         plan,
-        sampling=_stream(party, "poisson sampling", round),
-        noise=_stream(party, "dp noise", round),
+        sampling=None if settings.secure else _stream(party, "poisson sampling", round),
+        noise=None if settings.secure else _stream(party, "dp noise", round),
         proximal_mu=messages.proximal_mu(message),
         device=party.scenario.device,
+        gradients=settings.gradients,
+        clipping_norm=_clipping_norm(context),
+        defence=party.defence,
+        stop_on=party.stop_on,
     )
     ledger = plan.spend(ledger, report.steps)
     context.state["ledger"] = ConfigRecord(cast(Any, ledger.to_config()))
+    if report.clipping_norm is not None:
+        context.state["clipping"] = ConfigRecord({"norm": report.clipping_norm})
     # The training loss is a function of the private records: under DP it stays at the party.
     return {"epsilon": ledger.epsilon(plan.delta, plan.accountant), "train-loss": math.nan}
 
@@ -91,6 +116,17 @@ def _train_privately(
 def _stream(party: Party, purpose: str, round: int) -> torch.Generator:
     seed = party.scenario.seed
     return rng.torch_generator(seed, purpose, game=party.game, party=party.name, round=round)
+
+
+def _numpy_stream(party: Party, purpose: str, round: int) -> np.random.Generator:
+    return rng.generator(party.scenario.seed, purpose, game=party.game, party=party.name, round=round)
+
+
+def _clipping_norm(context: Context) -> float | None:
+    """Return C as adaptive clipping left it after the party's last round, None before its first."""
+    if "clipping" not in context.state:
+        return None
+    return float(cast(float, context.state.config_records["clipping"]["norm"]))
 
 
 def _ledger(context: Context) -> privacy.Ledger:
@@ -106,7 +142,7 @@ def _plan(party: Party, context: Context) -> privacy.Plan | None:
         return None
     if "plan" not in context.state:
         n, rounds = len(party.records.train), party.scenario.federation.rounds
-        plan = privacy.plan(party.dp, party.scenario.training, n, rounds)
+        plan = privacy.plan(party.dp, party.training, n, rounds)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(plan))
         context.state["ledger"] = ConfigRecord(cast(Any, privacy.Ledger().to_config()))
     return privacy.Plan(**cast(Any, dict(context.state.config_records["plan"])))

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
+from clients.defences import NO_DEFENCE
 from fedsim import models
-from fedsim.data.store import PartyRecords, read_party
+from fedsim.data.records import Records
+from fedsim.data.store import PartyRecords, read_party, read_public
 from fedsim.errors import InputError
 from fedsim.results import RunDirectory
-from fedsim.scenario import DPSettings, Scenario
+from fedsim.scenario import DefenceSettings, DPSettings, Scenario, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,23 @@ class Party:
     def dp(self) -> DPSettings | None:
         """The party's own DP-SGD switch, None where it is off."""
         return self.scenario.dp_of(self.name)
+
+    @property
+    def defence(self) -> DefenceSettings:
+        """What the party does against leakage beside DP-SGD."""
+        return self.scenario.defence_of(self.name) or NO_DEFENCE
+
+    @property
+    def training(self) -> TrainingSettings:
+        """How the party trains, with its own weight decay and epochs."""
+        return self.scenario.training_of(self.name)
+
+    @property
+    def stop_on(self) -> Records | None:
+        """The records that its early stopping looks at, None where it has none."""
+        if self.defence.patience is None:
+            return None
+        return self.records.heldout if self.defence.stop_on == "held-out" else read_public(self.folder)
 
 
 def party_of(context: Context) -> Party:

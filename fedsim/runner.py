@@ -19,10 +19,10 @@ import pandas as pd
 
 from attacks import active, evaluation, observer, shadow, simulation, source_evaluation, suite
 from clients.sectors import SECTORS
-from fedsim import models, observers, privacy, rng, strategy
+from fedsim import checks, observers, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
-from fedsim.data.store import write_auxiliary, write_party, write_targets
+from fedsim.data.store import write_auxiliary, write_party, write_public, write_targets
 from fedsim.errors import FedsimError, InputError, suggestion
 from fedsim.results import RunDirectory, runs_in, scores_table
 from fedsim.scenario import Scenario
@@ -79,8 +79,10 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
     observers.check(scenario, list(rows), adversary)
-    _check_private_training(scenario, encoded, rows)
-    encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *observers.notices(scenario)))
+    checks.private_training(scenario, encoded, rows)
+    checks.defences(scenario, encoded, rows)
+    notices = *checks.notices(scenario, rows), *observers.notices(scenario)
+    encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
     )
@@ -103,33 +105,10 @@ def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
 def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:
     if adversary not in rows:
         raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
-    for name in scenario.dp:
-        if name != "all" and name not in rows:
-            raise InputError(f"dp.{name}: no such party{suggestion(name, ['all', *rows])}")
-
-
-def _check_private_training(
-    scenario: Scenario, encoded: encoding.Encoded, rows: dict[str, np.ndarray]
-) -> None:
-    module = models.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
-    for name, index in rows.items():
-        settings = scenario.dp_of(name)
-        if settings is None:
-            continue
-        if scenario.federation.strategy == "qfedavg":
-            raise InputError(
-                f"dp.{name}: federation.strategy = 'qfedavg' needs every party's training loss, "
-                "which a party under DP keeps to itself; switch one of them off"
-            )
-        models.check_dp_ready(module, encoded.features.shape[1:])
-        n = max(1, round(len(index) * scenario.parties.member_share))
-        plan = privacy.plan(settings, scenario.training, n, scenario.federation.rounds)
-        if privacy.would_exceed(privacy.Ledger(), plan):
-            one = plan.spend(privacy.Ledger()).epsilon(plan.delta, plan.accountant)
-            raise InputError(
-                f"dp.{name}.budget = {plan.budget:g}: one round already spends ε = {one:.4g}; "
-                "raise the budget or the noise multiplier"
-            )
+    for section, names in (("dp", scenario.dp), ("defences", scenario.defences)):
+        for name in names:
+            if name != "all" and name not in rows:
+                raise InputError(f"{section}.{name}: no such party{suggestion(name, ['all', *rows])}")
 
 
 def prepare(prepared: Prepared, path: Path) -> RunDirectory:
@@ -181,6 +160,9 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: member
         }
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)
+        defence = run.scenario.defence_of(name)
+        if prepared.encoded.public is not None and defence is not None and defence.stop_on == "public":
+            write_public(folder, prepared.encoded.public)
         if name == prepared.adversary:
             write_auxiliary(folder, game.auxiliary)
             if run.scenario.adversary.active:

@@ -42,6 +42,7 @@ class Encoded:
     party, person: (n,) objects (text), or None where the table has no such column
     notices: what a person should know of the encoding, one sentence each
     hashes: SHA-256 by file name
+    public: public records with a label, encoded alike; None where there are none. They are in no party.
     """
 
     features: np.ndarray
@@ -53,6 +54,7 @@ class Encoded:
     notices: tuple[str, ...]
     hashes: dict[str, str]
     name: str = "table"
+    public: Records | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,12 +94,13 @@ def encode(
     frame, notices = _usable(table.frame, schema)
     notices = [*table.notices, *_borrowed(table.schema, schema, settings), *notices]
     hashes = dict(table.source_hashes)
+    public = None if settings.public is None else _public_table(settings, ())
     if schema.undeclared:
         public, frame, said = _public(frame, schema, settings, generator, table.name)
         schema, dropped = learn(schema, public)
         notices += [said, *dropped]
-        if settings.public is not None:
-            hashes[f"public/{Path(settings.public).name}"] = sha256(Path(settings.public))
+    if settings.public is not None:
+        hashes[f"public/{Path(settings.public).name}"] = sha256(Path(settings.public))
     frame, drawn = _subset(frame, schema, settings.max_records, generator)
     features, names, unreadable = _features(frame, schema, table.name)
     return Encoded(
@@ -110,6 +113,7 @@ def encode(
         notices=(*notices, *drawn, *unreadable),
         hashes=hashes,
         name=table.name,
+        public=_labelled(public, schema),
     )
 
 
@@ -199,6 +203,18 @@ def _public_table(settings: DataSettings, names: tuple[str, ...]) -> pd.DataFram
                 f"data.public: {path} has no column '{name}'{suggestion(name, map(str, public))}"
             )
     return public
+
+
+def _labelled(public: pd.DataFrame | None, schema: Schema) -> Records | None:
+    """Return the public records that have a label of the task, or None where they cannot be told of any."""
+    needed = (schema.label, *(column.name for column in schema.columns))
+    if public is None or any(name not in public for name in needed):
+        return None
+    known = public[_indices(public[schema.label], schema.classes) >= 0].reset_index(drop=True)
+    if known.empty:
+        return None
+    features, _, _ = _features(known, schema, "data.public")
+    return Records(features, _indices(known[schema.label], schema.classes))
 
 
 def _set_aside(

@@ -16,6 +16,7 @@ from fedsim.files import read_arrays, read_json, write_arrays, write_json
 
 AUXILIARY = "auxiliary.safetensors"
 TARGETS = "targets.safetensors"
+PUBLIC = "public.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,21 @@ def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
         return PartyRecords(about["name"], train, heldout), about["info"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"cannot read {folder}: it is not a party's folder ({error})") from error
+
+
+def write_public(folder: Path, public: Records) -> None:
+    """Put public records into the folder of a party that stops its training by them."""
+    write_arrays(folder / PUBLIC, {"features": public.features, "labels": public.labels})
+
+
+def read_public(folder: Path) -> Records:
+    """Read what `write_public` wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    arrays = read_arrays(folder / PUBLIC)
+    return Records(arrays["features"], arrays["labels"])
 
 
 def write_auxiliary(folder: Path, auxiliary: Pool) -> None:

@@ -1,0 +1,116 @@
+"""What only the data and the model can tell of the parties' settings, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from fedsim import models, privacy
+from fedsim.data.encode import Encoded
+from fedsim.errors import InputError
+from fedsim.scenario import DefenceSettings, Scenario
+
+
+def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+    """Check that each party under DP-SGD can train the model, and for a round at least.
+
+    rows: party → row indices in ``encoded``
+
+    Raises:
+        InputError: it cannot, in one sentence.
+    """
+    module = models.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    for name, index in rows.items():
+        settings = scenario.dp_of(name)
+        if settings is None:
+            continue
+        if scenario.federation.strategy == "qfedavg":
+            raise InputError(
+                f"dp.{name}: federation.strategy = 'qfedavg' needs every party's training loss, "
+                "which a party under DP keeps to itself; switch one of them off"
+            )
+        models.check_dp_ready(module, encoded.features.shape[1:])
+        if settings.gradients == "ghost" and models.linear_stack(module) is None:
+            problem = models.ghost_problem(module, encoded.features.shape[1:])
+            if problem:
+                raise InputError(f"dp.{name}.gradients = 'ghost': {problem}; use 'per-sample'")
+        n = max(1, round(len(index) * scenario.parties.member_share))
+        plan = privacy.plan(settings, scenario.training_of(name), n, scenario.federation.rounds)
+        if privacy.would_exceed(privacy.Ledger(), plan):
+            one = plan.spend(privacy.Ledger()).epsilon(plan.delta, plan.accountant)
+            raise InputError(
+                f"dp.{name}.budget = {plan.budget:g}: one round already spends ε = {one:.4g}; "
+                "raise the budget or the noise multiplier"
+            )
+
+
+def defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+    """Check that each party can have the defences that it asks for.
+
+    Raises:
+        InputError: it cannot, in one sentence.
+    """
+    module = models.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    for name in rows:
+        settings = scenario.defence_of(name)
+        problem = "" if settings is None else _defence_problem(settings, scenario, name, encoded, module)
+        if problem:
+            raise InputError(f"defences.{name if name in scenario.defences else 'all'}.{problem}")
+
+
+def _defence_problem(
+    settings: DefenceSettings,
+    scenario: Scenario,
+    party: str,
+    encoded: Encoded,
+    module: torch.nn.Module,
+) -> str:
+    """Return the key of a defence that this party cannot have, why, and what it could have; '' if none."""
+    private = scenario.dp_of(party) is not None
+    if settings.epochs is not None and scenario.training.steps is not None:
+        return (
+            f"epochs = {settings.epochs}: training.steps = {scenario.training.steps} says how long a round "
+            "is; remove one of them"
+        )
+    if settings.dropout and not models.hidden_units(module):
+        return f"dropout = {settings.dropout:g}: model '{scenario.model.name}' has no activation layer"
+    if settings.mixup and private:
+        return (
+            f"mixup = {settings.mixup:g}: no gradient is of one record alone where records are mixed, as "
+            f"dp.{party} needs it; switch one of them off"
+        )
+    if settings.patience is not None and settings.stop_on == "public" and encoded.public is None:
+        return (
+            "stop_on = 'public': there are no public records with a label; name a table that has the column "
+            "of the label in data.public"
+        )
+    if settings.patience is not None and settings.stop_on == "held-out" and private:
+        return (
+            f"stop_on = 'held-out': when a party stops tells of records that dp.{party} does not cover; "
+            "use 'public'"
+        )
+    return ""
+
+
+def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+    """Return what a person should know of the parties' defences, one sentence each."""
+    stopping = [name for name in names if _stops_on_heldout(scenario.defence_of(name))]
+    secure = [name for name in names if (dp := scenario.dp_of(name)) is not None and dp.secure]
+    said = []
+    if stopping:
+        said.append(
+            f"early stopping of {', '.join(stopping)} looks at held-out records: they have influenced the "
+            "model, and are not quite the non-members that they are taken for"
+        )
+    if secure:
+        said.append(
+            f"batches and noise of {', '.join(secure)} come from the operating system: this run cannot be "
+            "repeated, and going on with it after an interruption gives other numbers"
+        )
+    return said
+
+
+def _stops_on_heldout(settings: DefenceSettings | None) -> bool:
+    return settings is not None and settings.patience is not None and settings.stop_on == "held-out"
