@@ -9,14 +9,19 @@ them the gradients, stay where they are: it is post-processing, and does not tou
 
 Who sees every step reads off it, in units of C, x_ti = b_ti + N(0, σ²), with b_ti = 1 where canary i is in
 the data and in the batch of step t.
+
+A lone canary, for runs that hold no other, is an extreme record of the party's own kind, mislabelled: its
+gradient is spread over all layers, so that clipping each for itself, or leaving out the noise of one, shows.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,13 +35,20 @@ from fedsim.scenario import TrainingSettings
 if TYPE_CHECKING:
     from fedsim.privacy import Plan
 
-Score = Literal["likelihood ratio", "repetition"]
-
 LENGTH = 100.0
-"""How many times longer than the clipping norm, and than its other parts, a canary's own gradient is."""
+"""How many times longer than the clipping norm, and than its other parts, a gradient canary's is."""
+
+LONE_LENGTH = 3.0
+"""How many times longer than the clipping norm a lone canary's is at least; more would starve the biases."""
 
 STILL = 1e-3
 """How far at most, in units of a hidden unit's input, a whole run moves what a canary's gradient rests on."""
+
+NEARLY_STILL = 1e-5
+"""Noise of one step over the mean weight, beside a lone canary: hundreds of times what float32 rounds off."""
+
+DRAWS = 8
+"""Lone canaries to choose from."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,15 @@ class GradientCanaries:
     def with_canaries(self, inside: np.ndarray) -> Records:
         """Return the run's records, the canaries of ``inside`` (m,) bool among them."""
         return Records.concatenate([self.records, self.canaries.take(inside)])
+
+    def look(self, parameters: Sequence[Tensor]) -> np.ndarray:
+        """Return what is looked at of the parameters: ⟨w, u_i⟩ for every canary's direction u_i, (m,)."""
+        columns = parameters[self.position][:, -len(self.canaries) :].detach()
+        return (self.direction.to(columns.device) @ columns).cpu().numpy()
+
+    def read(self, moved: np.ndarray) -> np.ndarray:
+        """Return the x of a step, but for its scale, from how far what was looked at moved."""
+        return moved
 
 
 def gradient_canaries(module: nn.Module, records: Records, m: int, plan: Plan) -> GradientCanaries:
@@ -108,8 +129,6 @@ class _Beside(nn.Module):
 
 def _widened(module: nn.Module, shape: tuple[int, ...], m: int) -> tuple[nn.Module, int]:
     """Return a copy of ``module`` with ``m`` more inputs, and the position of the parameter they meet."""
-    import copy
-
     module = copy.deepcopy(module).cpu()
     layers = linear_stack(module)
     if layers is None:
@@ -127,65 +146,167 @@ def _widened(module: nn.Module, shape: tuple[int, ...], m: int) -> tuple[nn.Modu
 
 
 def _gradient_of_one(module: nn.Module, position: int, d: int, m: int) -> tuple[int, Tensor, float]:
-    """Return, of a canary of input 1: the best label, the gradient (h,) in its column, the whole one's norm."""
+    """Return, of a canary of input 1: the best label, the gradient (h,) in its column, its whole norm."""
     x = torch.zeros(1, d + m)
     x[0, d] = 1.0
     found = []
-    logits = module.eval()(x)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for label in range(logits.shape[1]):
-        loss = functional.cross_entropy(logits, torch.tensor([label]))
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for label in range(module.eval()(x).shape[1]):
+        gradients = _gradient(module, x, label)
         column = gradients[position][:, -m].clone()
-        total = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-        found.append((float(column.norm()), label, column, total))
+        found.append((float(column.norm()), label, column, _norm(gradients)))
     length, label, column, total = max(found, key=lambda entry: entry[0])
     if length == 0:
         raise ValueError("no gradient canaries: the model's gradient does not depend on its inputs")
     return label, column, total
 
 
-class Readout:
-    """What the white box reads off a run, step by step; a party hands it its parameters as `watch`.
+def _gradient(module: nn.Module, x: Tensor, label: int) -> list[Tensor]:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    loss = functional.cross_entropy(module(x), torch.tensor([label], device=x.device))
+    return list(torch.autograd.grad(loss, parameters))
 
-    m: canaries. The scores take memory for one round's steps, not for all.
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+
+
+@dataclass(frozen=True)
+class LoneCanary:
+    """A training run with one canary, or without.
+
+    module: the party's model
+    records: one record whose gradient is zero, since a party without records does not train
+    canaries: the canary
+    settings: local SGD with a learning rate that all but keeps the weights where they are
+    direction: the canary's gradient as a unit vector, cut into the trainable parameters
     """
 
-    def __init__(self, world: GradientCanaries, plan: Plan) -> None:
+    module: nn.Module
+    records: Records
+    canaries: Records
+    settings: TrainingSettings
+    direction: tuple[Tensor, ...]
+
+    def with_canaries(self, inside: np.ndarray) -> Records:
+        """Return the run's records, the canary among them where ``inside`` (1,) bool says so."""
+        return Records.concatenate([self.records, self.canaries.take(inside)])
+
+    @cached_property
+    def signals(self) -> np.ndarray:
+        """Return what the canary adds to every x of `read`, in units of C: 1, then the norm of each part."""
+        return np.array([1.0, *(float(part.norm()) for part in self.direction)])
+
+    def look(self, parameters: Sequence[Tensor]) -> np.ndarray:
+        """Return all parameters as one vector (p,): next to them a step is small, so it is taken first."""
+        return torch.cat([p.detach().flatten() for p in parameters]).cpu().numpy()
+
+    def read(self, moved: np.ndarray) -> np.ndarray:
+        """Return ⟨moved, u⟩, and for each parameter the same with its part of u, scaled to norm 1."""
+        parts = np.add.reduceat(moved * self._flat, self._starts)
+        return np.concatenate([[parts.sum()], parts / np.maximum(self.signals[1:], 1e-12)])
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        return self.look(self.direction)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(part.numel() for part in self.direction[:-1])])
+
+
+def lone_canary(
+    module: nn.Module, shape: tuple[int, ...], plan: Plan, stream: np.random.Generator
+) -> LoneCanary:
+    """Return a lone canary for a run of ``plan``; ``module`` is left as it is.
+
+    Of several drawn, the one whose gradient is spread most evenly over the parameters: Σ_l ‖g_l‖ / ‖g‖ is
+    what clipping each for itself would let through.
+    """
+    module = copy.deepcopy(module).cpu().eval()
+    found = []
+    for _ in range(DRAWS):
+        unit = stream.normal(size=(1, *shape)).astype(np.float32)
+        x, label = _extreme(module, unit, plan.clipping_norm)
+        gradients = _gradient(module, torch.from_numpy(x), label)
+        spread = sum(_norm([g]) for g in gradients) / max(_norm(gradients), 1e-12)
+        found.append((spread, x, label, gradients))
+    _, x, label, gradients = max(found, key=lambda entry: entry[0])
+    weights = torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
+    step = max(plan.noise_multiplier, 0.1) * plan.clipping_norm / plan.expected_batch
+    return LoneCanary(
+        module=module,
+        records=_silent(module, stream.normal(size=(1, *shape)).astype(np.float32)),
+        canaries=Records(x, np.array([label])),
+        settings=TrainingSettings(lr=NEARLY_STILL * float(weights.abs().mean()) / step),
+        direction=tuple(g / _norm(gradients) for g in gradients),
+    )
+
+
+def _extreme(module: nn.Module, unit: np.ndarray, clipping_norm: float) -> tuple[np.ndarray, int]:
+    """Return ``unit`` times what makes its gradient `LONE_LENGTH` times C, and its least likely label."""
+    for size in 2.0 ** np.arange(-3, 30):
+        x = (size * unit).astype(np.float32)
+        with torch.no_grad():
+            label = int(module(torch.from_numpy(x)).argmin())
+        if _norm(_gradient(module, torch.from_numpy(x), label)) >= LONE_LENGTH * clipping_norm:
+            break
+    return x, label
+
+
+def _silent(module: nn.Module, unit: np.ndarray) -> Records:
+    """Return ``unit`` times what makes the model so sure of its label that the gradient is zero."""
+    for size in 2.0 ** np.arange(30):
+        x = (size * unit).astype(np.float32)
+        with torch.no_grad():
+            label = int(module(torch.from_numpy(x)).argmax())
+        if _norm(_gradient(module, torch.from_numpy(x), label)) == 0:
+            break
+    return Records(x, np.array([label]))
+
+
+class Readout:
+    """What the white box reads off a run, step by step; a party hands it its parameters as `watch`."""
+
+    def __init__(self, world: GradientCanaries | LoneCanary, plan: Plan) -> None:
         self.world, self.plan = world, plan
-        self.m = len(world.canaries)
-        self._before: Tensor | None = None
-        self._ratio = np.zeros(self.m)
-        self._steps: list[list[np.ndarray]] = []  # a round's x, each (m,)
+        self._before: np.ndarray | None = None
+        self._rounds: list[list[np.ndarray]] = []
 
     def start_round(self) -> None:
         """Tell that the next parameters are those before a round's first step."""
         self._before = None
-        self._steps.append([])
+        self._rounds.append([])
 
     def watch(self, parameters: Sequence[Tensor]) -> None:
-        """Read one step: x_ti = ⟨w_{t−1} − w_t, u_i⟩ (q·n) / (lr C)."""
-        now = parameters[self.world.position][:, -self.m :].detach().cpu().clone()
+        """Read one step: x_t = ⟨w_{t−1} − w_t, u⟩ (q·n) / (lr C) for every direction u of the world."""
+        now = self.world.look(parameters)
         if self._before is not None:
             gain = self.plan.expected_batch / (self.world.settings.lr * self.plan.clipping_norm)
-            moved = (self.world.direction @ (self._before - now)).double().numpy() * gain
-            self._ratio += likelihood_ratio(moved, self.plan.sample_rate, self.plan.noise_multiplier)
-            self._steps[-1].append(moved)
+            self._rounds[-1].append(self.world.read(self._before - now) * gain)
         self._before = now
 
-    def scores(self) -> dict[Score, np.ndarray]:
-        """Return each score of the canaries, (m,) float64, higher means 'in'."""
-        return {"likelihood ratio": self._ratio, "repetition": repetition(np.array(self._steps))}
+    def steps(self) -> np.ndarray:
+        """Return x, (rounds, steps, directions) float64; where C adapts, in units of the C of each step.
+
+        That C is public, and read off the noise: the median of |x_t| is .6745 z_Δ.
+        """
+        x = np.array(self._rounds)
+        if self.plan.clipping == "adaptive" and self.plan.noise_multiplier > 0:
+            scale = np.median(np.abs(x), axis=-1, keepdims=True) / (0.6745 * self.plan.gradient_noise)
+            x = x / np.where(scale > 0, scale, 1.0)
+        return x
 
 
-def likelihood_ratio(x: np.ndarray, sample_rate: float, noise_multiplier: float) -> np.ndarray:
+def likelihood_ratio(
+    x: np.ndarray, sample_rate: float, noise_multiplier: float, signal: float | np.ndarray = 1.0
+) -> np.ndarray:
     """Return log p(x | in) − log p(x | out) of one step, elementwise: no score beats it (Neyman & Pearson).
 
-    log(1 − q + q exp((2x − 1) / 2σ²)), the privacy loss of the Poisson-subsampled Gaussian. Without noise σ
-    is taken to be 1e-3, or every score would be infinite.
+    log(1 − q + q exp((2xs − s²) / 2σ²)), the privacy loss of the Poisson-subsampled Gaussian, s being what
+    the canary adds to x where it is drawn. Without noise σ is taken to be 1e-3, or all scores were infinite.
     """
     sigma = max(noise_multiplier, 1e-3)
-    exponent = (2 * x - 1) / (2 * sigma**2)
+    exponent = (2 * x * signal - np.square(signal)) / (2 * sigma**2)
     with np.errstate(divide="ignore"):
         return np.logaddexp(np.log1p(-sample_rate), np.log(sample_rate) + exponent)
 

@@ -13,8 +13,9 @@ Lower above upper means that the implementation, or its accounting, is broken.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -32,12 +33,16 @@ from fedsim.scenario import TrainingSettings
 Vantage = Literal["white-box", "participant"]
 Method = Literal["one-run", "many-run"]
 Progress = Callable[[int, int], object]
+World = canaries.GradientCanaries | canaries.LoneCanary
 
 PER_RUN = 250
 """Gradient canaries of one run: with more, the one-hot inputs would cost more than the run."""
 
-SHARE_OF_RATIO = 0.8
-"""Share of the error that the first score gets; the other, for repeated noise alone, has the rest."""
+LEVELS = {"planned": 1.0, "half": 0.5, "tenth": 0.1, "none": 0.01}
+"""Scores by the noise, in units of the plan's, against which each is the best there is."""
+
+MAIN_SHARE = 0.6
+"""Share of the error for the test that is best against correct noise; those against bugs share the rest."""
 
 
 class Train(Protocol):
@@ -175,15 +180,8 @@ class _Laboratory:
     train: Train
     progress: Progress | None
 
-    def world(self, m: int) -> canaries.GradientCanaries:
-        return canaries.gradient_canaries(self.module, self.records, m, self.plan)
-
-    def run(
-        self, world: canaries.GradientCanaries, inside: np.ndarray, number: int
-    ) -> dict[canaries.Score, np.ndarray]:
-        """Train once, with the canaries of ``inside``; return every canary's scores."""
-        import copy
-
+    def run(self, world: World, inside: np.ndarray, number: int) -> np.ndarray:
+        """Train once, with the canaries of ``inside``; return what was read, see `canaries.Readout.steps`."""
         module, records = copy.deepcopy(world.module), world.with_canaries(inside)
         readout = canaries.Readout(world, self.plan)
         for round in range(self.plan.rounds):
@@ -197,11 +195,16 @@ class _Laboratory:
                 noise=self._stream("audit noise", number, round),
                 watch=readout.watch,
             )
-        return readout.scores()
+        return readout.steps()
 
     def _stream(self, purpose: str, number: int, round: int) -> torch.Generator:
         settings = self.settings
         return rng.torch_generator(settings.seed, purpose, game=number, party=settings.party, round=round)
+
+    def ratio(self, x: np.ndarray, level: float, signal: float | np.ndarray = 1.0) -> np.ndarray:
+        """Return the log-likelihood ratio of all steps (rounds, steps, …) at ``level`` times σ."""
+        noise = level * self.plan.gradient_noise
+        return canaries.likelihood_ratio(x, self.plan.sample_rate, noise, signal).sum(axis=(0, 1))
 
     def tell(self, done: int, total: int) -> None:
         if self.progress:
@@ -209,47 +212,101 @@ class _Laboratory:
 
 
 def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> _Outcome:
-    m, error = settings.canaries, settings.error
+    m = settings.canaries
     parts = np.array_split(np.arange(m), -(-m // PER_RUN))
     coins = rng.generator(settings.seed, "audit coins", party=settings.party).random(m) < 0.5
-    found: dict[canaries.Score, list[np.ndarray]] = {}
-    worlds: dict[int, canaries.GradientCanaries] = {}
+    scores = {name: np.zeros(m) for name in (*LEVELS, "repetition")}
+    world = canaries.gradient_canaries(laboratory.module, laboratory.records, len(parts[0]), plan)
     for number, part in enumerate(parts):
-        world = worlds.setdefault(len(part), laboratory.world(len(part)))
-        for score, values in laboratory.run(world, coins[part], number).items():
-            found.setdefault(score, []).append(values)
+        if len(part) != len(world.canaries):
+            world = canaries.gradient_canaries(laboratory.module, laboratory.records, len(part), plan)
+        x = laboratory.run(world, coins[part], number)
+        for name, level in LEVELS.items():
+            scores[name][part] = laboratory.ratio(x, level)
+        scores["repetition"][part] = canaries.repetition(x)
         laboratory.tell(number + 1, len(parts))
-    share = SHARE_OF_RATIO * error
-    guesses = settings.guesses or _best_guesses(settings, plan, delta, share)
+    return _best_of(
+        [
+            _guessed(scores[score], coins, guesses, share * settings.error, delta)
+            for score, guesses, share in _one_run_tests(settings, plan, delta)
+        ]
+    )
+
+
+def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tuple[str, int, float]]:
+    """Return (score, guesses, share of the error) of every test, fixed before the run.
+
+    Few guesses are best against noise as planned; but only many can tell how broken a broken one is.
+    """
+    half, whole, fixed = settings.canaries // 2, settings.canaries, settings.guesses
+    first = ("planned", fixed or _best_guesses(settings, plan, delta), MAIN_SHARE)
+    others = [("half", half), ("tenth", half), ("none", whole), ("repetition", half)]
+    share = (1 - MAIN_SHARE) / len(others)
+    return [first, *((score, fixed or guesses, share) for score, guesses in others)]
+
+
+def _guessed(scores: np.ndarray, coins: np.ndarray, guesses: int, error: float, delta: float) -> _Outcome:
+    m, correct = len(coins), auditing.correct_guesses(scores, coins, guesses)
     bounds = {"steinke": auditing.steinke, "f-dp": auditing.f_dp}
-    best = _Outcome({}, {}, 0, 0, 0)
-    for score, level in (("likelihood ratio", share), ("repetition", error - share)):
-        correct = auditing.correct_guesses(np.concatenate(found[score]), coins, guesses)
-        lower = {name: bound(guesses, correct, m, delta, level) for name, bound in bounds.items()}
-        ceiling = {name: bound(guesses, guesses, m, delta, level) for name, bound in bounds.items()}
-        if not best.lower or lower["f-dp"] > best.lower["f-dp"]:
-            best = _Outcome(lower, ceiling, guesses, correct, m)
-    return best
+    return _Outcome(
+        {name: bound(guesses, correct, m, delta, error) for name, bound in bounds.items()},
+        {name: bound(guesses, guesses, m, delta, error) for name, bound in bounds.items()},
+        guesses,
+        correct,
+        m,
+    )
+
+
+def _best_of(tests: Sequence[_Outcome]) -> _Outcome:
+    """Return the test with the largest bound, with the largest ceilings of all."""
+    best = max(tests, key=lambda test: max(test.lower.values()))
+    ceiling = {name: max(test.ceiling[name] for test in tests) for name in best.ceiling}
+    return dataclasses.replace(best, ceiling=ceiling)
 
 
 def _many_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> _Outcome:
-    runs, error = settings.runs, settings.error
-    world, threshold = laboratory.world(1), _best_threshold(settings, plan, error)
-    said = np.zeros(runs, dtype=bool)
-    inside = np.arange(runs) % 2 == 0
+    stream = rng.generator(settings.seed, "lone canary", party=settings.party)
+    world = canaries.lone_canary(laboratory.module, laboratory.records.shape, plan, stream)
+    runs, signals = settings.runs, world.signals
+    inside, steps = np.arange(runs) % 2 == 0, []
     for number in range(runs):
-        score = laboratory.run(world, inside[number : number + 1], number)["likelihood ratio"]
-        said[number] = score[0] > threshold
+        steps.append(laboratory.run(world, inside[number : number + 1], number))
         laboratory.tell(number + 1, runs)
-    half = runs // 2
+    x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
+    planned = laboratory.ratio(x[..., 0], 1.0)
+    said = planned > _best_threshold(settings, plan, delta)
+    tests = [_told_apart(said, inside, MAIN_SHARE * settings.error, delta)]
+    # The first quarter of the runs sets the other thresholds: nobody can know what a broken run looks like.
+    scores = [laboratory.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
+    scores += [laboratory.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
+    scores += [canaries.repetition(x[..., 0])]
+    first = np.arange(runs) < runs // 4
+    for score in scores:
+        said = score > _midway(score[first], inside[first])
+        error = (1 - MAIN_SHARE) / len(scores) * settings.error
+        tests.append(_told_apart(said[~first], inside[~first], error, delta))
+    return _best_of(tests)
+
+
+def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
+    """Return the threshold with the most correct guesses on these runs, the middle one of equals."""
+    ordered = np.sort(scores)
+    cuts = (ordered[1:] + ordered[:-1]) / 2
+    right = ((scores > cuts[:, None]) == inside).sum(axis=1)
+    best = np.flatnonzero(right == right.max())
+    return float(cuts[best[len(best) // 2]])
+
+
+def _told_apart(said: np.ndarray, inside: np.ndarray, error: float, delta: float) -> _Outcome:
+    n, m = int(inside.sum()), int((~inside).sum())
     hits, false_alarms = int(said[inside].sum()), int(said[~inside].sum())
     bounds = {"clopper-pearson": auditing.clopper_pearson, "gaussian": auditing.gaussian_dp}
     return _Outcome(
-        {name: bound(hits, half, false_alarms, half, delta, error) for name, bound in bounds.items()},
-        {name: bound(half, half, 0, half, delta, error) for name, bound in bounds.items()},
-        guesses=runs,
-        correct=hits + half - false_alarms,
-        canaries=runs,
+        {name: bound(hits, n, false_alarms, m, delta, error) for name, bound in bounds.items()},
+        {name: bound(n, n, 0, m, delta, error) for name, bound in bounds.items()},
+        guesses=len(said),
+        correct=hits + m - false_alarms,
+        canaries=len(said),
     )
 
 
@@ -260,20 +317,20 @@ def _upper(plan: Plan, delta: float) -> float:
     return Ledger().add(plan.noise_multiplier, plan.sample_rate, steps).epsilon(delta, plan.accountant)
 
 
-def _rehearsal(settings: AuditSettings, plan: Plan, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+def _rehearsal(settings: AuditSettings, plan: Plan, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return scores of ``n`` canaries inside and ``n`` outside, were the noise exactly the plan's."""
     stream = rng.generator(settings.seed, "audit rehearsal", party=settings.party)
-    scores = np.zeros((2, n))
+    scores, noise = np.zeros((2, n)), plan.gradient_noise
     for _ in range(plan.rounds * plan.steps_per_round):
-        x = plan.gradient_noise * stream.standard_normal((2, n))
+        x = noise * stream.standard_normal((2, n))
         x[0] += stream.random(n) < plan.sample_rate
-        scores += canaries.likelihood_ratio(x, plan.sample_rate, plan.gradient_noise)
+        scores += canaries.likelihood_ratio(x, plan.sample_rate, noise)
     return scores[0], scores[1]
 
 
-def _best_guesses(settings: AuditSettings, plan: Plan, delta: float, error: float) -> int:
+def _best_guesses(settings: AuditSettings, plan: Plan, delta: float) -> int:
     """Return the number of guesses with the largest f-DP bound in a rehearsal: no look at the real scores."""
-    inside, outside = _rehearsal(settings, plan)
+    inside, outside = _rehearsal(settings, plan, 4000)
     scores = np.concatenate([inside, outside])
     truth = np.arange(len(scores)) < len(inside)
     m, found = settings.canaries, []
@@ -281,17 +338,17 @@ def _best_guesses(settings: AuditSettings, plan: Plan, delta: float, error: floa
         guesses = max(2, int(share * m))
         sample = int(share * len(scores))
         right = auditing.correct_guesses(scores, truth, sample) / sample
-        bound = auditing.f_dp(guesses, int(right * guesses), m, delta, error)
+        bound = auditing.f_dp(guesses, int(right * guesses), m, delta, MAIN_SHARE * settings.error)
         found.append((bound, guesses))
     return max(found)[1]
 
 
-def _best_threshold(settings: AuditSettings, plan: Plan, error: float) -> float:
+def _best_threshold(settings: AuditSettings, plan: Plan, delta: float) -> float:
     """Return the threshold with the largest Gaussian bound in a rehearsal."""
-    inside, outside = _rehearsal(settings, plan)
-    half = settings.runs // 2
-    found = []
+    inside, outside = _rehearsal(settings, plan, 4000)
+    half, found = settings.runs // 2, []
     for threshold in np.quantile(np.concatenate([inside, outside]), np.linspace(0.1, 0.9, 17)):
         hits, false_alarms = (round(float(np.mean(s > threshold)) * half) for s in (inside, outside))
-        found.append((auditing.gaussian_dp(hits, half, false_alarms, half, 1e-5, error), float(threshold)))
+        bound = auditing.gaussian_dp(hits, half, false_alarms, half, delta, MAIN_SHARE * settings.error)
+        found.append((bound, float(threshold)))
     return max(found)[1]
