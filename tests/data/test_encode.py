@@ -178,6 +178,48 @@ def test_a_public_table_without_the_column(write: Write) -> None:
         encode(made, said, stream())
 
 
+def test_records_set_aside_are_public_with_their_labels_and_encoded_alike() -> None:
+    frame = undeclared(500)
+    made, said = own(frame, public_share=0.1)
+    encoded = encode(made, said, stream())
+    aside = np.sort(stream().permutation(500)[:50])
+    assert encoded.public is not None
+    assert [encoded.classes[label] for label in encoded.public.labels] == frame["y"].iloc[aside].tolist()
+    columns = [encoded.feature_names.index(f"b={value}") for value in frame["b"].iloc[aside]]
+    assert (encoded.public.features[np.arange(50), columns] == 1).all()
+    together = np.concatenate([encoded.public.features[:, 0], encoded.features[:, 0]])
+    numbers = frame["a"].astype(float).to_numpy()
+    order = np.concatenate([aside, np.delete(np.arange(500), aside)])
+    inside = np.abs(together) < 2  # clipped elsewhere
+    slope, offset = np.polyfit(numbers[order][inside], together[inside], 1)
+    np.testing.assert_allclose(together[inside], slope * numbers[order][inside] + offset, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a,b,y\n50,u,n\n60,v,?\n70,u,p\n0,u,other\n", [0, 1]),  # those with a label of the task
+        ("a,b\n50,u\n", None),  # no label at all
+        ("a,y\n50,n\n", None),  # a feature is missing
+        ("a,b,y\n50,u,other\n", None),
+    ],
+)
+def test_a_public_table_gives_public_records_where_it_can(write: Write, text: str, labels) -> None:
+    declared = {"bounds": {"a": [0, 100]}, "categories": {"b": ["u", "v"]}}
+    made, said = own(undeclared(20), public=write(text, "public.csv"), **declared)
+    encoded = encode(made, said, stream())
+    if labels is None:
+        assert encoded.public is None
+        return
+    np.testing.assert_array_equal(encoded.public.labels, labels)
+    np.testing.assert_allclose(encoded.public.features, [[0, 1, 0], [0.8, 1, 0]], atol=1e-6)
+
+
+def test_without_public_records_there_are_none() -> None:
+    made, said = own(undeclared(20), bounds={"a": [0, 100]}, categories={"b": ["u", "v"]})
+    assert encode(made, said, stream()).public is None
+
+
 def test_sector_bounds_hold_for_undeclared_columns_only() -> None:
     frame = undeclared(50).rename(columns={"a": "Age"})
     made, said = own(frame, categories={"b": ["u", "v", "w"]})
