@@ -12,6 +12,9 @@ the data and in the batch of step t.
 
 A lone canary, for runs that hold no other, is an extreme record of the party's own kind, mislabelled: its
 gradient is spread over all layers, so that clipping each for itself, or leaving out the noise of one, shows.
+
+A participant sees the released models alone. Its canaries are records at the edges of what the party's
+columns hold, with labels drawn at random: only having been trained on them explains a model that knows them.
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attacks import signals
 from fedsim.data.records import Records
 from fedsim.models import linear_stack
 from fedsim.scenario import TrainingSettings
 
 if TYPE_CHECKING:
+    from attacks.observer import ParticipantView
     from fedsim.privacy import Plan
 
 LENGTH = 100.0
@@ -319,3 +324,31 @@ def repetition(x: np.ndarray) -> np.ndarray:
     """
     between_rounds, between_steps = x.var(axis=0).mean(axis=0), x.var(axis=1).mean(axis=0)
     return np.log(between_rounds + 1e-9) + np.log(between_steps + 1e-9)
+
+
+def edge_records(like: Records, classes: int, m: int, stream: np.random.Generator) -> Records:
+    """Return ``m`` canaries for a party: every value close to its column's least or greatest, any label.
+
+    like: records whose ranges are taken; they are copied nowhere
+    """
+    low, high = like.features.min(axis=0), like.features.max(axis=0)
+    # Beta(.1, .1) lies next to 0 or 1, but no two canaries are the same.
+    share = stream.beta(0.1, 0.1, size=(m, *like.shape))
+    features = (low + share * (high - low)).astype(np.float32)
+    return Records(features, stream.integers(0, classes, m))
+
+
+def participant_scores(view: ParticipantView, records: Records) -> dict[str, np.ndarray]:
+    """Return what a participant can say of each canary from the models it was sent, (n,) float64 each.
+
+    final loss: −ℓ(w_T; z). descent: Σ_t ⟨w_{t−1} − w_t, ∇ℓ(w_{t−1}; z)⟩, by how much the steps went down the
+    canary's loss, over the rounds whose two models it saw.
+    """
+    loss = signals.loss(signals.logits(view.module(view.final_model), records.features), records.labels)
+    descent = np.zeros(len(records))
+    for t in view.trained_rounds:
+        if t - 1 in view.models:
+            before = view.models[t - 1]
+            step = {name: array - view.models[t][name] for name, array in before.items()}
+            descent += signals.gradient_products(view.module(before), records, step)[0]
+    return {"final loss": -loss, "descent": descent}

@@ -277,6 +277,72 @@ def run_sweep(
         raise FedsimError(sweep.complaint(points, failed))
 
 
+@main.command("audit")
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--party", help="Whose DP. [default: the first party with DP]")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key.")
+@click.option("--dp", multiple=True, metavar="PARTY=ε", help="DP-SGD of a party; 'all=8', 'x=off'.")
+@click.option(
+    "--vantage",
+    type=click.Choice(["white-box", "participant", "both"]),
+    default="white-box",
+    show_default=True,
+    help="Who sees what: every step of the training, or the models that a participant is sent.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["one-run", "many-run"]),
+    default="one-run",
+    show_default=True,
+    help="Many canaries at once, or a run for each guess: tighter, and slower.",
+)
+@click.option("--canaries", type=int, help="Of one-run. [default: 4000 white-box, 400 participant]")
+@click.option("--runs", type=int, help="Of many-run. [default: 200]")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the lower bound.")
+@_data_dir
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the audit's own run here.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.pass_context
+def run_audit(
+    context: click.Context,
+    scenario: Path,
+    party: str | None,
+    overrides: tuple[str, ...],
+    dp: tuple[str, ...],
+    vantage: str,
+    data_dir: Path | None,
+    out: Path | None,
+    workers: int,
+    **how: Any,
+) -> None:
+    """Audit a party's DP: what ε can be shown from outside, beside what the accountant guarantees.
+
+    It makes runs of its own, with canaries, and leaves every other run alone. It ends with exit code 3 where
+    the lower bound lies above the upper one: the implementation, or its accounting, is broken.
+
+    \b
+    Examples:
+      fedsim audit experiments/hospitals.toml --dp all=8
+      fedsim audit experiments/hospitals.toml --dp all=8 --party hospital-3 --vantage both
+      fedsim audit experiments/heart.toml --dp all=1 --method many-run --runs 400 --workers 4
+    """
+    from fedsim import audit, live, runner, tables
+    from fedsim.scenario import load
+
+    with _err.status("Reading the records…"):
+        prepared = runner.check(load(scenario, overrides, dp), data_dir)
+    wanted: Sequence[Any] = audit.VANTAGES if vantage == "both" else [vantage]
+    chosen = [audit.settings_for(prepared, party=party, vantage=each, **how) for each in wanted]
+    found = []
+    for settings in chosen:
+        with live.bar(f"{settings.vantage} runs", _err) as progress, audit.folder(out, settings) as folder:
+            found.append(audit.audit(prepared, settings, folder, workers, progress))
+    _out.print(tables.audits(found))
+    for each in found:
+        _out.print(tables.audit_words(each), style="red" if each.violated else None, highlight=False)
+    context.exit(3 if any(each.violated for each in found) else 0)
+
+
 @main.group()
 def attacks() -> None:
     """The attacks there are."""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from attacks import active, suite
 from clients.sectors import SECTORS
+from fedsim.audit import Audit
 from fedsim.data.schema import Column
 from fedsim.data.sources import DataSet
 from fedsim.results import RunDirectory
@@ -343,3 +344,54 @@ def _interval_cell(row: dict[Any, Any], measure: str) -> str:
         return _number(value)
     digits = 3 if high < 0.1 else 2
     return f"{_number(value)}\n[dim]{_number(low, digits)}-{_number(high, digits)}[/dim]"
+
+
+def audits(found: list[Audit]) -> Table:
+    """Return the bounds of audits of one party, a statistic a row."""
+    table = _table(f"Audit of {found[0].party}: ε at δ = {found[0].delta:.0e}")
+    for heading in ("vantage", "method", "statistic"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("lower", "upper", "ceiling", "right of guesses", "canaries", "confidence"):
+        table.add_column(heading, justify="right")
+    for audit in found:
+        for statistic, lower in audit.lower.items():
+            table.add_row(
+                audit.vantage,
+                audit.method,
+                statistic,
+                f"[bold red]{lower:.2f}[/bold red]" if lower > audit.upper else f"{lower:.2f}",
+                "∞" if math.isinf(audit.upper) else f"{audit.upper:.2f}",
+                f"{audit.ceiling[statistic]:.2f}",
+                f"{audit.correct} of {audit.guesses}",
+                str(audit.canaries),
+                f"{audit.confidence:.0%}",
+            )
+    table.caption = (
+        "Lower: shown by the audit. Upper: guaranteed by the accountant. Ceiling: what an audit of this size "
+        "shows at most. f-dp and gaussian assume a trade-off between errors as of Gaussian noise."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def audit_words(audit: Audit) -> str:
+    """Say in one sentence what an audit means."""
+    lower, seen = max(audit.lower.values()), _SEEN[audit.vantage]
+    if audit.violated:
+        return (
+            f"{audit.party} is BROKEN: {seen}, one can tell that ε ≥ {lower:.2f}, above the guaranteed "
+            f"{audit.upper:.2f}; the implementation or its accounting is wrong."
+        )
+    shown = f"{seen}, one can tell that ε ≥ {lower:.2f} ({audit.confidence:.0%} confidence)"
+    if math.isinf(audit.upper):
+        return f"{audit.party} has no DP (ε = ∞): {shown}."
+    return (
+        f"{audit.party} keeps its guarantee as far as this audit sees: {shown}; the accountant guarantees "
+        f"ε ≤ {audit.upper:.2f}. The truth lies in between."
+    )
+
+
+_SEEN = {
+    "white-box": "From every step of its training",
+    "participant": "From the models that a participant is sent",
+}
