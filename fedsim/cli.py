@@ -227,6 +227,7 @@ def attack(folder: Path, attacks: str | None, workers: int) -> None:
 
 @main.command("sweep")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key everywhere.")
 @_data_dir
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: runs/sweeps/<name>]")
 @click.option("--cells", type=click.Path(path_type=Path), help="Folder of runs. [default: <out>/cells]")
@@ -236,6 +237,7 @@ def attack(folder: Path, attacks: str | None, workers: int) -> None:
 @click.option("--show", is_flag=True, help="Run nothing; show what is finished.")
 def run_sweep(
     file: Path,
+    overrides: tuple[str, ...],
     data_dir: Path | None,
     out: Path | None,
     cells: Path | None,
@@ -252,6 +254,7 @@ def run_sweep(
     Examples:
       fedsim sweep experiments/sweeps/epsilon.toml
       fedsim sweep experiments/sweeps/epsilon.toml --workers 8 --out runs/frontier
+      fedsim sweep experiments/sweeps/epsilon.toml --set games=1 --set adversary.shadows=16
       fedsim sweep experiments/sweeps/epsilon.toml --engine ray --ray-address auto
       fedsim sweep experiments/sweeps/epsilon.toml --show
     """
@@ -261,7 +264,7 @@ def run_sweep(
     name = sweep.load(file).name
     out = (out or Path("runs") / "sweeps" / name).resolve()
     with live.bar("checking", _err) as progress:
-        points = sweep.plan(file, (cells or out / "cells").resolve(), data_dir, progress)
+        points = sweep.plan(file, (cells or out / "cells").resolve(), data_dir, overrides, progress)
     distinct = sweep.distinct(points)
     failed: dict[str, str] = {}
     if not show:

@@ -433,7 +433,7 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     """
     document = read(path)
     for text in overrides:
-        _override(document, text)
+        put(document, *assignment(text), f"--set {text}")
     for text in dp:
         _switch_dp(document, text)
     return parse(document, source=str(path), folder=path.resolve().parent)
@@ -500,11 +500,16 @@ def save(scenario: Scenario, path: Path) -> None:
     write_text(path, tomli_w.dumps(scenario.model_dump(exclude_none=True)))
 
 
-def _override(document: dict[str, Any], text: str) -> None:
+def assignment(text: str) -> tuple[str, Any]:
+    """Return key and value of a 'key=value'; the value is in TOML's syntax, or a bare word.
+
+    Raises:
+        InputError: there is no key, or no '='.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise InputError(f"--set {text}: expected key=value, such as training.lr=0.05")
-    put(document, key, _toml_value(value.strip()), f"--set {text}")
+    return key.strip(), _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:

@@ -27,7 +27,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,10 +152,7 @@ def _check(sweep: Sweep, path: Path) -> None:
     for axis in sweep.axes:
         if axis in ("name", *FIXED):
             raise InputError(f"{path}: axes.{axis}: a scenario's '{axis}' decides nothing; leave it out")
-        for where, changes in _all_changes(sweep):
-            clash = next((key for key in changes if _overlap(key, axis)), None)
-            if clash:
-                raise InputError(f"{path}: '{clash}' of {where} and the axis '{axis}' set the same; keep one")
+    _check_clashes(sweep, path, _all_changes(sweep))
     for variant in sweep.variants:
         twins = [other for other in sweep.variants if other.name == variant.name and other is not variant]
         if any(
@@ -165,6 +162,13 @@ def _check(sweep: Sweep, path: Path) -> None:
     for attack in sweep.headline:
         if "/" not in attack and attack not in suite.SUITE:
             raise InputError(f"{path}: headline: unknown attack '{attack}'{suggestion(attack, suite.SUITE)}")
+
+
+def _check_clashes(sweep: Sweep, path: Path, named: Iterable[tuple[str, Values]]) -> None:
+    for (where, changes), axis in itertools.product(named, sweep.axes):
+        clash = next((key for key in changes if _overlap(key, axis)), None)
+        if clash:
+            raise InputError(f"{path}: '{clash}' of {where} and the axis '{axis}' set the same; keep one")
 
 
 def _all_changes(sweep: Sweep) -> Iterator[tuple[str, Values]]:
@@ -183,17 +187,20 @@ def plan(
     path: Path,
     cells_folder: Path,
     data_dir: Path | None = None,
+    overrides: Iterable[str] = (),
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Point]:
     """Return every point of the sweep at ``path``, in the file's order, each checked against its data.
 
+    overrides: 'key=value' texts that hold for every point, whatever the file says
     progress: called with points checked and in all.
 
     Raises:
         InputError: in one sentence, which point is wrong, and why.
     """
-    sweep = load(path)
-    parsed = list(_scenarios(sweep, path))
+    sweep, last = load(path), dict(scenarios.assignment(text) for text in overrides)
+    _check_clashes(sweep, path, [("--set", last)])
+    parsed = list(_scenarios(sweep, path, last))
     read: dict[str, Encoded] = {}
     points = []
     for labels, where, scenario in parsed:
@@ -204,7 +211,7 @@ def plan(
     return points
 
 
-def _scenarios(sweep: Sweep, path: Path) -> Iterator[tuple[Values, str, Scenario]]:
+def _scenarios(sweep: Sweep, path: Path, last: Values) -> Iterator[tuple[Values, str, Scenario]]:
     """Yield labels, words for an error's sentence, and the scenario of every point."""
     documents = [_document(path, source) for source in sweep.scenarios]
     names = [str(document["name"]) for document, _ in documents]
@@ -221,7 +228,7 @@ def _scenarios(sweep: Sweep, path: Path) -> Iterator[tuple[Values, str, Scenario
         for variant, values in itertools.product(variants, itertools.product(*sweep.axes.values())):
             axes = dict(zip(sweep.axes, values, strict=True))
             where = f"{path}: {', '.join([name, *filter(None, [variant.name]), *_words(axes)])}"
-            changes = {**sweep.set, **source.set, **variant.set, **axes}
+            changes = {**sweep.set, **source.set, **variant.set, **last, **axes}
             scenario = scenarios.parse(_changed(document, changes, where), where, folder)
             shown = {axis: _label(axis, value) for axis, value in axes.items()}
             yield {"scenario": name, "variant": variant.name, **shown}, where, scenario

@@ -309,6 +309,16 @@ def test_settings_come_in_order_and_keep_what_they_do_not_name(tmp_path: Path) -
     assert others is not None and others.noise_multiplier == 2.0 and none.dp_of("hospital-1") is None
 
 
+def test_overrides_hold_everywhere(tmp_path: Path) -> None:
+    path = write_sweep(
+        tmp_path, set={"games": 5}, variants=[{"name": "a", "set": {"seed": 1}}, {"name": "b"}]
+    )
+    points = planned(path, overrides=["games=2", "seed=8"])
+    assert {(point.cell.scenario.games, point.cell.scenario.seed) for point in points} == {(2, 8)}
+    with pytest.raises(InputError, match=r"'dp' of --set and the axis 'dp\.all\.epsilon' set the same"):
+        planned(path, overrides=["dp=off"])
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"axis": {"seed": [1]}}, "unknown key 'axis'; did you mean 'axes'?"),
     "unknown axis": ({"axes": {"federation.round": [1]}}, "federation.round = 1: unknown key 'round' in"),
