@@ -81,7 +81,9 @@ def train_private(
     Guarantee: the weights of all rounds together are (ε, δ)-DP with the ε of a ledger to which every round's
     steps were added, provided that ``noise`` never repeats: it is derived from (seed, party, round), as is
     ``sampling``, with a purpose of its own. None instead of a stream: the operating system's source
-    (`clients.secure`).
+    (`clients.secure`). Early stopping decides by noisy weights how many steps there are: what then holds
+    strictly is the plan's ε, of all steps that could have been made; the ledger's, of those that were, is
+    for a number fixed beforehand (Rogers et al. 2016, on odometers).
 
     settings, defence: as `clients.training.train` has them
     stop_on: public records, where the defence has a patience

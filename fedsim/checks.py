@@ -96,21 +96,22 @@ def _defence_problem(
 
 def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
     """Return what a person should know of the parties' defences, one sentence each."""
-    stopping = [name for name in names if _stops_on_heldout(scenario.defence_of(name))]
-    secure = [name for name in names if (dp := scenario.dp_of(name)) is not None and dp.secure]
-    said = []
-    if stopping:
-        said.append(
-            f"early stopping of {', '.join(stopping)} looks at held-out records: they have influenced the "
-            "model, and are not quite the non-members that they are taken for"
-        )
-    if secure:
-        said.append(
-            f"batches and noise of {', '.join(secure)} come from the operating system: this run cannot be "
-            "repeated, and going on with it after an interruption gives other numbers"
-        )
-    return said
-
-
-def _stops_on_heldout(settings: DefenceSettings | None) -> bool:
-    return settings is not None and settings.patience is not None and settings.stop_on == "held-out"
+    stopping, private, secure = [], [], []
+    for name in names:
+        defence, dp = scenario.defence_of(name), scenario.dp_of(name)
+        if defence is not None and defence.patience is not None:
+            if defence.stop_on == "held-out":
+                stopping.append(name)
+            if dp is not None:
+                private.append(name)
+        if dp is not None and dp.secure:
+            secure.append(name)
+    said = {
+        "early stopping of {} looks at held-out records: they have influenced the model, and are not quite "
+        "the non-members that they are taken for": stopping,
+        "ε of {} counts the steps that early stopping let it make; since noisy models decided how many, what "
+        "strictly holds is the plan's ε": private,
+        "batches and noise of {} come from the operating system: this run cannot be repeated, and going on "
+        "with it after an interruption gives other numbers": secure,
+    }
+    return [sentence.format(", ".join(parties)) for sentence, parties in said.items() if parties]

@@ -132,6 +132,7 @@ def test_stopping_on_public_records_under_dp_spends_the_steps_made(source: str, 
     assert final_sha(runs[0]) == final_sha(runs[1])
     spent = runs[0].table("rounds").query("party == 'hospital-2' and round == 2")["epsilon"].iloc[0]
     assert 0 < spent < runs[0].manifest["dp"]["hospital-2"]["epsilon"]
+    assert any("ε of hospital-2 counts the steps" in notice for notice in runs[0].manifest["notices"])
 
 
 def write_unlabelled(folder: Path) -> str:

@@ -148,6 +148,38 @@ def test_own_models_are_linear_stacks_with_and_without_flatten() -> None:
             assert len(found) == layers
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "layers"), [("mlp", (6,), 2), ("cnn", (1, 8, 8), 2), ("logistic", (6,), 0)]
+)
+def test_dropout_leaves_out_hidden_units_while_training_and_for_a_while(name, shape, layers) -> None:
+    module = models.build(ModelSettings(name=name, hidden=[400, 300]), shape, 2).train()
+    assert len(models.hidden_units(module)) == layers
+    x, seen = torch.rand(16, *shape) + 1, []
+    plain = module(x)
+    torch.manual_seed(0)
+    with pytest.raises(KeyError), models.dropout(module, 0.25):
+        for layer in models.hidden_units(module):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0], output)))
+        module(x)
+        assert torch.equal(module.eval()(x), plain)
+        raise KeyError
+    assert torch.equal(module.train()(x), plain)
+    for before, after in seen[:layers]:
+        alive = before > 0
+        share = float((after[alive] == 0).float().mean())
+        assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / int(alive.sum())) ** 0.5)
+        kept = alive & (after > 0)
+        torch.testing.assert_close(after[kept], before[kept] / 0.75)
+
+
+def test_ghost_clipping_is_right_for_own_models_and_not_for_a_layer_that_is_used_twice() -> None:
+    for name in ("mlp", "cnn"):
+        module = models.build(ModelSettings(name=name, hidden=[4]), (1, 8, 8), 3)
+        assert models.ghost_problem(module, (1, 8, 8)) == ""
+    assert models.ghost_problem(Block(nn.GroupNorm(2, 6)), (4,)) == ""
+    assert "tying" in models.ghost_problem(shared(), (4,))
+
+
 FACTORIES = """
 import torch
 from torch import nn

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch import nn
 from torch.nn import functional
@@ -148,6 +150,26 @@ def test_a_round_equals_the_loop_over_records(options: dict, mu: float, path: st
     expected = by_records(module, records, PLAN, options, mu)
     found = trained(module, records, PLAN, options=options, proximal_mu=mu, path=path)
     assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@PATHS
+def test_steps_without_noise_are_those_of_opacus_own_optimizer(path: str) -> None:
+    module, records = mlp(), some_records()
+    plan = replace(PLAN, noise_multiplier=0.0)
+    private = GradSampleModule(copy.deepcopy(module), loss_reduction="sum")
+    optimizer = DPOptimizer(
+        training.make_optimizer(TrainingSettings(), list(private.parameters())),
+        noise_multiplier=0.0,
+        max_grad_norm=plan.clipping_norm,
+        expected_batch_size=plan.expected_batch,
+    )
+    for x, y in dp.poisson_batches(training.tensors(records), plan, streams()["sampling"]):
+        optimizer.zero_grad()
+        functional.cross_entropy(private(x), y, reduction="sum").backward()
+        optimizer.step()
+    expected = models.weights(private.to_standard_module())
+    assert_close(trained(module, records, plan, path=path), expected)
 
 
 def test_custom_modules_and_images_take_opacus_path_and_equal_the_loop() -> None:
