@@ -120,5 +120,7 @@ def assumption(settings: AdversarySettings) -> str:
     if settings.active == "gradient-ascent":
         return f"{own} moves its update up their loss every {settings.ascent_every} rounds. "
     if settings.active == "poisoning":
-        return f"{own} trains on {settings.poison_copies} mislabelled copies of each. "
+        copies = settings.poison_copies
+        added = "a mislabelled copy" if copies == 1 else f"{copies} mislabelled copies"
+        return f"{own} trains on {added} of each. "
     return ""

@@ -345,9 +345,9 @@ def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
 def epsilon_needed(tpr: float, fpr: float, delta: float) -> float:
     """Return the smallest ε at which (ε, δ)-DP allows such rates (`tpr_bound`), on average over games.
 
-    From the lower end of an interval of the TPR and the upper end of one of the FPR, 97.5 % sure each, it is a
-    lower bound on the largest of the parties' true ε, with 95 %; 0 where the rates show nothing. Infinite where
-    no ε allows them.
+    From the lower end of an interval of the TPR and the upper end of one of the FPR, 97.5 % sure each, it is
+    a lower bound on the largest of the parties' true ε, with 95 %; 0 where the rates show nothing. Infinite
+    where no ε allows them.
     """
     from scipy.optimize import brentq
 

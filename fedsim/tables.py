@@ -10,12 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from attacks import active, suite
+from attacks import active, outsider, suite
 from clients.sectors import SECTORS
 from fedsim.audit import Audit
 from fedsim.data.schema import Column
 from fedsim.data.sources import DataSet
 from fedsim.results import RunDirectory
+from fedsim.scenario import CentralDPSettings
 
 # Headings of two lines, so that a table of intervals fits into 80 columns.
 _METRICS = {
@@ -39,6 +40,9 @@ def show(run: RunDirectory, console: Console) -> None:
     """Print utility and guarantee per party, leakage per attack, and leakage per attack and party."""
     console.print()
     console.print(_utility(run))
+    central = run.scenario.federation.central_dp
+    if central is not None:
+        console.print(_central(run, central), highlight=False)
     if run.has("leakage"):
         leakage = run.table("leakage")
         console.print(_leakage(leakage))
@@ -79,6 +83,15 @@ def guarantee(run: RunDirectory, party: str, rows: pd.DataFrame) -> str:
         return "off"
     refused = " (budget spent)" if (rows["status"] == "refused").any() else ""
     return f"ε = {rows['epsilon'].max():.3g}, δ = {settings.delta:.0e}{refused}"
+
+
+def _central(run: RunDirectory, central: CentralDPSettings) -> str:
+    """Say what central DP has spent on a whole party."""
+    spent = run.table("rounds")["party_epsilon"].max()
+    return (
+        f"Central DP: party-level ε = {spent:.3g}, δ = {central.delta:.0e}: a promise about whole parties, "
+        "none about a record beyond what its noise hides"
+    )
 
 
 def _leakage(leakage: pd.DataFrame) -> Table:
@@ -152,7 +165,24 @@ def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
         table.caption = "The best of several attacks on the same records: its figures err upwards."
         table.caption_justify = "left"
         found.append(table)
+    found += _answers(run, overall)
     return found + (_sources(run.table("sources")) if run.has("sources") else [])
+
+
+def _answers(run: RunDirectory, overall: pd.DataFrame) -> list[Table | str]:
+    """Say what an outsider's queries spent, where the output policy states an ε for one answer."""
+    policy, attacks = run.scenario.adversary.output, sorted(set(overall["attack"]) & set(outsider.SUITE))
+    if not attacks or outsider.spent(policy, 1) is None:
+        return []
+    candidates = len(run.read_candidates(0))
+    asked = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
+    most = max(attacks, key=lambda name: asked[name])
+    epsilon, delta = outsider.spent(policy, asked[most]) or (math.nan, math.nan)
+    total = f"ε = {epsilon:.6g}" + (f", δ = {delta:.2g}" if delta else "")
+    return [
+        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {asked[most]} answers of "
+        f"{most.split('/')[-1]} cost {total} a game (basic composition)"
+    ]
 
 
 def _sources(sources: pd.DataFrame) -> list[Table | str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import math
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import finished_run, prepared_run
 
-from fedsim import report, runner
+from attacks import evaluation
+from fedsim import gaussian, report, runner
 from fedsim.cli import main
 from fedsim.errors import InputError
 from fedsim.report import figures, findings, words
@@ -77,7 +79,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 ALL_SECTIONS = {
-    "parties", "asked", "leakage", "exposure", "records", "rounds", "assumptions", "outside", "reproduce",
+    "parties", "asked", "leakage", "exposure", "records", "rounds", "guarantee", "assumptions", "outside",
+    "reproduce",
 }  # fmt: skip
 
 
@@ -140,10 +143,11 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
     run = prepared_run(tmp_path, adversary=LIGHT_ATTACKS)
     page = page_of(run)
     assert "This run is not finished" in page.text and "Not measured yet" in page.text
-    assert page.sections == {"parties", "asked", "assumptions", "outside", "reproduce"}
+    unmeasured = {"parties", "asked", "guarantee", "assumptions", "outside", "reproduce"}
+    assert page.sections == unmeasured
     runner.federate(run)
     (run.path / "leakage.parquet").unlink()
-    assert page_of(run).sections == {"parties", "asked", "rounds", "assumptions", "outside", "reproduce"}
+    assert page_of(run).sections == unmeasured | {"rounds"}
 
 
 def test_a_failed_party_is_named(tmp_path: Path) -> None:
@@ -197,6 +201,147 @@ def test_the_command_writes_the_page(mixed: RunDirectory) -> None:
     assert "25 %" in page.text and "0.1 %" not in page.text
     wrong = CliRunner().invoke(main, ["report", str(mixed.path), "--prior", "1.5"])
     assert wrong.exit_code == 2
+
+
+# Observers, the active adversary, DP
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """All observers, one of them behind private answers; all parties under DP, and defences."""
+    adversary = {
+        **LIGHT_ATTACKS,
+        "observers": ["outsider", "participant", "coalition", "server"],
+        "coalition": ["hospital-3"],
+        "output": {"policy": "gaussian", "epsilon": 0.5, "delta": 1e-6},
+    }
+    dp, defences = {"all": {"epsilon": 1.0}}, {"hospital-2": {"label_smoothing": 0.2}}
+    return finished_run(
+        tmp_path_factory.mktemp("watched"),
+        n=120,
+        parties={"count": 4},
+        dp=dp,
+        defences=defences,
+        adversary=adversary,
+    )
+
+
+def test_observers_stand_side_by_side_on_the_same_candidates(watched: RunDirectory) -> None:
+    page, found = page_of(watched), findings.gather(watched)
+    assert "observers" in page.sections
+    assert [each.name for each in found.observers] == ["outsider", "participant", "coalition", "server"]
+    assert len({(each.leak.n_members, each.leak.n_nonmembers) for each in found.observers}) == 1
+    leakage = watched.table("leakage")
+    auc = leakage.query("metric == 'auc' and party == 'all' and game == 'all'").set_index("attack")["value"]
+    participant = max(auc[name] for name in auc.index if "/" not in name)
+    for each in found.observers:
+        own = [name for name in auc.index if findings.observer_of(name) == each.name]
+        assert auc[each.leak.attack] == max(auc[name] for name in own) == pytest.approx(each.leak.value)
+        assert each.leak.attacks == len(own)
+        if each.gain is None:
+            assert each.leak.value == participant
+        else:
+            assert each.gain.value == pytest.approx(each.leak.value - participant)
+        assert words.sees(found, each.name) in page.text
+    assert all("/" not in name for name in found.attacks), "the headline is the participant's"
+    assert "shares what it has with hospital-1" in page.text
+
+
+def test_what_an_outsiders_queries_cost_is_said(watched: RunDirectory) -> None:
+    page, found = page_of(watched), findings.gather(watched)
+    n = len(watched.read_candidates(0))
+    spent = {attack: (asked, epsilon, delta) for attack, asked, epsilon, delta in found.answers}
+    assert spent["outsider/loss"] == (n, n * 0.5, n * 1e-6)
+    asked, epsilon, delta = spent["outsider/noise-robustness"]
+    assert asked == 32 * n
+    assert f"asks {asked} times in a game, which is ε = {epsilon:.6g}, δ = {delta:.2g} in all" in page.text
+    assert "Gaussian noise: ε = 0.5, δ = 10⁻⁶ an answer; against outsiders alone" in page.text
+
+
+def test_source_inference_is_shown_beside_guessing(watched: RunDirectory) -> None:
+    page, table = page_of(watched), watched.table("sources")
+    rows = findings.source_rows(findings.gather(watched))
+    assert {(row["observer"], row["rule"]) for row in rows} >= {("server", "source-loss")}
+    for row in rows:
+        own = table[(table["attack"] == row["attack"]) & (table["game"] == "all")].set_index("metric")
+        assert row["value"] == own["value"]["accuracy"]
+        assert (row["chance"], row["prior"]) == (own["value"]["chance"], own["value"]["label_prior"])
+        shown = f"{number(row['value'])} {number(row['low'])}–{number(row['high'])}"
+        assert shown + f" {number(row['chance'])} {number(row['prior'])} {row['n']}" in spaced(page)
+
+
+def spaced(page: Page) -> str:
+    """The page's text with cells apart."""
+    return re.sub(r"\s+", " ", " ".join(page.words).replace("\u202f", " "))
+
+
+def test_under_dp_every_attack_stands_beside_what_dp_allows(watched: RunDirectory) -> None:
+    page, found = page_of(watched), findings.gather(watched)
+    victims = [each for each in found.parties if each.leak is not None]
+    assert found.guarantee == (max(each.epsilon or 0 for each in victims), 1e-5)
+    epsilon, delta = found.guarantee
+    for alpha in (0.1, 0.01, 0.001):
+        assert number(evaluation.tpr_bound(alpha, epsilon, delta)) in page.text
+    assert number(evaluation.auc_bound(epsilon, delta)) in page.text and "DP allows at most" in page.text
+    assert 'class="line allowed"' in (watched.path / "report.html").read_text(encoding="utf-8")
+    for each in victims:
+        assert each.plan is not None and f"{each.plan['noise_multiplier']:.3f}" in page.text
+        assert each.accountant in ("prv", "rdp") and each.rounds == {"ok": 3}
+    assert "hospital-2: defences label_smoothing = 0.2; no guarantee" in spaced(page)
+
+
+def test_no_bound_is_drawn_where_a_victim_has_no_guarantee(mixed: RunDirectory) -> None:
+    assert findings.gather(mixed).guarantee is None
+    page = page_of(mixed)
+    assert "DP allows at most" not in page.text
+    assert 'class="line allowed"' not in (mixed.path / "report.html").read_text(encoding="utf-8")
+    assert "All other parties train without DP-SGD" in page.text
+
+
+def test_the_epsilon_that_the_rates_prove_is_the_tables_own(watched: RunDirectory) -> None:
+    found = findings.gather(watched)
+    leakage = watched.table("leakage").query("party == 'all' and game == 'all'")
+    cells = leakage.set_index(["attack", "metric"])
+    rows = findings.empirical(found)
+    assert [row["attack"] for row in rows] == found.attacks[:6]
+    for row in rows:
+        tpr = float(cells["low"][row["attack"], "tpr_at_threshold"])
+        fpr = float(cells["high"][row["attack"], "fpr"])
+        assert row["epsilon"] == evaluation.epsilon_needed(tpr, fpr, 1e-5)
+        assert row["epsilon"] <= 1.0, "of correct DP-SGD, never above the accountant's"
+
+
+def test_an_active_adversary_is_named_and_its_updates_compared(tmp_path: Path) -> None:
+    adversary = {"attacks": ["loss"], "active": "poisoning", "candidates": 20, "poison_copies": 3}
+    run = finished_run(tmp_path, adversary=adversary)
+    page, rounds = page_of(run), run.table("rounds")
+    assert "active" in page.sections and "is malicious" in page.text
+    assert "3 mislabelled copies of each" in page.text
+    mine = rounds[(rounds["party"] == "hospital-1") & (rounds["round"] > 0)]["update_norm"]
+    assert f"In the median round its update is {mine.median():.3g} long" in page.text
+    assert (run.path / "figures" / "norms.svg").exists()
+
+
+def test_central_dp_is_named_as_a_promise_about_parties(tmp_path: Path) -> None:
+    federation = {"rounds": 2, "central_dp": {"noise_multiplier": 2.0}}
+    run = finished_run(tmp_path, federation=federation, adversary=LIGHT_ATTACKS)
+    page = page_of(run)
+    spent = gaussian.epsilon_of(1e-5, 2.0, 2)
+    assert f"each party as a whole has ε = {spent:.3g} at δ = 10⁻⁵" in page.text
+    assert f"hospital-2 2 {spent:.4g}" in spaced(page)
+    assert "hides nothing of a record beyond what that noise hides" in page.text
+
+
+def test_an_audit_in_the_runs_folder_is_shown(tmp_path: Path, mixed: RunDirectory) -> None:
+    found = {"party": "hospital-2", "vantage": "white-box", "method": "one-run", "lower": {"f-dp": 1.234},
+             "ceiling": {"f-dp": 9.876}, "upper": 3.0, "canaries": 4321}  # fmt: skip
+    path = mixed.path / "audit.json"
+    path.write_text(json.dumps([found]), encoding="utf-8")
+    try:
+        text = page_of(mixed).text
+    finally:
+        path.unlink()
+    assert all(shown in text for shown in ("1.234", "9.88", "4321", "white-box"))
 
 
 # Words
@@ -336,3 +481,24 @@ def test_numbers() -> None:
     assert [number(value) for value in (0.5861, 1.0, -0.028, math.nan, 0.0)] == [
         ".586", "1.000", "-.028", "–", ".000",
     ]  # fmt: skip
+
+
+def test_the_closed_world_is_named_where_it_is_assumed(mixed: RunDirectory) -> None:
+    def said(attack: str, auxiliary: str) -> str:
+        settings = mixed.scenario.adversary.model_copy(update={"auxiliary": auxiliary, "shadows": 64})
+        run = RunDirectory(mixed.path)
+        run.__dict__["scenario"] = mixed.scenario.model_copy(update={"adversary": settings})
+        return words.world(Findings(run, [], Leak(attack, 3, 0.8, 0.7, 0.9, 50, 50)), "patient")
+
+    closed = said("joint", "population")
+    assert "closed world" in closed and "own every candidate's full record" in closed and "64 whole" in closed
+    assert "closed world" not in said("lira-offline", "disjoint")
+    assert "none of which is a candidate" in said("lira-offline", "disjoint")
+    assert "no records but its own" in said("lira-offline", "own")
+    assert "nothing more of the other parties" in said("loss", "population")
+
+
+@pytest.mark.parametrize(("place", "said"), [(1, "the longest"), (2, "the second-longest"),
+                                             (5, "the 5th-longest"), (21, "the 21st-longest")])  # fmt: skip
+def test_places(place: int, said: str) -> None:
+    assert words.ordinal(place, "longest") == said

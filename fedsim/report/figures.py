@@ -8,14 +8,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from attacks import evaluation
 from fedsim.report.svg import SERIES, Frame, Scale, chart, legend, number, text
 
 
-def roc(table: pd.DataFrame, attacks: Sequence[str], sizes: Mapping[str, int]) -> str:
+def roc(
+    table: pd.DataFrame,
+    attacks: Sequence[str],
+    sizes: Mapping[str, int],
+    guarantee: tuple[float, float] | None = None,
+) -> str:
     """Draw ROC curves on log axes.
 
     table: columns attack, fpr, tpr, low, high. attacks: at most six, the strongest first (it has a band).
     sizes: words → number of non-members, each marked at the smallest FPR that so many resolve.
+    guarantee: (ε, δ) that holds for all records, whose largest TPR is drawn as well; None where none does.
     """
     floor = 10.0 ** math.floor(math.log10(table["fpr"].min()) - 1e-9)
     frame = Frame(Scale(floor, 1, 64, 424, log=True), Scale(floor, 1, 344, 34, log=True))
@@ -25,7 +32,7 @@ def roc(table: pd.DataFrame, attacks: Sequence[str], sizes: Mapping[str, int]) -
         f'<rect class="blind" x="64" y="34" width="{frame.x(smallest) - 64:.1f}" height="310"/>',
         frame.line([(floor, floor), (1, 1)], "chance", "guessing"),
     ]
-    parts += [_resolution(frame, words, n) for words, n in sizes.items()]
+    parts += [_resolution(frame, words, n, n == max(sizes.values())) for words, n in sizes.items()]
     names = list(attacks)[:SERIES]
     for style, attack in reversed(list(enumerate(names))):
         rows = table[(table["attack"] == attack) & table["tpr"].notna()]
@@ -35,15 +42,43 @@ def roc(table: pd.DataFrame, attacks: Sequence[str], sizes: Mapping[str, int]) -
             parts.append(frame.band(low, high, "s0"))
         parts.append(frame.line(list(zip(x, rows["tpr"].tolist(), strict=True)), f"s{style}", attack))
     entries = [(name, f"s{style}") for style, name in enumerate(names)] + [("guessing", "chance")]
+    if guarantee is not None:
+        rates = np.geomspace(floor, 1, 100).tolist()
+        allowed = [(rate, evaluation.tpr_bound(rate, *guarantee)) for rate in rates]
+        parts.append(frame.line(allowed, "allowed", "the most that DP allows"))
+        entries.append(("most DP allows", "allowed"))
     parts.append(legend(444, 44, entries))
     return chart(640, 396, f"ROC curves on log axes of {', '.join(names)}", *parts)
 
 
-def _resolution(frame: Frame, words: str, n: int) -> str:
+def _resolution(frame: Frame, words: str, n: int, leftmost: bool) -> str:
+    """Draw the line at 1/n; the leftmost is named on its left, where there is room, others on their right."""
     at = frame.x(1 / n)
-    beside = (at - 4, "end") if at - frame.x.start > 40 else (at + 4, "start")
+    left = leftmost and at - frame.x.start > 40
+    beside = (at - 4, "end") if left else (at + 4, "start")
     line = frame.line([(1 / n, frame.y.low), (1 / n, frame.y.high)], "limit", f"1 of {n}: {words}")
-    return line + text(beside[0], frame.y.end + 12, f"1/{n}", beside[1], style="quiet")
+    # Below the top, where the curves are not, and each on a line of its own.
+    return line + text(beside[0], frame.y.start - (8 if leftmost else 24), f"1/{n}", beside[1], style="quiet")
+
+
+def norms(rounds: pd.DataFrame, adversary: str) -> str:
+    """Draw how far each party's answer lies from the model that it was sent, over rounds, log axis.
+
+    rounds: columns round, party, update_norm; one row per party and round, norms above 0.
+    """
+    low, high = float(rounds["update_norm"].min()), float(rounds["update_norm"].max())
+    frame = Frame(_round_axis(rounds), Scale(low / 1.2, high * 1.2, 274, 34, log=True))
+    parts = [frame.axes("round", "norm of the update")]
+    if not frame.y.ticks():
+        parts += [text(58, frame.y(end) + 4, f"{end:.2g}", anchor="end") for end in (low, high)]
+    for party, rows in rounds.groupby("party", sort=False):
+        if party != adversary:
+            parts.append(frame.line(_series(rows, "update_norm"), "party", str(party)))
+    mine = rounds[rounds["party"] == adversary]
+    parts.append(frame.line(_series(mine, "update_norm"), "overall", adversary))
+    parts.append(legend(64, 322, [(f"{adversary} (the adversary)", "overall")]))
+    parts.append(legend(300, 322, [("each other party", "party")]))
+    return chart(460, 334, "Norm of each party's update over rounds", *parts)
 
 
 def utility(rounds: pd.DataFrame, metric: str, label: str) -> str:

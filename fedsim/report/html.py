@@ -61,9 +61,13 @@ def draw(found: Findings) -> dict[str, str]:
         private = {party.name for party in found.parties if party.epsilon is not None}
         if private:
             drawn["epsilon"] = figures.epsilon(utility[utility["party"].isin(private)])
+        sent = utility[(utility["round"] > 0) & (utility["party"] != "all")]
+        if found.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
+            kept = sent[sent["update_norm"] > 0]
+            drawn["norms"] = figures.norms(kept, str(found.run.manifest["adversary"]))
     if found.overall is not None:
         drawn["parties"] = _parties_figure(found)
-        drawn["roc"] = figures.roc(found.roc, found.attacks, _resolutions(found))
+        drawn["roc"] = figures.roc(found.roc, found.attacks, _resolutions(found), found.guarantee)
         if found.records["error"].notna().any():
             drawn["records"] = figures.vulnerability(found.records)
     return drawn
@@ -113,6 +117,11 @@ def render(found: Findings, drawn: Mapping[str, str]) -> str:
         utility=findings.overall_utility(found),
         metrics=METRICS,
         leakage=_by_attack(found),
+        allowed=_allowed(found),
+        others=_others(found),
+        empirical=findings.empirical(found),
+        sources=findings.source_rows(found),
+        suspicious=findings.entries(found.conduct),
         exposure=_exposure(found),
         matrix=_matrix(found),
         ppv=_ppv(found),
@@ -152,8 +161,8 @@ def _by_attack(found: Findings) -> list[dict[str, Any]]:
     if found.overall is None:
         return []
     rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
-    cells = {(row["attack"], row["metric"]): row for row in _entries(rows)}
-    differences = {(row["attack"], row["metric"]): row for row in _entries(found.differences)}
+    cells = {(row["attack"], row["metric"]): row for row in findings.entries(rows)}
+    differences = {(row["attack"], row["metric"]): row for row in findings.entries(found.differences)}
     return [
         {
             "attack": attack,
@@ -164,11 +173,40 @@ def _by_attack(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
+def _allowed(found: Findings) -> dict[str, float]:
+    """Return the most that the victims' guarantee allows, by metric; empty unless all of them have one."""
+    if found.guarantee is None:
+        return {}
+    advantage = evaluation.advantage_bound(*found.guarantee)
+    rates = {
+        f"tpr_at_fpr_{a}": evaluation.tpr_bound(a, *found.guarantee) for a in evaluation.FALSE_POSITIVE_RATES
+    }
+    return rates | {
+        "auc": evaluation.auc_bound(*found.guarantee),
+        "balanced_accuracy": (1 + advantage) / 2,
+        "advantage": advantage,
+        "advantage_max": advantage,
+    }
+
+
+def _others(found: Findings) -> list[dict[str, Any]]:
+    """Return one entry for each attack of the other observers: metric → row."""
+    if found.overall is None:
+        return []
+    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
+    named = rows[~rows["attack"].isin(found.attacks)]
+    return [
+        {"attack": attack, "cells": {row["metric"]: row for row in findings.entries(mine)}}
+        for attack, mine in named.groupby("attack", sort=False)
+    ]
+
+
 def _exposure(found: Findings) -> dict[str, Any]:
     """Return AUC by victim and attack, mean over games; whatever is more goes down."""
     if found.overall is None:
         return {}
     rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["metric"] == "auc")]
+    rows = rows[rows["attack"].isin(found.attacks)]
     victims = [party.name for party in found.parties if party.leak is not None]
     if len(victims) > len(found.attacks):
         return _heat_map(rows, "party", "attack", victims, found.attacks)
@@ -187,7 +225,9 @@ def _heat_map(
     table: pd.DataFrame, down: str, across: str, names: Sequence[str], columns: Sequence[str]
 ) -> dict[str, Any]:
     """Return {down, columns, rows: [(name, cells)]}; a cell has a heat in [0, 1], 0 at AUC .5 or below."""
-    cells = {(row[down], row[across]): {**row, "heat": _heat(row["value"])} for row in _entries(table)}
+    cells = {
+        (row[down], row[across]): {**row, "heat": _heat(row["value"])} for row in findings.entries(table)
+    }
     return {
         "down": down,
         "columns": list(columns),
@@ -207,13 +247,9 @@ def _ppv(found: Findings) -> list[tuple[float, list[dict[str, Any]]]]:
     keys = (rows["attack"] == found.overall.attack) & (rows["party"] == "all") & (rows["game"] == "all")
     mine = rows[keys]
     return [
-        (prior, _entries(mine[mine["prior"] == prior])) for prior in dict.fromkeys(mine["prior"].tolist())
+        (prior, findings.entries(mine[mine["prior"] == prior]))
+        for prior in dict.fromkeys(mine["prior"].tolist())
     ]
-
-
-def _entries(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dictionaries by column name."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _vulnerable(found: Findings, most: int = 10) -> dict[str, Any] | None:
@@ -227,5 +263,5 @@ def _vulnerable(found: Findings, most: int = 10) -> dict[str, Any] | None:
         "all": len(found.records),
         "above": int((known["low"] > 0).sum()),
         "by_chance": 0.025 * len(known),
-        "top": _entries(top),
+        "top": findings.entries(top),
     }

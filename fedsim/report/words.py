@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from attacks import active, evaluation, suite
 from clients.sectors import SECTORS
 from fedsim.report.findings import Findings, Leak, Party
-from fedsim.scenario import DPSettings, Scenario
+from fedsim.scenario import DefenceSettings, DPSettings, OutputPolicy, Scenario
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,47 @@ def confident(findings: Findings, record: str) -> str:
     )
 
 
+def world(findings: Findings, record: str) -> str:
+    """Say what the strongest attack assumes its owner to hold: how far its figures carry."""
+    assert findings.overall is not None
+    settings, attack = findings.run.scenario.adversary, suite.SUITE.get(findings.overall.attack)
+    name = findings.overall.attack
+    if attack is None or not attack.shadows:
+        return (
+            f"For this {name} needs each candidate's full record, with its label, and nothing more of the "
+            "other parties."
+        )
+    if settings.auxiliary == "population":
+        return (
+            "This is a closed world: the adversary is assumed to own every candidate's full record already, "
+            "among the other records of the parties, and not to know only who trained on which. "
+            f"{name} simulates {settings.shadows} whole federations on them. An adversary who holds fewer "
+            f"{record}s' records finds less; to see how much less, run with adversary.auxiliary = 'disjoint' "
+            "or 'own'."
+        )
+    owned = {
+        "disjoint": f"other {record}s' records of the same parties, none of which is a candidate",
+        "own": "no records but its own",
+    }[settings.auxiliary]
+    return (
+        f"For this {name} needs each candidate's full record, and simulates {settings.shadows} federations "
+        f"on {owned}."
+    )
+
+
+def central(findings: Findings) -> str:
+    """Say what central DP promises, and to whom; '' where it is off."""
+    settings = findings.run.scenario.federation.central_dp
+    spent = [party.party_epsilon for party in findings.parties if party.party_epsilon is not None]
+    if settings is None or not spent:
+        return ""
+    return (
+        f"Central DP is on: each party as a whole has ε = {max(spent):.3g} at δ = {delta(settings.delta)} "
+        "against who sees the aggregates. That is a promise about parties: of a single record it hides, from "
+        "a participant, who receives the aggregate, only what its noise hides."
+    )
+
+
 def switch(parties: list[Party]) -> str:
     """Say what DP-SGD guarantees, and to whom."""
     protected = [party for party in parties if party.epsilon is not None]
@@ -128,9 +170,16 @@ def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str) 
         f"{federation.strategy}: in each round {_who(scenario, len(parties))} trains for {work} by "
         f"{training.optimizer.upper()} (learning rate {training.lr:g}, batches of {training.batch}) and "
         "sends its model to the server, which combines them.",
-        f"{adversary} is curious. It does what the protocol asks, keeps every model that it is sent, and "
-        "then asks of each candidate record of the other parties: was it used for training? " + games,
+        f"{adversary} is {_character(scenario)}, keeps every model that it is sent, and then asks of each "
+        "candidate record of the other parties: was it used for training? " + games,
     ]
+
+
+def _character(scenario: Scenario) -> str:
+    acts = active.assumption(scenario.adversary).strip().removesuffix(".")
+    if acts:
+        return f"malicious. {acts}. Otherwise it does what the protocol asks"
+    return "curious. It does what the protocol asks"
 
 
 def dp_in_words(settings: DPSettings) -> str:
@@ -139,17 +188,142 @@ def dp_in_words(settings: DPSettings) -> str:
         target = f"target ε = {settings.epsilon:g}"
     else:
         target = f"noise multiplier {settings.noise_multiplier:g}"
-    return f"{target}, clipping norm {settings.clipping_norm:g}, accountant {settings.accountant.upper()}"
+    clipping = f"clipping norm {settings.clipping_norm:g}"
+    if settings.clipping == "adaptive":
+        clipping += f" at first, then towards the {settings.clipping_quantile:g}-quantile"
+    source = ", secure randomness" if settings.secure else ""
+    return f"{target}, {clipping}{source}"
+
+
+def defence_in_words(settings: DefenceSettings) -> str:
+    """Name what a party does beside DP-SGD: 'label_smoothing = 0.1, dropout = 0.5'."""
+    default = DefenceSettings()
+    used = {key: value for key, value in settings if value != getattr(default, key)}
+    if settings.patience is not None:
+        used["stop_on"] = settings.stop_on
+    return ", ".join(f"{key} = {value}" for key, value in used.items()) or "nothing"
+
+
+def policy_in_words(policy: OutputPolicy) -> str:
+    """Describe what the released model answers to an outsider."""
+    budget = "" if policy.queries is None else f", {policy.queries} queries in all"
+    told = {
+        "full": "all probabilities, as they are",
+        "rounded": f"probabilities rounded to {policy.digits} decimals",
+        "top-k": f"the {policy.top} largest probabilities",
+        "label": "the most likely class alone",
+        "noisy": f"probabilities with noise of standard deviation {policy.noise:g}",
+        "laplace": f"probabilities with Laplace noise: ε = {policy.epsilon:g} an answer",
+        "gaussian": f"probabilities with Gaussian noise: ε = {policy.epsilon:g}, δ = {delta(policy.delta)} "
+        "an answer",
+        "temperature": f"probabilities at temperature {policy.temperature:g}",
+    }
+    return told[policy.policy] + budget
+
+
+def protections(findings: Findings) -> list[tuple[str, str]]:
+    """Name every protection that is on, and against whom it can do something: (what, words)."""
+    scenario, names = findings.run.scenario, [party.name for party in findings.parties]
+    found = []
+    for name in names:
+        settings, defence = scenario.dp_of(name), scenario.defence_of(name)
+        if settings is not None:
+            found.append((f"{name}: DP-SGD", f"{dp_in_words(settings)}; against everyone"))
+        if defence is not None and defence_in_words(defence) != "nothing":
+            found.append((f"{name}: defences", f"{defence_in_words(defence)}; no guarantee"))
+    dp = scenario.federation.central_dp
+    if dp is not None:
+        where = "server" if dp.where == "server" else "parties"
+        said = (
+            f"{dp.clipping} clipping at the {where}, from norm {dp.clipping_norm:g}; noise multiplier "
+            f"{dp.noise_multiplier:g}; of whole parties, against who sees the aggregates; trusts the server"
+        )
+        found.append(("Central DP", said))
+    if scenario.adversary.secure_aggregation:
+        found.append(("Secure aggregation", "against the server alone: participants receive the aggregate"))
+    if scenario.adversary.output.policy != "full" or scenario.adversary.output.queries is not None:
+        policy = policy_in_words(scenario.adversary.output)
+        found.append(("Answers of the released model", f"{policy}; against outsiders alone"))
+    return found
+
+
+def answers(findings: Findings) -> str:
+    """Say what an outsider's queries spent of the ε that the output policy states for one answer."""
+    policy = findings.run.scenario.adversary.output
+    attack, asked, epsilon, most = max(findings.answers, key=lambda row: row[1])
+    each = f"ε = {policy.epsilon:g}" + (f", δ = {delta(policy.delta)}" if policy.policy == "gaussian" else "")
+    total = f"ε = {epsilon:.6g}" + (f", δ = {most:.2g}" if most else "")
+    bound = evaluation.auc_bound(epsilon, most)
+    return (
+        f"One answer of the released model costs {each}, and answers add up (basic composition): an attack "
+        f"that asks most, {attack.split('/')[-1]}, asks {asked} times in a game, which is {total} in all, "
+        f"{limit(bound)}."
+    )
+
+
+SEES = {
+    "outsider": "the final model's answers",
+    "participant": "every global model, its own records and updates",
+    "coalition": "what several participants see, together",
+    "server": "every party's own update of every round",
+}
+
+
+def sees(findings: Findings, observer: str) -> str:
+    """Say in a few words what an observer sees in this run."""
+    settings = findings.run.scenario.adversary
+    if observer == "outsider":
+        return f"{SEES[observer]}: {policy_in_words(settings.output)}"
+    if observer == "coalition":
+        return (
+            f"what {findings.run.manifest.get('adversary')} and {_listed(settings.coalition)} see, together"
+        )
+    if observer == "server" and settings.secure_aggregation:
+        return "the sum of the updates of every round (secure aggregation)"
+    return SEES[observer]
+
+
+def acting(findings: Findings) -> str:
+    """Say what an active adversary does."""
+    adversary = findings.run.manifest.get("adversary")
+    said = active.assumption(findings.run.scenario.adversary).strip()
+    return f"{adversary} does not only watch. {said}"
+
+
+def conduct(findings: Findings) -> str:
+    """Say how an active adversary's updates compare with the others'."""
+    table, adversary = findings.conduct, str(findings.run.manifest.get("adversary"))
+    mine, others = table[table["party"] == adversary], table[table["party"] != adversary]
+    if mine.empty or others.empty:
+        return ""
+    own, most = mine.iloc[0], others["norm_median"]
+    place = int((most > own["norm_median"]).sum()) + 1
+    turned = int((others["cosine_median"] < own["cosine_median"]).sum()) + 1
+    return (
+        f"In the median round its update is {own['norm_median']:.3g} long ({ordinal(place, 'longest')} of "
+        f"{len(table)} parties; the others' medians go from {most.min():.3g} to {most.max():.3g}), and its "
+        f"cosine with the others' is {own['cosine_median']:.2f} ({ordinal(turned, 'lowest')}; theirs "
+        f"from {others['cosine_median'].min():.2f} to {others['cosine_median'].max():.2f}). A server that "
+        "looks at single updates could see that much; under secure aggregation it could not."
+    )
+
+
+def ordinal(place: int, what: str) -> str:
+    """Say 'the longest', 'the second-longest', 'the 21st-longest'."""
+    names = {1: "", 2: "second-", 3: "third-"}
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"the {names.get(place, f'{place}{ending}-')}{what}"
 
 
 def assumptions(findings: Findings) -> list[tuple[str, str]]:
     """Say what the adversary sees, owns and is assumed to know: (what, words)."""
     settings = findings.run.scenario.adversary
+    deviates = active.assumption(settings).strip() or "no: it trains honestly and sends what it should"
     facts = [
         ("Observer", "participant: every global model that it is sent, its own records and updates"),
         ("Knows", "the public settings: architecture, rounds, local training, number of parties, strategy"),
         ("Holds", "the candidates' records in full, with their labels, but not who trained on them"),
-        ("Deviates", "no: it trains honestly and sends what it should"),
+        ("Deviates", deviates),
         ("Thresholds", "set on its own training and held-out records, never on the other parties' truth"),
     ]
     for key, value in settings.model_dump().items():
@@ -178,6 +352,8 @@ def outside(findings: Findings, record: str) -> list[str]:
         "Time and attendance: the seconds that a party took, and the rounds in which it refused or failed.",
         f"Persons with several records: the unit of (ε, δ) is one record of one party. Whoever has k records "
         f"there is guaranteed k·ε at best; a {record} known to several parties spends at each of them.",
+        "What a party does beside DP-SGD: early stopping on held-out records, where it is on, makes the "
+        "model depend on them; and how strong any defence is set is a choice like other hyperparameters.",
         "The random stream: this simulation derives its noise from the seed below, so that anyone can repeat "
         "it. Who knows the seed can take the noise off. A real deployment must draw it from a secret source.",
     ]
