@@ -50,7 +50,7 @@ BUGS = (
     _bug(
         "no noise",
         "The clipped sum is used as it is.",
-        "DPBayes/ADADP pull request 3: with one batch size the noise was never added",
+        "DPBayes/ADADP pull request 3: at batch_proc_size = 1 no noise was added",
         [
             Edit(
                 DEVIATION,
@@ -121,7 +121,7 @@ BUGS = (
     _bug(
         "clip per layer",
         "Each layer's gradient is clipped to C by itself: the whole has norm C√L.",
-        "fedbiomed issue 1443: the norm of each parameter is clipped, not the global norm",
+        "fedbiomed issue 1443: its central DP clips each parameter, not the global norm",
         [
             Edit(
                 CLIPPED_SUM,
@@ -235,7 +235,7 @@ BUGS = (
     _bug(
         "ε of one round reported as the run's",
         "Each round reports what its own steps cost.",
-        "Flower's Opacus example",
+        "Flower's Opacus example reports it",
         [
             Edit(
                 f"{PARTICIPANT}:_train_privately",
@@ -249,7 +249,7 @@ BUGS = (
     _bug(
         "accountant reset",
         "Every round begins with an empty ledger, as a new PrivacyEngine per round does.",
-        "meta-pytorch/opacus issue 688: a federation that calls make_private in every round",
+        "clients that keep no state between rounds",
         [
             Edit(
                 f"{PARTICIPANT}:_ledger",
@@ -271,7 +271,7 @@ BUGS = (
     _bug(
         "budget not enforced",
         "A party whose ε is spent goes on training.",
-        "Ganev et al. 2024 (arXiv:2406.13985): budget over-spent in public code of PATE-GAN",
+        "accountants that report and do not refuse, such as Opacus'",
         [Edit(f"{PARTICIPANT}:train", "if privacy.would_exceed(ledger, plan):", "if False:")],
         "spent_budget_ends_training",
     ),
@@ -312,7 +312,7 @@ BUGS = (
     _bug(
         "private mean used for scaling",
         "Features are scaled by the mean and deviation of the private records.",
-        "Ganev et al. 2024 (arXiv:2406.13985): six of six public PATE-GANs leak more than claimed; "
+        "Annamalai et al. 2024 (arXiv:2405.10994): metadata and pre-processing of DP synthetic data; "
         "every StandardScaler fitted on the training set",
         [
             Edit(
