@@ -53,8 +53,9 @@ World = canaries.GradientCanaries | canaries.LoneCanary
 PER_RUN = 250
 """Gradient canaries of one run: with more, the one-hot inputs would cost more than the run."""
 
-WHITE_BOX_CANARIES, PARTICIPANT_CANARIES, RUNS = 4000, 400, 200
-"""Defaults: a minute at most for parties of some hundred records."""
+CANARIES: Mapping[Vantage, int] = {"white-box": 4000, "participant": 400}
+RUNS: Mapping[Vantage, int] = {"white-box": 400, "participant": 100}
+"""Defaults, of one-run and of many-run."""
 
 LEVELS = {"planned": 1.0, "half": 0.5, "tenth": 0.1, "none": 0.01}
 """Scores by the noise, in units of the plan's, against which each is the best there is."""
@@ -88,9 +89,9 @@ class AuditSettings:
     party: str = ""
     vantage: Vantage = "white-box"
     method: Method = "one-run"
-    canaries: int = WHITE_BOX_CANARIES
+    canaries: int = CANARIES["white-box"]
     guesses: int | None = None
-    runs: int = RUNS
+    runs: int = RUNS["white-box"]
     confidence: float = 0.95
     delta: float | None = None
     seed: int = 0
@@ -120,6 +121,8 @@ class Audit:
     upper: the accountant's ε, infinite without DP
     guesses, correct: how many guesses were made, and how many of them were right
     canaries: how many were tossed coins for (one-run), or how many runs there were (many-run)
+    estimate: statistic → what would be a lower bound, were the canaries of one run independent of each other;
+        empty where that is not known to be nearly so
     """
 
     party: str
@@ -133,6 +136,7 @@ class Audit:
     canaries: int
     confidence: float
     delta: float
+    estimate: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def violated(self) -> bool:
@@ -182,6 +186,7 @@ class _Outcome:
     guesses: int
     correct: int
     canaries: int
+    estimate: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -266,12 +271,14 @@ def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Lab
         for name, level in LEVELS.items():
             scores[name][part] = laboratory.ratio(x, level)
         scores["repetition"][part] = canaries.repetition(x)
-    return _best_of(
+    best = _best_of(
         [
             _guessed(scores[score], coins, guesses, share * settings.error, delta)
             for score, guesses, share in _one_run_tests(settings, plan, delta)
         ]
     )
+    said = scores["planned"] > _best_threshold(settings, plan, delta, m)
+    return dataclasses.replace(best, estimate=_told_apart(said, coins, settings.error, delta).lower)
 
 
 def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tuple[str, int, float]]:
@@ -279,11 +286,16 @@ def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tu
 
     Few guesses are best against noise as planned; but only many can tell how broken a broken one is.
     """
-    half, whole, fixed = settings.canaries // 2, settings.canaries, settings.guesses
+    half, all_but_few, fixed = settings.canaries // 2, _all_but_few(settings.canaries), settings.guesses
     first = ("planned", fixed or _best_guesses(settings, plan, delta), MAIN_SHARE)
-    others = [("half", half), ("tenth", half), ("none", whole), ("repetition", half)]
+    others = [("half", half), ("tenth", half), ("none", all_but_few), ("repetition", half)]
     share = (1 - MAIN_SHARE) / len(others)
     return [first, *((score, fixed or guesses, share) for score, guesses in others)]
+
+
+def _all_but_few(m: int) -> int:
+    """Return how many of ``m`` canaries can be guessed right: as many are in as the coins say, not half."""
+    return max(m // 2, m - 4 * math.ceil(math.sqrt(m)))
 
 
 def _guessed(scores: np.ndarray, coins: np.ndarray, guesses: int, error: float, delta: float) -> _Outcome:
@@ -313,7 +325,7 @@ def _many_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _La
     steps = list(laboratory.run_all([world] * runs, np.split(inside, runs)))
     x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
     planned = laboratory.ratio(x[..., 0], 1.0)
-    said = planned > _best_threshold(settings, plan, delta)
+    said = planned > _best_threshold(settings, plan, delta, runs)
     tests = [_told_apart(said, inside, MAIN_SHARE * settings.error, delta)]
     scores = [laboratory.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
     scores += [laboratory.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
@@ -378,7 +390,7 @@ def _best_guesses(settings: AuditSettings, plan: Plan, delta: float) -> int:
     scores = np.concatenate([inside, outside])
     truth = np.arange(len(scores)) < len(inside)
     m, found = settings.canaries, []
-    for share in (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0):
+    for share in (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, _all_but_few(m) / m):
         guesses = max(2, int(share * m))
         sample = int(share * len(scores))
         right = auditing.correct_guesses(scores, truth, sample) / sample
@@ -387,10 +399,10 @@ def _best_guesses(settings: AuditSettings, plan: Plan, delta: float) -> int:
     return max(found)[1]
 
 
-def _best_threshold(settings: AuditSettings, plan: Plan, delta: float) -> float:
-    """Return the threshold with the largest Gaussian bound in a rehearsal."""
+def _best_threshold(settings: AuditSettings, plan: Plan, delta: float, n: int) -> float:
+    """Return the threshold with the largest Gaussian bound on ``n`` canaries in a rehearsal."""
     inside, outside = _rehearsal(settings, plan, 4000)
-    half, found = settings.runs // 2, []
+    half, found = n // 2, []
     for threshold in np.quantile(np.concatenate([inside, outside]), np.linspace(0.1, 0.9, 17)):
         hits, false_alarms = (round(float(np.mean(s > threshold)) * half) for s in (inside, outside))
         bound = auditing.gaussian_dp(hits, half, false_alarms, half, delta, MAIN_SHARE * settings.error)
@@ -423,13 +435,12 @@ def settings_for(
         raise InputError(f"--party {party}: no such party{suggestion(party, prepared.rows)}")
     if vantage == "participant" and party == adversary:
         raise InputError(f"--party {party}: that is the participant who audits; choose one of {others}")
-    default = WHITE_BOX_CANARIES if vantage == "white-box" else PARTICIPANT_CANARIES
     return AuditSettings(
         party=party,
         vantage=vantage,
         method=method,
-        canaries=default if canaries is None else canaries,
-        runs=RUNS if runs is None else runs,
+        canaries=CANARIES[vantage] if canaries is None else canaries,
+        runs=RUNS[vantage] if runs is None else runs,
         confidence=confidence,
         seed=scenario.seed,
     )
@@ -558,7 +569,7 @@ def _participant(
     scores = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     error = settings.error / len(scores)
     if one_run:
-        numbers = [settings.guesses] if settings.guesses else [max(2, m // 4), m]
+        numbers = [settings.guesses] if settings.guesses else [max(2, m // 4), _all_but_few(m)]
         tests = [
             _guessed(score, inside.ravel(), guesses, error / len(numbers), delta)
             for score in scores.values()

@@ -300,7 +300,7 @@ def run_sweep(
     help="Many canaries at once, or a run for each guess: tighter, and slower.",
 )
 @click.option("--canaries", type=int, help="Of one-run. [default: 4000 white-box, 400 participant]")
-@click.option("--runs", type=int, help="Of many-run. [default: 200]")
+@click.option("--runs", type=int, help="Of many-run. [default: 400 white-box, 100 participant]")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the lower bound.")
 @_data_dir
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the audit's own run here.")

@@ -381,7 +381,7 @@ def audits(found: list[Audit]) -> Table:
     table = _table(f"Audit of {found[0].party}: ε at δ = {found[0].delta:.0e}")
     for heading in ("vantage", "method", "statistic"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("lower", "upper", "ceiling", "right of guesses", "canaries", "confidence"):
+    for heading in ("lower", "upper", "ceiling", "right", "canaries", "confidence"):
         table.add_column(heading, justify="right")
     for audit in found:
         for statistic, lower in audit.lower.items():
@@ -392,13 +392,16 @@ def audits(found: list[Audit]) -> Table:
                 f"[bold red]{lower:.2f}[/bold red]" if lower > audit.upper else f"{lower:.2f}",
                 "∞" if math.isinf(audit.upper) else f"{audit.upper:.2f}",
                 f"{audit.ceiling[statistic]:.2f}",
-                f"{audit.correct} of {audit.guesses}",
+                f"{audit.correct}/{audit.guesses}",
                 str(audit.canaries),
                 f"{audit.confidence:.0%}",
             )
+        for statistic, value in audit.estimate.items():
+            table.add_row(audit.vantage, audit.method, statistic, f"[dim]≈ {value:.2f}[/dim]")
     table.caption = (
         "Lower: shown by the audit. Upper: guaranteed by the accountant. Ceiling: what an audit of this size "
-        "shows at most. f-dp and gaussian assume a trade-off between errors as of Gaussian noise."
+        "shows at most. f-dp and gaussian assume a trade-off between errors as of Gaussian noise. ≈: an estimate, "
+        "no bound: it takes the canaries of one run to be independent."
     )
     table.caption_justify = "left"
     return table
@@ -409,19 +412,16 @@ def audit_words(audit: Audit) -> str:
     lower, seen = max(audit.lower.values()), _SEEN[audit.vantage]
     if audit.violated:
         return (
-            f"{audit.party} is BROKEN: {seen}, one can tell that ε ≥ {lower:.2f}, above the guaranteed "
-            f"{audit.upper:.2f}; the implementation or its accounting is wrong."
+            f"{audit.party}: BROKEN: {seen} shows ε ≥ {lower:.2f}, above the guaranteed {audit.upper:.2f}: the "
+            "implementation or its accounting is wrong."
         )
-    shown = f"{seen}, one can tell that ε ≥ {lower:.2f} ({audit.confidence:.0%} confidence)"
+    shown = f"{seen} shows ε ≥ {lower:.2f} ({audit.confidence:.0%} confidence)"
     if math.isinf(audit.upper):
-        return f"{audit.party} has no DP (ε = ∞): {shown}."
-    return (
-        f"{audit.party} keeps its guarantee as far as this audit sees: {shown}; the accountant guarantees "
-        f"ε ≤ {audit.upper:.2f}. The truth lies in between."
-    )
+        return f"{audit.party}, without DP (ε = ∞): {shown}."
+    return f"{audit.party}: {shown}, the accountant guarantees ε ≤ {audit.upper:.2f}; the truth is in between."
 
 
 _SEEN = {
-    "white-box": "From every step of its training",
-    "participant": "From the models that a participant is sent",
+    "white-box": "the white box, which sees every step,",
+    "participant": "a participant, from the models it is sent,",
 }
