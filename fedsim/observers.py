@@ -129,7 +129,7 @@ def notices(scenario: Scenario) -> tuple[str, ...]:
     central = scenario.federation.central_dp
     if central is not None:
         said.append(
-            "Central DP protects whole parties against who sees the aggregates, and trusts the server, which "
+            "Central DP protects whole parties against whoever sees aggregates, and trusts the server, which "
             "adds the noise, with every update. From a participant, who receives the aggregate, it hides "
             "nothing of a record beyond what that noise hides. Its ε is a party's, not a record's."
         )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import html.parser
-import json
 import math
 import re
 from pathlib import Path
@@ -332,18 +332,6 @@ def test_central_dp_is_named_as_a_promise_about_parties(tmp_path: Path) -> None:
     assert "hides nothing of a record beyond what that noise hides" in page.text
 
 
-def test_an_audit_in_the_runs_folder_is_shown(tmp_path: Path, mixed: RunDirectory) -> None:
-    found = {"party": "hospital-2", "vantage": "white-box", "method": "one-run", "lower": {"f-dp": 1.234},
-             "ceiling": {"f-dp": 9.876}, "upper": 3.0, "canaries": 4321}  # fmt: skip
-    path = mixed.path / "audit.json"
-    path.write_text(json.dumps([found]), encoding="utf-8")
-    try:
-        text = page_of(mixed).text
-    finally:
-        path.unlink()
-    assert all(shown in text for shown in ("1.234", "9.88", "4321", "white-box"))
-
-
 # Words
 
 
@@ -496,6 +484,15 @@ def test_the_closed_world_is_named_where_it_is_assumed(mixed: RunDirectory) -> N
     assert "none of which is a candidate" in said("lira-offline", "disjoint")
     assert "no records but its own" in said("lira-offline", "own")
     assert "nothing more of the other parties" in said("loss", "population")
+
+
+def test_secret_noise_is_not_called_repeatable(mixed: RunDirectory) -> None:
+    secret = mixed.scenario.dp["hospital-2"].model_copy(update={"secure": True})  # type: ignore[union-attr]
+    run = RunDirectory(mixed.path)
+    run.__dict__["scenario"] = mixed.scenario.model_copy(update={"dp": {"hospital-2": secret}})
+    found = findings.gather(mixed)
+    assert "random stream" in " ".join(words.outside(found, "patient"))
+    assert "random stream" not in " ".join(words.outside(dataclasses.replace(found, run=run), "patient"))
 
 
 @pytest.mark.parametrize(("place", "said"), [(1, "the longest"), (2, "the second-longest"),

@@ -228,6 +228,14 @@ def test_central_dp_is_repeatable_also_after_a_stop_and_with_workers(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("clipping", ["fixed", "adaptive"])
+def test_who_clips_makes_no_difference_to_the_model(tmp_path: Path, clipping: str) -> None:
+    runs = [private(tmp_path, where, where=where, clipping=clipping) for where in ("server", "client")]
+    for run in runs:
+        runner.federate(run)
+    assert final_sha(runs[0]) == final_sha(runs[1])
+
+
 def test_a_partys_epsilon_counts_the_rounds_in_which_its_update_was_used(tmp_path: Path) -> None:
     run = private(tmp_path)
     federate_with(run, {"hospital-3": raises})

@@ -14,7 +14,6 @@ from attacks.comparison import Comparison
 from fedsim import rng
 from fedsim.data import membership
 from fedsim.errors import InputError
-from fedsim.files import read_json
 from fedsim.privacy import Ledger
 from fedsim.results import RunDirectory
 
@@ -108,8 +107,8 @@ class Findings:
     observers: in the order in which they see more. sources: as in the run. answers: (attack, answers that it
     asked for, ε, δ) of an outsider under an output policy that states an ε.
     conduct: party, and over all its rounds the median, least and largest of ‖Δ‖ and of Δ's cosine with the
-    others' updates. audits: what ``audit.json`` in the run's folder holds.
-    rounds: round, party, loss, accuracy, auc, epsilon, mean over games.
+    others' updates.
+    rounds: round, party, loss, accuracy, auc, epsilon, update_norm, mean over games.
     troubles: party, status, detail, rounds: what went wrong, and how often.
     matrix: adversary × victim, from this and other runs.
     """
@@ -130,7 +129,6 @@ class Findings:
     sources: pd.DataFrame = field(default_factory=pd.DataFrame)
     answers: list[tuple[str, int, float, float]] = field(default_factory=list)
     conduct: pd.DataFrame = field(default_factory=pd.DataFrame)
-    audits: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def guarantee(self) -> tuple[float, float] | None:
@@ -162,10 +160,9 @@ def gather(
     """
     rounds = run.table("rounds") if run.has("rounds") else pd.DataFrame()
     curves, troubles, conduct = _mean_over_games(rounds), _troubles(rounds), _conduct(rounds)
-    audits = _audits(run)
     if not run.has("leakage"):
         parties = _parties(run, rounds, {})
-        return Findings(run, parties, rounds=curves, troubles=troubles, conduct=conduct, audits=audits)
+        return Findings(run, parties, rounds=curves, troubles=troubles, conduct=conduct)
     leakage = run.table("leakage")
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
@@ -194,7 +191,6 @@ def gather(
         sources=run.table("sources") if run.has("sources") else pd.DataFrame(),
         answers=_answers(run, everyones),
         conduct=conduct,
-        audits=audits,
     )
 
 
@@ -291,12 +287,6 @@ def _answers(run: RunDirectory, joined: pd.DataFrame) -> list[tuple[str, int, fl
             if spent is not None:
                 found.append((attack, asked, *spent))
     return found
-
-
-def _audits(run: RunDirectory) -> list[dict[str, Any]]:
-    path = run.path / "audit.json"
-    found = read_json(path) if path.exists() else []
-    return found if isinstance(found, list) else [found]
 
 
 def _conduct(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -152,8 +152,9 @@ def cell(row: Mapping[str, Any] | None) -> Markup:
         note = str(row.get("note") or "–")
         short = "n too small" if "not resolvable" in note else note
         return Markup('<small title="{}">{}</small>').format(note, short)
-    ends = (number(row["low"]), number(row["high"]))
-    return Markup("{}<small>{}–{}</small>").format(number(row["value"]), *ends)
+    between = " to " if row["low"] < 0 else "–"
+    ends = (number(row["low"]), between, number(row["high"]))
+    return Markup("{}<small>{}{}{}</small>").format(number(row["value"]), *ends)
 
 
 def _by_attack(found: Findings) -> list[dict[str, Any]]:

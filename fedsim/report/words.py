@@ -83,9 +83,13 @@ def world(findings: Findings, record: str) -> str:
     settings, attack = findings.run.scenario.adversary, suite.SUITE.get(findings.overall.attack)
     name = findings.overall.attack
     if attack is None or not attack.shadows:
+        central = findings.run.scenario.federation.central_dp
+        left_out = (
+            " Attacks on shadow federations, which elsewhere find most, were left out." if central else ""
+        )
         return (
             f"For this {name} needs each candidate's full record, with its label, and nothing more of the "
-            "other parties."
+            f"other parties.{left_out}"
         )
     if settings.auxiliary == "population":
         return (
@@ -113,8 +117,8 @@ def central(findings: Findings) -> str:
         return ""
     return (
         f"Central DP is on: each party as a whole has ε = {max(spent):.3g} at δ = {delta(settings.delta)} "
-        "against who sees the aggregates. That is a promise about parties: of a single record it hides, from "
-        "a participant, who receives the aggregate, only what its noise hides."
+        "against whoever sees the aggregates. That is a promise about parties: of a single record it hides, "
+        "from a participant, who receives the aggregate, only what its noise hides."
     )
 
 
@@ -236,7 +240,7 @@ def protections(findings: Findings) -> list[tuple[str, str]]:
         where = "server" if dp.where == "server" else "parties"
         said = (
             f"{dp.clipping} clipping at the {where}, from norm {dp.clipping_norm:g}; noise multiplier "
-            f"{dp.noise_multiplier:g}; of whole parties, against who sees the aggregates; trusts the server"
+            f"{dp.noise_multiplier:g}; of whole parties, against whoever sees aggregates; trusts the server"
         )
         found.append(("Central DP", said))
     if scenario.adversary.secure_aggregation:
@@ -328,7 +332,8 @@ def assumptions(findings: Findings) -> list[tuple[str, str]]:
     ]
     for key, value in settings.model_dump().items():
         if key not in ("party", "attacks"):
-            shown = "default" if value is None else str(value)
+            shown = "default" if value in (None, []) else str(value)
+            shown = policy_in_words(settings.output) if key == "output" else shown
             facts.append((f"adversary.{key}", f"{shown} ({type(settings).model_fields[key].description})"))
     return facts
 
@@ -354,9 +359,14 @@ def outside(findings: Findings, record: str) -> list[str]:
         f"there is guaranteed k·ε at best; a {record} known to several parties spends at each of them.",
         "What a party does beside DP-SGD: early stopping on held-out records, where it is on, makes the "
         "model depend on them; and how strong any defence is set is a choice like other hyperparameters.",
-        "The random stream: this simulation derives its noise from the seed below, so that anyone can repeat "
-        "it. Who knows the seed can take the noise off. A real deployment must draw it from a secret source.",
     ]
+    private = [dp for party in findings.parties if (dp := findings.run.scenario.dp_of(party.name))]
+    if not all(dp.secure for dp in private):
+        points.append(
+            "The random stream: this simulation derives its noise from the seed below, so that anyone can "
+            "repeat it. Whoever knows the seed can take the noise off. A real deployment must draw it from a "
+            "secret source (dp.<party>.secure = true)."
+        )
     return points
 
 
