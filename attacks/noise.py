@@ -1,13 +1,14 @@
-"""Gaussian noise for very many small DP-SGD steps, at the price of reading it from memory.
+"""Random numbers for very many small steps of training, at the price of reading them from memory.
 
-A generator of normal numbers takes several times as long as the rest of a step of a small model. As evolution
-strategies do for their perturbations (Salimans et al. 2017, arXiv:1703.03864, section 2.1), the numbers of a
-step are therefore a window of a table of standard normal numbers that is drawn once, at a random place, with
-a random sign.
+A generator of normal numbers takes several times as long as the rest of a DP-SGD step of a small model. As
+evolution strategies do for their perturbations (Salimans et al. 2017, arXiv:1703.03864, section 2.1), the
+numbers of a step are therefore a window, at a random place, of a table that is drawn once: of standard normal
+numbers, taken with a random sign, for noise; of uniform ones for dropout and quantisation.
 
-Over places and signs, a window's entries have mean 0, the table's mean square, 1 ± 0.0007, as their variance,
-and correlations of the order of 0.0005 with each other; two windows are uncorrelated. This is for simulations
-only: noise that protects records must not be made like this, since whoever knows the table knows it.
+Over places and signs, the entries of a window of noise have mean 0, the table's mean square, 1 ± 0.0007, as
+their variance, and correlations of the order of 0.0005 with each other; two windows are uncorrelated. This is
+for simulations only: noise that protects records must not be made like this, since whoever knows the table
+knows it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from torch import Tensor
 from fedsim import rng
 
 TABLE = 2**22
-"""Entries of the table, 16 MiB: few enough to stay in a processor's cache."""
+"""Entries of a table, 16 MiB: few enough to stay in a processor's cache."""
 
 LARGEST = 2**16
-"""Numbers in a step beyond which the table would hold few windows: they are drawn afresh."""
+"""Normal numbers in a step beyond which the table would hold few windows: they are drawn afresh."""
+
+LARGEST_UNIFORM = 2**20
+"""The same of uniform ones, which are only compared with."""
 
 
 class NoiseSource:
@@ -49,11 +53,28 @@ class NoiseSource:
         return torch.from_numpy(self._windows[places.astype(np.intp)]), torch.from_numpy(signs)
 
     def _fresh(self, number: int) -> Tensor:
-        stream = torch.Generator().manual_seed(number >> 1)
-        return torch.empty(self._size).normal_(generator=stream)
+        return torch.empty(self._size).normal_(generator=rng.torch_generator(number, "shadows/noise"))
+
+
+def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
+    """Return numbers in [0, 1), (M, size) float32, made from one random number (M,) uint64 for each row.
+
+    key: (seed, game), which decides the table. A larger size begins with the same numbers.
+    """
+    if size > LARGEST_UNIFORM:
+        streams = [rng.generator(int(number), "shadows/uniform") for number in numbers]
+        return torch.from_numpy(np.stack([stream.random(size, np.float32) for stream in streams]))
+    windows = np.lib.stride_tricks.sliding_window_view(_uniform_table(*key), size)
+    places = numbers % np.uint64(TABLE - LARGEST_UNIFORM)
+    return torch.from_numpy(windows[places.astype(np.intp)])
 
 
 @lru_cache(maxsize=2)
 def _table(seed: int, game: int) -> np.ndarray:
     stream = rng.torch_generator(seed, "shadows/noise table", game=game)
     return torch.empty(TABLE).normal_(generator=stream).numpy()
+
+
+@lru_cache(maxsize=2)
+def _uniform_table(seed: int, game: int) -> np.ndarray:
+    return rng.generator(seed, "shadows/uniform table", game=game).random(TABLE, np.float32)

@@ -45,7 +45,7 @@ __all__ = [
     "FederationPlan", "Membership", "PartyTraining", "Shadows", "cache_folder", "draw_members", "simulate",
 ]  # fmt: skip
 
-VERSION = 3
+VERSION = 4
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]
@@ -358,7 +358,8 @@ def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bo
 
     stop: asked before every round of stacked models whether to give up
     """
-    from attacks.shadow_training import train_block, train_one
+    from attacks.shadow_reference import train_one
+    from attacks.shadow_training import train_block
 
     plan, shadows = job.plan, range(len(members))
     streams = [Streams(job.seed, job.game, start + s) for s in shadows]
@@ -420,7 +421,10 @@ def _stack(plan: FederationPlan) -> Stack | None:
     from attacks.stacked import stack_of
     from fedsim import models
 
-    return stack_of(models.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
+    stack = stack_of(models.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
+    drops = any(party.defence.dropout for party in plan.parties)
+    # Of a module's hidden units only the module itself knows: it drops them by torch's own stream.
+    return None if stack is not None and drops and not stack.hidden_widths else stack
 
 
 BLOCK_BYTES = 4 * 2**20

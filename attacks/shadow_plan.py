@@ -16,7 +16,7 @@ import numpy as np
 from fedsim import rng
 from fedsim.errors import InputError, suggestion
 from fedsim.privacy import Plan, steps_per_round
-from fedsim.scenario import ModelSettings, TrainingSettings
+from fedsim.scenario import DefenceSettings, ModelSettings, TrainingSettings
 
 STRATEGIES: dict[str, dict[str, float]] = {
     "fedavg": {},
@@ -29,12 +29,16 @@ STRATEGIES: dict[str, dict[str, float]] = {
 """The strategies that shadows can follow, with the defaults of their options, which are Flower's."""
 
 
+NO_DEFENCE = DefenceSettings()
+
+
 @dataclass(frozen=True)
 class PartyTraining:
-    """What is public about a party's training: its number of records, and its DP-SGD where that is on."""
+    """What is public of a party's training: its number of records, DP-SGD where it is on, other defences."""
 
     size: int
     dp: Plan | None = None
+    defence: DefenceSettings = NO_DEFENCE
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,13 @@ class FederationPlan:
     """The public settings of a federation.
 
     input_shape: of one record's features
+    training: common to all parties, see `training_of`
     participants: number of parties that train in a round
     options: of the strategy, by Flower's names; what is missing has Flower's default
 
     Raises:
         InputError: shadows cannot follow the strategy.
-        ValueError: the number of participants is not in 1…parties.
+        ValueError: the number of participants is not in 1…parties; a private party mixes records.
     """
 
     model: ModelSettings
@@ -66,6 +71,8 @@ class FederationPlan:
             raise InputError(f"federation.strategy = '{self.strategy}': no shadow can follow it{hint}")
         if not 1 <= self.participants <= len(self.parties):
             raise ValueError(f"{self.participants} participants of {len(self.parties)} parties")
+        if any(self.parties[k].defence.mixup for k in self.private):
+            raise ValueError("mixup mixes records: under DP-SGD no gradient would be of one record alone")
 
     @property
     def sizes(self) -> np.ndarray:
@@ -97,13 +104,19 @@ class FederationPlan:
         assert dp is not None
         return dp
 
+    def training_of(self, party: int) -> TrainingSettings:
+        """Return the training of a party, with its own weight decay and epochs."""
+        return self.parties[party].defence.applied_to(self.training)
+
     def steps(self, party: int) -> int:
-        """Return the number of optimizer steps of the party in a round."""
+        """Return the number of optimizer steps of the party in a round, unless it stops early."""
         dp = self.parties[party].dp
-        return dp.steps_per_round if dp else steps_per_round(self.training, self.parties[party].size)
+        return (
+            dp.steps_per_round if dp else steps_per_round(self.training_of(party), self.parties[party].size)
+        )
 
     def batches_per_epoch(self, party: int) -> int:
-        """Return ⌈n / batch⌉ of a plain party."""
+        """Return ⌈n / batch⌉."""
         return -(-self.parties[party].size // self.training.batch)
 
     def resized(self, sizes: Sequence[int]) -> FederationPlan:
@@ -118,6 +131,8 @@ class Streams:
     key: (seed, game), common to all shadows of a game
     order: participation, permutations, Poisson batches (`draw_schedule`)
     noise: the numbers from which the noise of DP-SGD is made (`attacks.noise`)
+    defence: mixup, and the numbers from which dropout and quantisation are made
+    heldout: which records a party that stops early looks at
     seed: of torch's global stream, for modules that draw from it
     """
 
@@ -126,7 +141,21 @@ class Streams:
         self.key = (seed, game)
         self.order = rng.generator(seed, f"{purpose}/order", game=game)
         self.noise = rng.generator(seed, f"{purpose}/noise", game=game)
+        self.defence = rng.generator(seed, f"{purpose}/defence", game=game)
+        self.heldout = rng.generator(seed, f"{purpose}/heldout", game=game)
         self.seed = rng.integer(seed, f"{purpose}/module", game=game)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """Mixup of one party in one round of S shadows (Zhang et al. 2018).
+
+    share: λ of every batch, (S, steps) float64
+    partner: (S, steps, width) int, the position of the record that each is mixed with; −1 for no record
+    """
+
+    share: np.ndarray
+    partner: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,21 +167,60 @@ class Schedule:
         parties go through a fresh permutation per epoch, cut into batches of which the last is smaller;
         private ones draw every record with probability q in every step.
     noise: (S, parties, steps) uint64, from which the noise of a private party's step is made
+    mixing: by party with mixup
+    dropout: (S, parties, steps) uint64, from which what a step leaves out is made
+    rounding: (S, parties) uint64, from which the rounding of a quantised update is made
     """
 
     active: np.ndarray
     batches: list[np.ndarray]
     noise: np.ndarray
+    mixing: dict[int, Mixing]
+    dropout: np.ndarray
+    rounding: np.ndarray
 
 
 def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
     """Draw the next round of the shadows with these streams, each from its own."""
     active = np.stack([_participants(plan, stream.order) for stream in streams])
     batches = _permuted(plan, streams) | _poisson(plan, streams)
-    steps = max([plan.steps(k) for k in plan.private], default=0)
-    shape = (len(plan.parties), steps)
-    noise = np.stack([stream.noise.bit_generator.random_raw(shape) for stream in streams])
-    return Schedule(active, [batches[k] for k in range(len(plan.parties))], noise)
+    parties = range(len(plan.parties))
+    noise = _numbers(plan, plan.private, [stream.noise for stream in streams])
+    defence = [stream.defence for stream in streams]
+    mixes = [k for k in parties if plan.parties[k].defence.mixup]
+    drops = [k for k in parties if plan.parties[k].defence.dropout]
+    quantises = any(party.defence.quantise for party in plan.parties)
+    return Schedule(
+        active,
+        [batches[k] for k in parties],
+        noise,
+        mixing={k: _mixing(plan, k, batches[k], defence) for k in mixes},
+        dropout=_numbers(plan, drops, defence),
+        rounding=_raw(defence, (len(parties) if quantises else 0,)),
+    )
+
+
+def _raw(streams: Sequence[np.random.Generator], shape: tuple[int, ...]) -> np.ndarray:
+    """Return random uint64 (S, *shape)."""
+    return np.stack([stream.bit_generator.random_raw(shape) for stream in streams])
+
+
+def _numbers(
+    plan: FederationPlan, needed: Sequence[int], streams: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Return a number for every step of every party, (S, parties, steps); no steps if no party needs any."""
+    return _raw(streams, (len(plan.parties), max([plan.steps(k) for k in needed], default=0)))
+
+
+def _mixing(
+    plan: FederationPlan, party: int, batches: np.ndarray, streams: Sequence[np.random.Generator]
+) -> Mixing:
+    """Draw λ ~ Beta(α, α) and a permutation for every batch of a plain party."""
+    alpha, (_, steps, width) = plan.parties[party].defence.mixup, batches.shape
+    share = np.stack([stream.beta(alpha, alpha, steps) for stream in streams])
+    sizes = (batches[0] >= 0).sum(1)  # the same in all shadows
+    order = permutations(_raw(streams, (steps, 1, width)), sizes)[:, :, 0]
+    return Mixing(share, np.take_along_axis(batches, order, axis=2))
 
 
 def _participants(plan: FederationPlan, stream: np.random.Generator) -> np.ndarray:

@@ -1,27 +1,23 @@
-"""A block of shadow federations trained together, and a single one trained the plain way.
-
-`train_block` is the fast path: the models of all parties of all its shadows are stacked and make every step
-together. `train_one` is the reference that it is tested against, and the path of the modules that cannot be
-stacked: torch.nn and torch.optim, one party after another, with the same batches and the same noise.
+"""A block of shadow federations trained together: the models of all parties of all its shadows are stacked
+and make every step together. `attacks.shadow_reference` trains a single one the plain way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from attacks.noise import NoiseSource
-from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule, poisson_width
-from attacks.stacked import Batches, Noise, Parameters, Pool, Stack, Workspace, layout_of, optimizer, up
-from fedsim import models
-from fedsim.data.records import Records
+from attacks.shadow_cohort import Cohort, gather, with_empty_row
+from attacks.shadow_defences import EarlyStopping, Regularisation, draw_heldout, shape_updates
+from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule
+from attacks.stacked import Batches, Gradient, Noise, Parameters, Penalties, Pool, Stack, Workspace, optimizer
 
 Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
 """Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
@@ -50,7 +46,7 @@ def train_block(
     """
     with torch.no_grad():
         current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
-        block = _Block(plan, stack, pool, with_empty_row(members, len(pool)), streams, Workspace())
+        block = _block(plan, stack, pool, members, streams)
         aggregate = server(plan)
         for t in range(plan.rounds + 1):
             if stop():
@@ -64,14 +60,37 @@ def train_block(
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """What all rounds of a block share; members as `with_empty_row` returns them."""
+    """What all rounds of a block share.
+
+    members: as `with_empty_row` returns them
+    heldout: per party that stops early, the records of the pool that it looks at, (S, R)
+    norms: C of the next step of a private party, (S, parties) float64
+    """
 
     plan: FederationPlan
     stack: Stack
     pool: Pool
     members: np.ndarray
-    streams: Sequence[Streams]
+    heldout: dict[int, np.ndarray]
+    norms: Tensor
+    key: tuple[int, int]
     scratch: Workspace
+
+
+def _block(
+    plan: FederationPlan, stack: Stack, pool: Pool, members: np.ndarray, streams: Sequence[Streams]
+) -> _Block:
+    first = [party.dp.clipping_norm if party.dp else math.inf for party in plan.parties]
+    return _Block(
+        plan,
+        stack,
+        pool,
+        with_empty_row(members, len(pool)),
+        draw_heldout(plan, members, len(pool), streams),
+        torch.tensor(first, dtype=torch.float64).repeat(len(streams), 1),
+        streams[0].key,
+        Workspace(),
+    )
 
 
 def _mean(block: _Block, current: Parameters, schedule: Schedule) -> Parameters:
@@ -101,148 +120,98 @@ def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> 
         sum_[shadows] = torch.addcmul(sum_[shadows], answer, share)
 
 
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """The M models that are trained together in a round: those with most steps first, then by party.
-
-    parties: those of the models, in the models' order
-    counts: models of each of these parties
-    shadow: (M,) int64
-    rows: (steps, M, width) int32, rows of the pool, the pool's empty last one where there is no record
-    noise: (steps, M) uint64, from which the noise of a private party's step is made
-    steps: per party
-    widths: per step, the part of ``rows`` that is in use
-    """
-
-    parties: list[int]
-    counts: list[int]
-    shadow: Tensor
-    rows: Tensor
-    noise: np.ndarray
-    steps: list[int]
-    widths: list[int]
-
-    @property
-    def models(self) -> int:
-        """M."""
-        return len(self.shadow)
-
-    def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (party, start, stop) of the parties' models."""
-        stops = np.cumsum(self.counts).tolist()
-        for k, count, stop in zip(self.parties, self.counts, stops, strict=True):
-            yield k, stop - count, stop
-
-    def training(self, step: int) -> int:
-        """Return how many models make this step: always the first ones."""
-        return sum(count for count, steps in zip(self.counts, self.steps, strict=True) if steps > step)
-
-    def per_model(self, values: Sequence[float]) -> Tensor:
-        """Return one value per party as (M, 1) float32."""
-        return torch.tensor(values, dtype=torch.float32).repeat_interleave(torch.tensor(self.counts))[:, None]
-
-
-def with_empty_row(members: np.ndarray, empty: int) -> np.ndarray:
-    """Return (S, parties, L) rows of a pool as (S, parties, L + 1), ending with its empty row.
-
-    Then position −1, no record, leads to the empty row, in the flattened array too.
-    """
-    padded = np.pad(members, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
-    return np.where(padded < 0, empty, padded).astype(np.int32)
-
-
-def gather(
-    plan: FederationPlan, parties: Sequence[int], schedule: Schedule, members: np.ndarray, empty: int
-) -> Cohort:
-    """Collect the models of these parties that train in the round.
-
-    members: as `with_empty_row` returns them; empty: the pool's empty row
-    """
-    order = sorted(parties, key=lambda k: -plan.steps(k))
-    steps = [plan.steps(k) for k in order]
-    widths = _widths(plan, order, schedule)
-    taking_part = [np.flatnonzero(schedule.active[:, k]) for k in order]
-    counts = [len(shadows) for shadows in taking_part]
-    widest = max([*widths, *(schedule.batches[k].shape[2] for k in order)], default=0)
-    longest = max(steps, default=0)
-    rows = np.full((longest, sum(counts), widest), empty, np.int32)
-    noise = np.zeros((longest, sum(counts)), np.uint64)
-    flat, firsts = members.ravel(), np.arange(0, members.size, members.shape[2]).reshape(members.shape[:2])
-    start = 0
-    for k, shadows, count in zip(order, taking_part, counts, strict=True):
-        position = schedule.batches[k][shadows] + firsts[shadows, k, None, None]  # (shadows, steps, width)
-        part = np.s_[: position.shape[1], start : start + count]
-        rows[part][..., : position.shape[2]] = flat[position].swapaxes(0, 1)
-        drawn = schedule.noise[shadows, k].T[: position.shape[1]]
-        noise[part][: len(drawn)] = drawn
-        start += count
-    shadow = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *taking_part]))
-    return Cohort(order, counts, shadow, torch.from_numpy(rows), noise, steps, widths)
-
-
-def _widths(plan: FederationPlan, parties: Sequence[int], schedule: Schedule) -> list[int]:
-    """Return the width of every step's batches: of the largest batch there can be, up to a multiple of 4.
-
-    Parties that do not take part count too: it must not matter which shadows are trained together.
-    """
-    widths = np.zeros(max((plan.steps(k) for k in parties), default=0), int)
-    for k in parties:
-        steps, size = np.arange(plan.steps(k)), plan.parties[k].size
-        if plan.parties[k].dp is None:
-            places = steps % plan.batches_per_epoch(k) * plan.training.batch
-            largest = np.minimum(plan.training.batch, size - places)
-        else:
-            drawn = (schedule.batches[k] >= 0).sum(axis=2).max(axis=0)
-            largest = np.maximum(drawn, poisson_width(size, plan.dp(k).sample_rate))
-        widths[steps] = np.maximum(widths[steps], largest)
-    return [up(width) for width in widths.tolist()]
-
-
 def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
-    """Return the models of the cohort after a round's local training, (M, …), valid until the next call."""
+    """Return the parties' answers after a round's local training, (M, …), valid until the next call."""
     plan, stack, pool = block.plan, block.stack, block.pool
     local = [block.scratch(f"local {i}", cohort.models, *p.shape[1:]) for i, p in enumerate(current)]
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
     trainer = stack.trainer(local, pool)
-    update = optimizer(local, plan.training, plan.proximal_mu)
+    update = optimizer(local, plan.training, _penalties(plan, cohort))
     private = _Private(block, cohort) if plan.parties[cohort.parties[0]].dp else None
+    regularisation = Regularisation(plan, cohort, stack, pool, block.key)
+    stopping = EarlyStopping(plan, cohort, stack, pool, block.heldout)
     labels, present = pool.labels[cohort.rows], (cohort.rows != len(pool)).float()
     size = present.sum(2, keepdim=True).clamp_(min=1) if private is None else private.expected_batch
     weight = present / size
     for step, width in enumerate(cohort.widths):
         n = cohort.training(step)
         rows, y, w = (part[step, :n, :width] for part in (cohort.rows, labels, weight))
-        batches = Batches(rows, y, w)
-        if private is not None:
-            batches = replace(batches, clipping_norm=private.clipping_norm[:n], noise=private.noise(step, n))
-        update(trainer.gradient(batches), n)
+        batches = regularisation.applied_to(Batches(rows, y, w), step)
+        if private is None:
+            update(trainer.gradient(batches), n)
+        else:
+            gradient = trainer.gradient(private.applied_to(batches, step))
+            update(gradient, n)
+            private.follow(gradient, present[step, :n, :width] > 0, ~stopping.ended[:n])
+        stopping.after(step + 1, local)
+    stopping.finish(local)
+    if private is not None:
+        block.norms[cohort.shadow, cohort.party] = private.norm
+    shape_updates(plan, cohort, stack, current, local, block.key)
     return local
 
 
+def _penalties(plan: FederationPlan, cohort: Cohort) -> Penalties:
+    """Return the parties' penalties; numbers where all have the same, which is quicker."""
+
+    def one_or_each(of: Callable[[int], float]) -> float | Tensor:
+        values = {of(k) for k in cohort.parties}
+        return values.pop() if len(values) == 1 else cohort.per_model(of)
+
+    l1 = one_or_each(lambda k: plan.parties[k].defence.l1)
+    return Penalties(plan.proximal_mu, l1, one_or_each(lambda k: plan.training_of(k).l2))
+
+
 class _Private:
-    """What DP-SGD adds: clipping norms and expected batches, (M, 1), and noise on the averaged gradient."""
+    """What DP-SGD adds: clipping norms, which may adapt (Andrew et al. 2021), and noise on the mean gradient.
+
+    norm: C of the next step, (M,) float64; expected_batch: (M, 1) float32
+    """
 
     def __init__(self, block: _Block, cohort: Cohort) -> None:
         plan = block.plan
-        plans = [plan.dp(k) for k in cohort.parties]
-        self.clipping_norm = cohort.per_model([dp.clipping_norm for dp in plans])
-        self.expected_batch = cohort.per_model([dp.expected_batch for dp in plans])
-        self._deviation = cohort.per_model([noise_deviation(plan, k) for k in cohort.parties])[:, 0]
+        self.norm = block.norms[cohort.shadow, cohort.party]
+        batch = cohort.per_model(lambda k: plan.dp(k).expected_batch)
+        self.expected_batch = batch[:, None]
+        self._deviation = cohort.per_model(lambda k: plan.dp(k).gradient_noise).double() / batch
+        self._adapts = cohort.per_model(lambda k: plan.dp(k).clipping == "adaptive") > 0
+        self._count_noise = cohort.per_model(lambda k: plan.dp(k).count_noise)
+        self._quantile = cohort.per_model(lambda k: plan.dp(k).clipping_quantile)
+        self._rate = cohort.per_model(lambda k: plan.dp(k).clipping_rate)
         self._numbers = cohort.noise
         self._stack = block.stack
-        self._source = NoiseSource(block.streams[0].key, block.stack.parameters)
+        self._source = noise_source(block.key, block.stack)
+        self._count = torch.empty(0)
 
-    def noise(self, step: int, n: int) -> Noise:
-        """Return a step's noise for the first ``n`` models."""
+    def applied_to(self, batches: Batches, step: int) -> Batches:
+        """Return the batches of a step with the clipping norms and the noise of the models that make it."""
+        n = len(batches.rows)
         flat, signs = self._source.draw(self._numbers[step, :n])
-        return Noise(self._stack.split(flat), signs.mul_(self._deviation[:n]))
+        self._count = flat[:, -1] * signs
+        scale = signs * (self._deviation[:n] * self.norm[:n]).float()
+        noise = Noise(self._stack.split(flat[:, :-1]), scale)
+        return replace(batches, clipping_norm=self.norm[:n, None].float(), noise=noise)
+
+    def follow(self, gradient: Gradient, present: Tensor, running: Tensor) -> None:
+        """Move the norms that adapt after a step, by a noisy count of the gradients that were not longer.
+
+        present: (n, B) bool, which records there are; running: (n,) bool, whose round has not ended
+        """
+        n = len(present)
+        adapts = self._adapts[:n] & running
+        if not adapts.any():
+            return
+        shorter = (gradient.norms <= self.norm[:n, None].float()) & present
+        count = shorter.sum(1) - present.sum(1) / 2 + self._count_noise[:n] * self._count
+        share = (0.5 + count / self.expected_batch[:n, 0]).clamp(0, 1)
+        moved = self.norm[:n] * torch.exp(-self._rate[:n] * (share - self._quantile[:n])).double()
+        self.norm[:n] = torch.where(adapts, moved, self.norm[:n])
 
 
-def noise_deviation(plan: FederationPlan, party: int) -> float:
-    """Return σC / (q n), the standard deviation of the noise on the averaged gradient."""
-    dp = plan.dp(party)
-    return dp.noise_multiplier * dp.clipping_norm / dp.expected_batch
+def noise_source(key: tuple[int, int], stack: Stack) -> NoiseSource:
+    """Return the source of a step's noise: one number per parameter, and one for a count of gradients."""
+    return NoiseSource(key, stack.parameters + 1)
 
 
 def server(plan: FederationPlan) -> Callable[[Parameters, Parameters], Parameters]:
@@ -298,114 +267,3 @@ def _adaptive_server(plan: FederationPlan) -> Callable[[Parameters, Parameters],
         return [w + rate * m / (v.sqrt() + tau) for w, m, v in moments]
 
     return step
-
-
-def train_one(
-    plan: FederationPlan,
-    initial: Mapping[str, np.ndarray],
-    pool: Records,
-    members: np.ndarray,
-    signal_records: Records,
-    rounds: Sequence[int],
-    streams: Streams,
-    observe: Observe,
-) -> dict[str, Tensor]:
-    """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
-    module = models.build(plan.model, plan.input_shape, plan.classes)
-    features, labels = torch.tensor(pool.features), torch.tensor(pool.labels)
-    names = list(module.state_dict())
-    current = [torch.tensor(initial[name], dtype=torch.float32) for name in names]
-    aggregate = server(plan)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(streams.seed)
-        for t in range(plan.rounds + 1):
-            module.load_state_dict(dict(zip(names, current, strict=True)))
-            if t in rounds:
-                weights = {name: w[None] for name, w in zip(names, current, strict=True)}
-                observe(t, _answers(module, signal_records)[None], weights)
-            if t == plan.rounds:
-                break
-            schedule = draw_schedule(plan, [streams])
-            mean = [torch.zeros_like(w) for w in current]
-            total = int(schedule.active[0] @ plan.sizes)
-            for k in np.flatnonzero(schedule.active[0]).tolist():
-                module.load_state_dict(dict(zip(names, current, strict=True)))
-                own = torch.from_numpy(members[k][members[k] >= 0].astype(np.int64))
-                data = features[own], labels[own]
-                noise = schedule.noise[0, k]
-                _train_party(plan, k, module, data, schedule.batches[k][0], noise, streams)
-                for sum_, answer in zip(mean, module.state_dict().values(), strict=True):
-                    sum_ += plan.parties[k].size / total * answer
-            current = aggregate(current, mean)
-    return {name: w[None] for name, w in zip(names, current, strict=True)}
-
-
-def _answers(module: nn.Module, records: Records) -> Tensor:
-    """Return logits (n, classes) in evaluation mode."""
-    module.eval()
-    with torch.no_grad():
-        parts = [module(x) for x in torch.tensor(records.features).split(4096)]
-    module.train()
-    return torch.cat(parts)
-
-
-def _train_party(
-    plan: FederationPlan,
-    party: int,
-    module: nn.Module,
-    data: tuple[Tensor, Tensor],
-    batches: np.ndarray,
-    noise: np.ndarray,
-    streams: Streams,
-) -> None:
-    """Train ``module`` in place for one round.
-
-    batches: (steps, width) positions, −1 for no record; noise: (steps,) uint64, see `Schedule`
-    """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    anchors = [p.detach().clone() for p in trained]
-    step = _torch_optimizer(plan, trained)
-    layout = layout_of(module, plan.classes)
-    source = NoiseSource(streams.key, layout.parameters)
-    for i, batch in enumerate(batches):
-        index = torch.from_numpy(batch[batch >= 0])
-        x, y = data[0][index], data[1][index]
-        step.zero_grad()
-        if plan.parties[party].dp is None:
-            functional.cross_entropy(module(x), y).backward()
-        else:
-            flat, sign = source.draw(noise[i : i + 1])
-            pieces = layout.state(layout.split(flat * sign))
-            _write_private_gradient(plan, party, module, x, y, pieces)
-        for p, anchor in zip(trained, anchors, strict=True):
-            if p.grad is not None:
-                p.grad += plan.proximal_mu * (p.detach() - anchor)
-        step.step()
-
-
-def _torch_optimizer(plan: FederationPlan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    settings = plan.training
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.l2)
-    return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.l2)
-
-
-def _write_private_gradient(
-    plan: FederationPlan, party: int, module: nn.Module, x: Tensor, y: Tensor, noise: Mapping[str, Tensor]
-) -> None:
-    """Write (Σ_i min(1, C / ‖g_i‖) g_i + N(0, (σC)²)) / (q n) into ``grad`` (Abadi et al. 2016, alg. 1).
-
-    noise: standard normal, (1, …) by parameter
-    """
-    dp = plan.dp(party)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for name, p in trained.items():
-        p.grad = noise_deviation(plan, party) * noise[name][0]
-    for i in range(len(y)):
-        loss = functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
-        gradients = torch.autograd.grad(loss, list(trained.values()))
-        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-        factor = min(1.0, dp.clipping_norm / (norm.item() + 1e-6)) / dp.expected_batch
-        for p, g in zip(trained.values(), gradients, strict=True):
-            assert p.grad is not None
-            p.grad += factor * g

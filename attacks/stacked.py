@@ -53,6 +53,10 @@ def single_thread() -> Iterator[None]:
 class Gradient(Protocol):
     """The gradients of M models, not necessarily formed."""
 
+    @property
+    def norms(self) -> Tensor:
+        """‖∇ℓ_i‖ of each record, (M, B), where they were clipped."""
+
     def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
         """Set ``target`` (M, …) to β·target + α·∇, ∇ being the gradients of the i-th parameter."""
 
@@ -84,6 +88,10 @@ class Batches:
     weight: (M, B) float32, 0 for padding
     clipping_norm: (M, 1) float32, C of per-sample clipping where that is on
     noise: to be added to the gradients
+    targets: (M, B, classes) float32, what the cross-entropy is taken against instead of the labels
+    mixed: records that those of the batch are mixed with
+    kept: (M, B, hidden units) float32, by what the hidden units' outputs are multiplied, layer after layer:
+        inverted dropout; for stacked layers only
     """
 
     rows: Tensor
@@ -91,6 +99,22 @@ class Batches:
     weight: Tensor
     clipping_norm: Tensor | None = None
     noise: Noise | None = None
+    targets: Tensor | None = None
+    mixed: Mixed | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Features become share·(their own) + (1 − share)·(those of ``rows``); share: (M,) float32."""
+
+    rows: Tensor
+    share: Tensor
+
+    def apply(self, features: Tensor, pool: Pool) -> Tensor:
+        """Return the features (M, B, …) mixed."""
+        share = self.share.view(-1, *[1] * (features.dim() - 1))
+        return torch.lerp(pool.features[self.rows], features, share)
 
 
 @dataclass(frozen=True)
@@ -121,10 +145,12 @@ class Stack(Protocol):
     """An architecture, and how M models of it are evaluated and differentiated together.
 
     parameters: number of trained parameters of one model
+    hidden_widths: numbers of hidden units, layer after layer, as `Batches.kept` has them, if it knows of them
     rounds_alike: whether a model's rounding is the same whatever it is stacked with
     """
 
     parameters: int
+    hidden_widths: list[int]
     rounds_alike: bool
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
@@ -144,6 +170,9 @@ class Stack(Protocol):
 
     def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
         """Return the logits of every model on every record, (M, n, classes) float32."""
+
+    def logits_of(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Return the logits of every model on records of its own, (M, R, …) → (M, R, classes) float32."""
 
     def trainer(self, parameters: Parameters, pool: Pool) -> Trainer:
         """Return what computes the gradients of these models, which may be changed in place meanwhile."""
@@ -182,6 +211,11 @@ def layout_of(module: nn.Module, classes: int) -> StackedLayers | StackedModule:
 def up(size: int, multiple: int = 4) -> int:
     """Return ``size`` rounded up to a multiple."""
     return -(-size // multiple) * multiple
+
+
+def _whole_fours(x: Tensor) -> Tensor:
+    """Return (…, R, d) with zero rows added so that R is a multiple of 4."""
+    return functional.pad(x, (0, 0, 0, -x.shape[-2] % 4))
 
 
 @dataclass(frozen=True)
@@ -234,6 +268,7 @@ class StackedLayers:
         self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
         self._layers = layer_sizes(self._widths)
         self.parameters = sum((a + 1) * b for a, b in pairwise(self._widths))
+        self.hidden_widths = self._widths[1:-1]
         self._scratch = Workspace()
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
@@ -278,15 +313,22 @@ class StackedLayers:
         answers = torch.empty(models, n, self._widths[-1])
         for start in range(0, n, SIGNAL_ROWS):
             x = pool.features[start : min(start + SIGNAL_ROWS, n)]
-            size = len(x)
-            x = functional.pad(x, (0, 0, 0, up(size) - size)).expand(models, -1, -1)
-            for weight, layer in zip(parameters[:-1], self._layers[1:], strict=True):
-                z = torch.bmm(x, weight)
-                x = self._scratch.followed_by_one("signal input", models, z.shape[1], layer.inputs)
-                torch.clamp_min(z[:, :, : layer.below], 0, out=x[:, :, : layer.below])
-            out = torch.bmm(parameters[-1], x.mT)  # (M, classes, rows)
-            answers[:, start : start + size] = out[:, : self._widths[-1], :size].mT
+            everyones = _whole_fours(x).expand(models, -1, -1)
+            answers[:, start : start + len(x)] = self._logits(parameters, everyones)[:, : len(x)]
         return answers
+
+    def logits_of(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Return (M, R, classes) float32; features as `pool` has them."""
+        return self._logits(parameters, _whole_fours(features))[:, : features.shape[1]]
+
+    def _logits(self, parameters: Parameters, x: Tensor) -> Tensor:
+        for weight, layer in zip(parameters[:-1], self._layers[1:], strict=True):
+            z = torch.bmm(x, weight)
+            x = self._scratch.followed_by_one(
+                "signal input", models=len(z), rows=z.shape[1], inputs=layer.inputs
+            )
+            torch.clamp_min(z[:, :, : layer.below], 0, out=x[:, :, : layer.below])
+        return torch.bmm(parameters[-1], x.mT)[:, : self._widths[-1]].mT
 
     def trainer(self, parameters: Parameters, pool: Pool) -> LayerTrainer:
         """Return the written-out gradients; one trainer at a time, since they share memory."""
@@ -357,7 +399,10 @@ class LayerPass:
 
     inputs: of every layer, (M, B, inputs), with the 1 after them
     errors: ∂ℓ/∂(a layer's output), (M, B, width), the output layer's (M, classes, B)
+    norms: ‖∇ℓ‖ of every record, (M, B), if clipped
     """
+
+    norms: Tensor
 
     def __init__(
         self, parameters: Parameters, width: int, layers: Sequence[LayerSize], scratch: Workspace
@@ -381,6 +426,7 @@ class LayerPass:
         self._real_logits = self._logits[:, : layers[-1].above]
         self._real_error = self.errors[-1][:, : layers[-1].above]
         active = [x[:, :, : layer.below] for x, layer in zip(self.inputs, layers, strict=True)][1:]
+        self._hidden_widths = [layer.above for layer in layers[:-1]]
         real = [z[:, :, : layer.above] for z, layer in zip(sums, layers, strict=False)]
         self._forward = list(zip(self.inputs, hidden, sums, real, active, strict=False))
         above = [*sums[1:], self.errors[-1].mT]
@@ -394,26 +440,36 @@ class LayerPass:
     def run(self, pool: Pool, batches: Batches) -> None:
         """Compute the errors of all layers, weighted and where asked for clipped."""
         torch.index_select(pool.features, 0, batches.rows.flatten(), out=self._x)
-        for below, weight, sums, real, active in self._forward:
+        if batches.mixed is not None:
+            self.inputs[0].copy_(batches.mixed.apply(self.inputs[0], pool))
+        kept = None if batches.kept is None else batches.kept.split(self._hidden_widths, dim=2)
+        for i, (below, weight, sums, real, active) in enumerate(self._forward):
             torch.bmm(below, weight, out=sums)
             torch.clamp_min(real, 0, out=active)
+            if kept is not None:
+                active.mul_(kept[i])
         torch.bmm(self._last, self._last_input, out=self._logits)
         error = torch.softmax(self._real_logits, 1, out=self._probabilities)  # (M, classes, B)
-        error.scatter_add_(1, batches.labels[:, None], self._minus_one)
+        if batches.targets is None:
+            error.scatter_add_(1, batches.labels[:, None], self._minus_one)
+        else:
+            error.sub_(batches.targets.mT)
         if batches.clipping_norm is None:
             torch.mul(error, batches.weight[:, None], out=self._real_error)
-            self._propagate()
+            self._propagate(kept)
         else:
             self._real_error.copy_(error)
-            self._propagate()
+            self._propagate(kept)
             self._clip(pool.length[batches.rows], batches.weight, batches.clipping_norm)
         self._noise = batches.noise
 
-    def _propagate(self) -> None:
-        for factors, error, real, active in reversed(self._back):
+    def _propagate(self, kept: Sequence[Tensor] | None) -> None:
+        for i, (factors, error, real, active) in reversed(list(enumerate(self._back))):
             torch.bmm(*factors, out=error)
-            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0.
+            # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0 and the unit was not dropped.
             torch.ops.aten.threshold_backward.grad_input(real, active, 0, grad_input=real)
+            if kept is not None:
+                real.mul_(kept[i])
 
     def _clip(self, x_length: Tensor, weight: Tensor, clipping_norm: Tensor) -> None:
         """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² ‖(a_l, 1)‖².
@@ -431,7 +487,8 @@ class LayerPass:
         square = torch.zeros_like(weight)  # (M, B)
         for a, delta in zip(inputs, errors, strict=True):
             square += delta.mul_(a).square_()
-        factor = (clipping_norm / square.sqrt_().add_(1e-6)).clamp_(max=1.0).mul_(weight)
+        self.norms = square.sqrt_()
+        factor = (clipping_norm / (self.norms + 1e-6)).clamp_(max=1.0).mul_(weight)
         for delta in self.errors[:-1]:
             delta.mul_(factor[:, :, None])
         self.errors[-1].mul_(factor[:, None])
@@ -455,6 +512,7 @@ class StackedModule:
 
     def __init__(self, module: nn.Module, classes: int) -> None:
         self.module = module.train()
+        self.hidden_widths: list[int] = []
         self._classes = classes
         self._trained = [name for name, p in module.named_parameters() if p.requires_grad]
         self._shapes = [module.get_parameter(name).shape for name in self._trained]
@@ -501,6 +559,14 @@ class StackedModule:
         self.module.train()
         return torch.stack(answers)
 
+    def logits_of(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Return (M, R, classes) float32, in evaluation mode, model after model."""
+        self.module.eval()
+        models = zip(zip(*parameters, strict=True), features, strict=True)
+        answers = [self.call(list(model), x) for model, x in models]
+        self.module.train()
+        return torch.stack(answers)
+
     def call(self, parameters: list[Tensor], x: Tensor) -> Tensor:
         """Return the logits of one model."""
         weights = dict(zip(self._trained, parameters, strict=True))
@@ -526,12 +592,17 @@ class ModuleTrainer:
     def gradient(self, batches: Batches) -> ModuleGradient:
         """Return the gradients; see `Trainer`."""
         parameters = [p[: len(batches.rows)] for p in self.parameters]
-        x, y, weight = self.pool.features[batches.rows], batches.labels, batches.weight
+        x, weight = self.pool.features[batches.rows], batches.weight
+        if batches.mixed is not None:
+            x = batches.mixed.apply(x, self.pool)
+        # The cross-entropy takes labels, (B,), or targets, (B, classes).
+        y = batches.labels if batches.targets is None else batches.targets
         if batches.clipping_norm is None:
             gradients = torch.func.vmap(torch.func.grad(self._loss))(parameters, x, y, weight)
-        else:
-            gradients = torch.func.vmap(self._clipped)(parameters, x, y, weight, batches.clipping_norm)
-        return ModuleGradient(list(gradients), batches.noise)
+            return ModuleGradient(list(gradients), batches.noise, torch.empty(0))
+        clipped = torch.func.vmap(self._clipped)
+        gradients, norms = clipped(parameters, x, y, weight, batches.clipping_norm)
+        return ModuleGradient(list(gradients), batches.noise, norms)
 
     def _loss(self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         losses = functional.cross_entropy(self.stack.call(parameters, x), y, reduction="none")
@@ -539,14 +610,14 @@ class ModuleTrainer:
 
     def _clipped(
         self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor, clipping_norm: Tensor
-    ) -> list[Tensor]:
-        """Return one model's sum of clipped gradients, formed record by record."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return one model's sum of clipped gradients, formed record by record, and their norms (B,)."""
         one = torch.ones(1)
         single = torch.func.grad(lambda p, a, b: self._loss(p, a[None], b[None], one))
         gradients = torch.func.vmap(single, in_dims=(None, 0, 0))(parameters, x, y)
-        square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-        factor = (clipping_norm / (square.sqrt() + 1e-6)).clamp(max=1.0) * weight  # (B,)
-        return [torch.tensordot(factor, g, dims=1) for g in gradients]
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        factor = (clipping_norm / (norms + 1e-6)).clamp(max=1.0) * weight  # (B,)
+        return [torch.tensordot(factor, g, dims=1) for g in gradients], norms
 
 
 @dataclass(frozen=True)
@@ -555,6 +626,7 @@ class ModuleGradient:
 
     gradients: list[Tensor]
     noise: Noise | None
+    norms: Tensor
 
     def add_to(self, i: int, target: Tensor, beta: float, alpha: float) -> None:
         """Set ``target`` to β·target + α·(gradient of the i-th parameter + its noise)."""
@@ -583,25 +655,62 @@ class _Prefixes(dict[int, Parameters]):
 Update = Callable[[Gradient, int], None]
 
 
-def optimizer(parameters: Parameters, settings: TrainingSettings, proximal_mu: float = 0.0) -> Update:
+@dataclass(frozen=True)
+class Penalties:
+    """What is added to a gradient besides: μ(w − w_t) of FedProx (Li et al. 2020, eq. 2), λ₁ sign(w), λ₂ w.
+
+    l1, l2: λ₁ and λ₂, one for all models or (M,) float32, one for each
+    """
+
+    mu: float = 0.0
+    l1: float | Tensor = 0.0
+    l2: float | Tensor = 0.0
+
+
+def optimizer(parameters: Parameters, settings: TrainingSettings, penalties: Penalties) -> Update:
     """Return ``update(gradient, n)``: one step, in place, of the first n models.
 
     All of them have made the same number of steps before. torch.optim's SGD (heavy ball), and Adam with its
-    defaults, with coupled weight decay, on the gradient plus FedProx's μ(w − w_t) (Li et al. 2020, eq. 2),
-    w_t being the parameters now.
+    defaults, on the gradient and the penalties, w_t being the parameters now.
     """
-    anchors = [p.clone() for p in parameters] if proximal_mu else []
+    slopes = _PenaltySlopes(parameters, penalties)
     if settings.optimizer == "adam":
-        return _adam(parameters, settings, proximal_mu, anchors)
+        return _adam(parameters, settings, slopes)
     if settings.momentum:
-        return _heavy_ball(parameters, settings, proximal_mu, anchors)
-    return _sgd(parameters, settings, proximal_mu, anchors)
+        return _heavy_ball(parameters, settings, slopes)
+    if not isinstance(penalties.l2, Tensor) and not isinstance(penalties.l1, Tensor) and penalties.l1 == 0:
+        return _sgd(parameters, settings, penalties.l2, penalties.mu)
+    return _penalised_sgd(parameters, settings, slopes)
 
 
-def _sgd(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
-    """w ← (1 − lr(λ + μ)) w − lr ∇ + lr μ w_t, in one product per weight matrix."""
-    lr, kept = settings.lr, 1 - settings.lr * (settings.l2 + mu)
-    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+class _PenaltySlopes:
+    """The gradients of the penalties of M models in training."""
+
+    def __init__(self, parameters: Parameters, penalties: Penalties) -> None:
+        self._anchors = _Prefixes([p.clone() for p in parameters] if penalties.mu else [])
+        self._penalties = penalties
+
+    def add_to(self, slope: Tensor, i: int, w: Tensor) -> None:
+        """Add them, at the first models' i-th parameter ``w``, to ``slope``."""
+        n, penalties = len(w), self._penalties
+        if penalties.mu:
+            # The difference first: it is exactly 0 where nothing moved, and Adam blows up what is not.
+            slope.add_(w - self._anchors[n][i], alpha=penalties.mu)
+        if isinstance(penalties.l1, Tensor) or penalties.l1:
+            slope.add_(_each(penalties.l1, w) * w.sign())
+        if isinstance(penalties.l2, Tensor) or penalties.l2:
+            slope.add_(_each(penalties.l2, w) * w)
+
+
+def _each(value: float | Tensor, w: Tensor) -> float | Tensor:
+    """Return a value for all, or one for each of the models of ``w``, in a shape that ``w`` is scaled by."""
+    return value[: len(w)].view(-1, *[1] * (w.dim() - 1)) if isinstance(value, Tensor) else value
+
+
+def _sgd(parameters: Parameters, settings: TrainingSettings, l2: float, mu: float) -> Update:
+    """w ← (1 − lr(λ₂ + μ)) w − lr ∇ + lr μ w_t, in one product per weight matrix."""
+    lr, kept = settings.lr, 1 - settings.lr * (l2 + mu)
+    first, anchored = _Prefixes(parameters), _Prefixes([p.clone() for p in parameters] if mu else [])
 
     def update(gradient: Gradient, n: int) -> None:
         for i, p in enumerate(first[n]):
@@ -612,24 +721,38 @@ def _sgd(parameters: Parameters, settings: TrainingSettings, mu: float, anchors:
     return update
 
 
-def _heavy_ball(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
-    """v ← m v + ∇, w ← w − lr v."""
-    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+def _penalised_sgd(parameters: Parameters, settings: TrainingSettings, slopes: _PenaltySlopes) -> Update:
+    """w ← w − lr(∇ + penalties)."""
+    first = _Prefixes(parameters)
+
+    def update(gradient: Gradient, n: int) -> None:
+        for i, p in enumerate(first[n]):
+            slope = torch.zeros_like(p)
+            slopes.add_to(slope, i, p)
+            gradient.add_to(i, p, 1.0, -settings.lr)
+            p.sub_(slope, alpha=settings.lr)
+
+    return update
+
+
+def _heavy_ball(parameters: Parameters, settings: TrainingSettings, slopes: _PenaltySlopes) -> Update:
+    """v ← m v + ∇ + penalties, w ← w − lr v."""
+    first = _Prefixes(parameters)
     velocities = _Prefixes([torch.zeros_like(p) for p in parameters])
 
     def update(gradient: Gradient, n: int) -> None:
         for i, (p, velocity) in enumerate(zip(first[n], velocities[n], strict=True)):
             gradient.add_to(i, velocity, settings.momentum, 1.0)
-            _add_penalties(velocity, p, settings.l2, mu, anchored[n][i] if mu else None)
+            slopes.add_to(velocity, i, p)
             p.sub_(velocity, alpha=settings.lr)
 
     return update
 
 
-def _adam(parameters: Parameters, settings: TrainingSettings, mu: float, anchors: Parameters) -> Update:
+def _adam(parameters: Parameters, settings: TrainingSettings, slopes: _PenaltySlopes) -> Update:
     """Adam (Kingma & Ba 2015, algorithm 1)."""
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-    first, anchored = _Prefixes(parameters), _Prefixes(anchors)
+    first = _Prefixes(parameters)
     means = _Prefixes([torch.zeros_like(p) for p in parameters])
     squares = _Prefixes([torch.zeros_like(p) for p in parameters])
     t = 0
@@ -640,18 +763,10 @@ def _adam(parameters: Parameters, settings: TrainingSettings, mu: float, anchors
         for i, (p, mean, square) in enumerate(zip(first[n], means[n], squares[n], strict=True)):
             slope = torch.empty_like(p)
             gradient.add_to(i, slope, 0.0, 1.0)
-            _add_penalties(slope, p, settings.l2, mu, anchored[n][i] if mu else None)
+            slopes.add_to(slope, i, p)
             mean.lerp_(slope, 1 - beta1)
             square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
             scale = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(epsilon)
             p.addcdiv_(mean, scale, value=-settings.lr / (1 - beta1**t))
 
     return update
-
-
-def _add_penalties(slope: Tensor, w: Tensor, l2: float, mu: float, anchor: Tensor | None) -> None:
-    if l2:
-        slope.add_(w, alpha=l2)
-    if anchor is not None:
-        # The difference first: it is exactly 0 where nothing moved, and Adam blows up what is not.
-        slope.add_(w - anchor, alpha=mu)

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,25 +15,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attacks import noise, shadow, shadow_plan, shadow_training, signals
+from attacks import (
+    noise,
+    shadow,
+    shadow_cohort,
+    shadow_defences,
+    shadow_plan,
+    shadow_reference,
+    shadow_training,
+    signals,
+)
 from attacks.shadow import FederationPlan, Membership, PartyTraining, draw_members, simulate
 from attacks.shadow_plan import Streams
+from clients import defences as clients_defences
 from clients import dp as clients_dp
 from clients import training as clients_training
 from fedsim import models
 from fedsim.data.records import Records
 from fedsim.errors import InputError
 from fedsim.privacy import Plan
-from fedsim.scenario import ModelSettings, TrainingSettings
+from fedsim.scenario import DefenceSettings, ModelSettings, TrainingSettings
 
 
 def dp_plan(
-    n: int, batch: int, epochs: int = 2, noise_multiplier: float = 0.8, clipping_norm: float = 0.7
-) -> Plan:
+    n: int, batch: int, epochs: int = 2, noise_multiplier: float = 0.8, clipping_norm: float = 0.7,
+    clipping: Literal["flat", "adaptive"] = "flat",
+) -> Plan:  # fmt: skip
     return Plan(
         sample_rate=min(1.0, batch / n), expected_batch=float(min(batch, n)),
         steps_per_round=epochs * -(-n // batch), noise_multiplier=noise_multiplier, rounds=3, delta=1e-5,
-        clipping_norm=clipping_norm, accountant="rdp", epsilon=1.0, budget=float("inf"),
+        clipping_norm=clipping_norm, accountant="rdp", epsilon=1.0, budget=float("inf"), clipping=clipping,
+        clipping_quantile=0.4, clipping_rate=0.3,
     )  # fmt: skip
 
 
@@ -42,13 +55,20 @@ def small_plan(
     training: dict | None = None,
     hidden: Sequence[int] = (6,),
     classes: int = 2,
+    defences: Mapping[int, dict] | None = None,
+    adaptive: Sequence[int] = (),
     **changes: object,
 ) -> FederationPlan:
     made = TrainingSettings(**{"batch": 4, "epochs": 2, **(training or {})})
-    parties = tuple(
-        PartyTraining(n, dp_plan(n, made.batch, made.epochs) if k in private else None)
-        for k, n in enumerate(sizes)
-    )
+    own = {k: DefenceSettings(**settings) for k, settings in (defences or {}).items()}
+
+    def party(k: int, n: int) -> PartyTraining:
+        defence = own.get(k, DefenceSettings())
+        epochs = defence.applied_to(made).epochs
+        dp = dp_plan(n, made.batch, epochs, clipping="adaptive" if k in adaptive else "flat")
+        return PartyTraining(n, dp if k in private else None, defence)
+
+    parties = tuple(party(k, n) for k, n in enumerate(sizes))
     values = {
         "model": ModelSettings(name="mlp", hidden=list(hidden)), "input_shape": (5,), "classes": classes,
         "rounds": 3, "training": made, "parties": parties, "participants": len(sizes),
@@ -81,7 +101,7 @@ def one_by_one(plan: FederationPlan, pool: Records, membership: Membership, roun
             phi[s, list(rounds).index(t)] = signals.scaled_logit(logits, pool.labels)
 
         streams = Streams(11, 0, s)
-        state = shadow_training.train_one(plan, w_0(plan), pool, members, pool, rounds, streams, observe)
+        state = shadow_reference.train_one(plan, w_0(plan), pool, members, pool, rounds, streams, observe)
         weights.append(np.concatenate([w.numpy().ravel() for w in state.values()]))
     return phi, np.stack(weights)
 
@@ -106,6 +126,53 @@ SETTINGS = {
         "private": (0, 2), "participants": 1, "training": {"momentum": 0.5, "l2": 0.01},
         "strategy": "fedprox", "options": {"proximal_mu": 0.2},
     },
+    "l1": {"defences": {0: {"l1": 0.05}, 1: {"l1": 0.01, "l2": 0.3}}},
+    "l1 everywhere, momentum": {
+        "defences": {k: {"l1": 0.02} for k in range(3)}, "training": {"momentum": 0.8},
+    },
+    "own l2, adam": {"defences": {1: {"l2": 0.3}}, "training": {"optimizer": "adam", "lr": 0.01, "l2": 0.05}},
+    "own l2, fedprox": {"defences": {1: {"l2": 0.3}}, "strategy": "fedprox", "options": {"proximal_mu": 0.5}},
+    "label smoothing": {"defences": {0: {"label_smoothing": 0.3}, 2: {"label_smoothing": 0.1}}, "classes": 3},
+    "own epochs": {"defences": {0: {"epochs": 5}, 2: {"epochs": 1}}},
+    "dropout": {"defences": {0: {"dropout": 0.5}, 1: {"dropout": 0.2}}, "hidden": (6, 7)},
+    "mixup": {"defences": {0: {"mixup": 0.4}, 2: {"mixup": 1.0}}, "classes": 3},
+    "mixup, one takes part": {"defences": {0: {"mixup": 0.4}}, "participants": 1},
+    "patience": {"defences": {0: {"patience": 1}, 1: {"patience": 2, "epochs": 6}}, "training": {"lr": 0.8}},
+    "patience within epochs": {"defences": {1: {"patience": 1}}, "training": {"lr": 0.8, "steps": 5}},
+    "clip update": {"defences": {0: {"clip_update": 0.2}, 1: {"clip_update": 100}}},
+    "sparsify": {"defences": {0: {"sparsify": 0.2}, 1: {"sparsify": 1.0}}},
+    "quantise": {"defences": {0: {"quantise": 2}, 2: {"quantise": 6}}},
+    "update shaped": {
+        "defences": {1: {"clip_update": 0.3, "sparsify": 0.3, "quantise": 3}}, "participants": 2,
+    },
+    "all of them": {
+        "defences": {
+            0: {"l1": 0.01, "l2": 0.1, "dropout": 0.3, "label_smoothing": 0.2, "mixup": 0.5, "epochs": 3},
+            1: {"patience": 1, "dropout": 0.1, "clip_update": 0.5, "sparsify": 0.5, "quantise": 8},
+        },
+        "hidden": (6, 7), "classes": 3, "training": {"momentum": 0.5},
+    },
+    "adaptive": {"private": (0, 2), "adaptive": (0,)},
+    "adaptive, two take part": {
+        "private": (0, 1, 2), "adaptive": (0, 1), "participants": 2, "hidden": (6, 7),
+    },
+    "private, with defences": {
+        "private": (0, 1), "adaptive": (1,), "hidden": (6, 7), "classes": 3,
+        "defences": {
+            0: {"l1": 0.01, "dropout": 0.3, "label_smoothing": 0.2, "epochs": 3, "clip_update": 0.4},
+            1: {"patience": 1, "quantise": 8, "sparsify": 0.4, "l2": 0.1},
+            2: {"mixup": 0.3},
+        },
+    },
+    "cnn with defences": {
+        "model": CNN, "input_shape": (1, 6, 6), "private": (2,), "adaptive": (2,), "classes": 3,
+        "defences": {
+            0: {"l1": 0.01, "label_smoothing": 0.2, "mixup": 0.4, "quantise": 8},
+            1: {"patience": 1, "clip_update": 0.3, "sparsify": 0.4},
+            2: {"label_smoothing": 0.3, "l2": 0.1},
+        },
+    },
+    "cnn with dropout": {"model": CNN, "input_shape": (1, 6, 6), "defences": {0: {"dropout": 0.5}}},
     "cnn": {"model": CNN, "input_shape": (1, 6, 6)},
     "private cnn": {"model": CNN, "input_shape": (1, 6, 6), "private": (0,)},
 }  # fmt: skip
@@ -161,6 +228,128 @@ def test_a_private_party_trains_as_the_clients_do(reference: bool) -> None:
     )  # fmt: skip
     expected = shadow.flat_weights(models.weights(module))
     np.testing.assert_allclose(found["weights"][0], expected, rtol=1e-3, atol=1e-5)
+
+
+DEFENCES: dict[str, dict] = {
+    "l1": {"l1": 0.1}, "l2": {"l2": 0.2}, "label smoothing": {"label_smoothing": 0.3},
+    "epochs": {"epochs": 7},
+    "early stopping": {"patience": 2, "epochs": 12},
+    "update": {"clip_update": 0.2, "sparsify": 0.4},
+    "everything": {
+        "l1": 0.1, "l2": 0.2, "label_smoothing": 0.3, "patience": 2, "clip_update": 0.4, "sparsify": 0.4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["open", "private"])
+@pytest.mark.parametrize("settings", DEFENCES.values(), ids=DEFENCES)
+def test_a_party_defends_itself_as_the_clients_do(
+    settings: dict, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One party, one round, all records in every batch, next to no noise, which still adapts the norm."""
+    monkeypatch.setattr(Plan, "count_noise", 1e-9)
+    n, defence = 20, DefenceSettings(**settings)
+    made = TrainingSettings(batch=64, epochs=6, lr=0.7)
+    own = defence.applied_to(made)
+    dp, dp_bare = (
+        dp_plan(n, 64, epochs, noise_multiplier=1e-9, clipping_norm=0.3, clipping="adaptive")
+        for epochs in (own.epochs, made.epochs)
+    )
+    party = PartyTraining(n, dp if private else None, defence)
+    plan = small_plan((n,), training=made.model_dump(), rounds=1, classes=3, parties=(party,))
+    pool = some_pool(plan, 2 * n)
+    kept = Membership(np.arange(n, dtype=np.int32)[None, None], len(pool))
+    found = simulate(plan, w_0(plan), pool, kept, pool, rounds=[1], seed=0, weight_rounds=[1])
+    module = models.build(plan.model, plan.input_shape, plan.classes, seed=1)
+    records, stop_on = pool.take(np.arange(n)), pool.take(np.arange(n, 2 * n))
+    streams = [torch.Generator().manual_seed(i) for i in range(2)]
+    if private:
+        clients_dp.train_private(
+            module, records, own, dp, sampling=streams[0], noise=streams[1], defence=defence, stop_on=stop_on
+        )
+    else:
+        clients_training.train(module, records, own, streams[0], defence=defence, stop_on=stop_on)
+    update = {name: w - w_0(plan)[name] for name, w in models.weights(module).items()}
+    shaped = clients_defences.shaped(update, defence, np.random.default_rng(0))
+    expected = shadow.flat_weights({name: w_0(plan)[name] + step for name, step in shaped.items()})
+    assert found.weights is not None
+    np.testing.assert_allclose(found.weights[0, 0], expected, rtol=1e-3, atol=1e-5)
+    bare = small_plan((n,), training=made.model_dump(), rounds=1, classes=3,
+                      parties=(PartyTraining(n, dp_bare if private else None),))  # fmt: skip
+    undefended = simulate(bare, w_0(plan), pool, kept, pool, rounds=[1], seed=0, weight_rounds=[1]).weights
+    assert undefended is not None and np.abs(undefended - found.weights).max() > 1e-3
+
+
+class Given:
+    """A stream that gives these numbers."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._numbers = numbers
+
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape))
+        numbers, self._numbers = self._numbers[:size], self._numbers[size:]
+        return numbers.reshape(shape)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    clip_update=st.sampled_from([None, 0.5, 100.0]),
+    sparsify=st.sampled_from([None, 0.3, 1.0]),
+    quantise=st.sampled_from([None, 1, 2, 7]),
+    seed=st.integers(0, 1000),
+)
+def test_updates_are_shaped_as_the_clients_do(
+    clip_update: float | None, sparsify: float | None, quantise: int | None, seed: int
+) -> None:
+    stream = np.random.default_rng(seed)
+    defence = DefenceSettings(clip_update=clip_update, sparsify=sparsify, quantise=quantise)
+    updates = [torch.tensor(stream.normal(size=(2, size))) for size in (7, 3, 1)]
+    updates[1][0] = 0  # a parameter that did not move
+    rounding = stream.bit_generator.random_raw(2)
+    found = shadow_defences.shape(updates, defence, rounding, (0, 0))
+    for m in range(2):
+        given = Given(noise.uniform((0, 0), rounding[m : m + 1], 11)[0].double().numpy())
+        update = {str(i): part[m].numpy() for i, part in enumerate(updates)}
+        expected = clients_defences.shaped(update, defence, given)  # type: ignore[arg-type]
+        for i, part in enumerate(found):
+            np.testing.assert_allclose(part[m].numpy(), expected[str(i)], rtol=1e-5, atol=1e-7)
+
+
+def test_mixup_and_dropout_have_their_laws() -> None:
+    plan = small_plan(
+        (22,), training={"batch": 8, "epochs": 40}, defences={0: {"mixup": 0.4, "dropout": 0.3}}
+    )
+    streams = [Streams(0, 0, s) for s in range(20)]
+    schedule = shadow_plan.draw_schedule(plan, streams)
+    mixing, batches = schedule.mixing[0], schedule.batches[0]
+    assert stats.kstest(mixing.share.ravel(), stats.beta(0.4, 0.4).cdf).pvalue > 0.001
+    np.testing.assert_array_equal(np.sort(mixing.partner), np.sort(batches))  # a permutation of each batch
+    full = batches[:, :, -1] >= 0
+    assert ((mixing.partner < 0) == (batches < 0)).all()
+    stays = (mixing.partner == batches)[full].mean()
+    assert abs(stays - 1 / 8) < 5 * np.sqrt(7 / 64 / full.sum() / 8)  # each stays where it is as often as not
+    numbers = noise.uniform((0, 0), schedule.dropout.ravel(), 50).numpy()
+    assert stats.kstest(numbers[:, 7], "uniform").pvalue > 0.001
+    assert abs(np.corrcoef(numbers.T)[np.triu_indices(50, 1)].mean()) < 5 / np.sqrt(numbers.size)
+
+
+def test_records_to_stop_on_are_in_no_party() -> None:
+    plan = small_plan((9, 14, 5), defences={0: {"patience": 1}, 2: {"patience": 3}})
+    pool = some_pool(plan, 60)
+    members = members_of(plan, 6, pool).members
+    heldout = shadow_defences.draw_heldout(plan, members, 60, [Streams(3, 0, s) for s in range(6)])
+    assert {k: rows.shape for k, rows in heldout.items()} == {0: (6, 9), 2: (6, 5)}
+    for s in range(6):
+        dealt = np.concatenate([heldout[0][s], heldout[2][s]])
+        assert len(set(dealt)) == 14 and not set(dealt) & set(members[s].ravel())
+    with pytest.raises(InputError, match="stop early"):
+        shadow_defences.draw_heldout(plan, np.arange(60)[None, None], 60, [Streams(3, 0, 0)])
+
+
+def test_a_private_party_does_not_mix() -> None:
+    with pytest.raises(ValueError, match="mixup"):
+        small_plan(private=(1,), defences={1: {"mixup": 0.2}})
 
 
 def test_noise_has_its_deviation() -> None:
@@ -320,8 +509,17 @@ def test_a_party_that_no_record_can_be_in() -> None:
 # How the work is divided.
 
 
-def test_blocks_and_threads_change_no_bit() -> None:
-    plan = small_plan((9, 14, 5), private=(1,), participants=2, hidden=(7, 5), classes=3)
+DEFENDED = {
+    0: {"l1": 0.01, "dropout": 0.3, "label_smoothing": 0.2, "mixup": 0.5, "patience": 1, "quantise": 5},
+    1: {"l2": 0.1, "dropout": 0.1, "patience": 1, "clip_update": 0.5, "sparsify": 0.5},
+}
+
+
+@pytest.mark.parametrize("defences", [{}, DEFENDED], ids=["open", "defended"])
+def test_blocks_and_threads_change_no_bit(defences: dict) -> None:
+    plan = small_plan(
+        (9, 14, 5), private=(1,), participants=2, hidden=(7, 5), classes=3, defences=defences, adaptive=(1,)
+    )
     pool = some_pool(plan)
     membership = members_of(plan, 7, pool)
     asked = {"rounds": [1, 3], "seed": 3, "keep_logits": True, "weight_rounds": [1, 3]}
@@ -671,7 +869,7 @@ def test_a_batch_wider_than_foreseen_is_trained_whole(monkeypatch: pytest.Monkey
     pool = some_pool(plan, 140)
     membership = members_of(plan, 3, pool)
     foreseen = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11).phi
-    for module in (shadow_plan, shadow_training, shadow):
+    for module in (shadow_plan, shadow_cohort, shadow):
         monkeypatch.setattr(module, "poisson_width", lambda n, rate: 4)
     widened = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11).phi
     np.testing.assert_allclose(widened, foreseen, rtol=1e-4, atol=1e-5)

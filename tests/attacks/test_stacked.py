@@ -195,7 +195,7 @@ def test_optimizers_are_torchs(choice: dict, mu: float) -> None:
     rows = torch.arange(8).view(2, 4)
     with torch.no_grad():
         trainer = stack.trainer(parameters, pool)
-        update = stacked.optimizer(parameters, training, mu)
+        update = stacked.optimizer(parameters, training, stacked.Penalties(mu, 0.0, training.l2))
         for n in (2, 2, 2, 1, 1):
             batches = Batches(rows[:n], pool.labels[rows[:n]], torch.full((n, 4), 0.25))
             update(trainer.gradient(batches), n)
