@@ -19,6 +19,7 @@ import numpy as np
 
 from attacks import shadow, signals
 from attacks.observer import ParticipantView
+from attacks.shadow_plan import NO_DEFENCE
 from attacks.signal_matrix import SignalMatrix
 from fedsim.data.records import Pool, Records
 
@@ -111,14 +112,16 @@ def observed_rounds(view: ParticipantView) -> list[int]:
 def federation_plan(view: ParticipantView, rounds: int) -> shadow.FederationPlan:
     """Return the public settings as a plan of the first ``rounds`` rounds, which shadows repeat."""
     settings = view.settings
-    parties = zip(settings.sizes, settings.privacy, strict=True)
+    # A run of an earlier version, or a view made by hand, may not say what the parties do beside DP-SGD.
+    defences = settings.defences or (None,) * settings.parties
+    parties = zip(settings.sizes, settings.privacy, defences, strict=True)
     return shadow.FederationPlan(
         model=settings.model,
         input_shape=tuple(settings.input_shape),
         classes=settings.classes,
         rounds=rounds,
         training=settings.training,
-        parties=tuple(shadow.PartyTraining(size, dp) for size, dp in parties),
+        parties=tuple(shadow.PartyTraining(n, dp, defence or NO_DEFENCE) for n, dp, defence in parties),
         participants=settings.participants,
         strategy=settings.strategy,
         options=settings.options,
