@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 LENGTH = 100.0
 """How many times longer than the clipping norm, and than its other parts, a gradient canary's is."""
 
+ROOM = 100.0
+"""How many times more, where the clipping norm adapts and may grow."""
+
 LONE_LENGTH = 3.0
 """How many times longer than the clipping norm a lone canary's is at least; more would starve the biases."""
 
@@ -102,7 +105,7 @@ def gradient_canaries(module: nn.Module, records: Records, m: int, plan: Plan) -
     d = int(np.prod(records.shape))
     wide, position = _widened(module, records.shape, m)
     label, direction, rest = _gradient_of_one(wide, position, d, m)
-    size = LENGTH * max(plan.clipping_norm, rest) / float(direction.norm())
+    size = LENGTH * max(_room(plan) * plan.clipping_norm, rest) / float(direction.norm())
     features = np.zeros((m, d + m), dtype=np.float32)
     features[:, d:] = size * np.eye(m, dtype=np.float32)
     own = np.pad(records.features.reshape(len(records), d), ((0, 0), (0, m)))
@@ -231,7 +234,7 @@ def lone_canary(
     found = []
     for _ in range(DRAWS):
         unit = stream.normal(size=(1, *shape)).astype(np.float32)
-        x, label = _extreme(module, unit, plan.clipping_norm)
+        x, label = _extreme(module, unit, LONE_LENGTH * _room(plan) * plan.clipping_norm)
         gradients = _gradient(module, torch.from_numpy(x), label)
         spread = sum(_norm([g]) for g in gradients) / max(_norm(gradients), 1e-12)
         found.append((spread, x, label, gradients))
@@ -247,13 +250,17 @@ def lone_canary(
     )
 
 
-def _extreme(module: nn.Module, unit: np.ndarray, clipping_norm: float) -> tuple[np.ndarray, int]:
-    """Return ``unit`` times what makes its gradient `LONE_LENGTH` times C, and its least likely label."""
+def _room(plan: Plan) -> float:
+    return ROOM if plan.clipping == "adaptive" else 1.0
+
+
+def _extreme(module: nn.Module, unit: np.ndarray, length: float) -> tuple[np.ndarray, int]:
+    """Return ``unit`` times what makes its gradient as long as ``length``, and its least likely label."""
     for size in 2.0 ** np.arange(-3, 30):
         x = (size * unit).astype(np.float32)
         with torch.no_grad():
             label = int(module(torch.from_numpy(x)).argmin())
-        if _norm(_gradient(module, torch.from_numpy(x), label)) >= LONE_LENGTH * clipping_norm:
+        if _norm(_gradient(module, torch.from_numpy(x), label)) >= length:
             break
     return x, label
 
@@ -274,7 +281,7 @@ class Readout:
 
     def __init__(self, world: GradientCanaries | LoneCanary, plan: Plan) -> None:
         self.world, self.plan = world, plan
-        self._before: np.ndarray | None = None
+        self._before: tuple[np.ndarray, float] | None = None
         self._rounds: list[list[np.ndarray]] = []
 
     def start_round(self) -> None:
@@ -282,24 +289,18 @@ class Readout:
         self._before = None
         self._rounds.append([])
 
-    def watch(self, parameters: Sequence[Tensor]) -> None:
-        """Read one step: x_t = ⟨w_{t−1} − w_t, u⟩ (q·n) / (lr C) for every direction u of the world."""
+    def watch(self, parameters: Sequence[Tensor], next_norm: float) -> None:
+        """Read one step: x_t = ⟨w_{t−1} − w_t, u⟩ (q·n) / (lr C_t) for every direction u of the world."""
         now = self.world.look(parameters)
         if self._before is not None:
-            gain = self.plan.expected_batch / (self.world.settings.lr * self.plan.clipping_norm)
-            self._rounds[-1].append(self.world.read(self._before - now) * gain)
-        self._before = now
+            before, norm = self._before
+            gain = self.plan.expected_batch / (self.world.settings.lr * norm)
+            self._rounds[-1].append(self.world.read(before - now) * gain)
+        self._before = now, next_norm
 
     def steps(self) -> np.ndarray:
-        """Return x, (rounds, steps, directions) float64; where C adapts, in units of the C of each step.
-
-        That C is public, and read off the noise: the median of |x_t| is .6745 z_Δ.
-        """
-        x = np.array(self._rounds)
-        if self.plan.clipping == "adaptive" and self.plan.noise_multiplier > 0:
-            scale = np.median(np.abs(x), axis=-1, keepdims=True) / (0.6745 * self.plan.gradient_noise)
-            x = x / np.where(scale > 0, scale, 1.0)
-        return x
+        """Return x, (rounds, steps, directions) float64."""
+        return np.array(self._rounds, dtype=np.float64)
 
 
 def likelihood_ratio(

@@ -49,7 +49,7 @@ from fedsim.models import linear_stack
 from fedsim.privacy import Plan
 from fedsim.scenario import DefenceSettings, TrainingSettings
 
-Watch = Callable[[Sequence[Tensor]], object]
+Watch = Callable[[Sequence[Tensor], float], object]
 Gradients = Literal["auto", "ghost", "per-sample"]
 
 LARGE = 2**20
@@ -91,8 +91,8 @@ def train_private(
         `DPSettings`
     clipping_norm: C to go on with where clipping adapts, default the plan's
     watch: called before the first step and after every one with the trainable parameters, in their order and
-        as they are in that moment, for a white-box audit: all of them, not the last alone, are what the
-        guarantee is about
+        as they are in that moment, and with the C of the next step, for a white-box audit: all of them, not
+        the last alone, are what the guarantee is about
 
     Raises:
         ValueError: there are no records, one stream is given for both purposes, or the defence mixes records.
@@ -191,7 +191,7 @@ class _Round:
 
     def watched(self, parameters: Callable[[], Sequence[Tensor]]) -> Callable[[], object]:
         """Return what `make_steps` calls after every step."""
-        return lambda: self.watch(parameters()) if self.watch else None
+        return lambda: self.watch(parameters(), self.norm.value) if self.watch else None
 
 
 def _opacus_steps(module: nn.Module, batches: Batches, round: _Round, ghost: bool) -> int:

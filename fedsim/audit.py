@@ -260,7 +260,7 @@ def _portable(module: torch.nn.Module) -> bool:
 
 def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> _Outcome:
     m = settings.canaries
-    parts = np.array_split(np.arange(m), -(-m // PER_RUN))
+    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, len(laboratory.records))))
     coins = rng.generator(settings.seed, "audit coins", party=settings.party).random(m) < 0.5
     scores = {name: np.zeros(m) for name in (*LEVELS, "repetition")}
     of_size = functools.cache(
@@ -279,6 +279,11 @@ def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Lab
     )
     said = scores["planned"] > _best_threshold(settings, plan, delta, m)
     return dataclasses.replace(best, estimate=_told_apart(said, coins, settings.error, delta).lower)
+
+
+def _per_run(plan: Plan, n: int) -> int:
+    """Return how many canaries a run has; where C adapts, so few that it follows the own records instead."""
+    return PER_RUN if plan.clipping == "flat" else max(2, min(PER_RUN, n // 4))
 
 
 def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tuple[str, int, float]]:
@@ -537,9 +542,9 @@ def _openly(
 ) -> None:
     settings = like.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "l2": 0.0, "lr": settings.lr})
     parameters = [p for p in module.parameters() if p.requires_grad]
-    watch(parameters)
+    watch(parameters, plan.clipping_norm)
     train_openly(module, records, settings, sampling)
-    watch(parameters)
+    watch(parameters, plan.clipping_norm)
 
 
 def _from_secure_source(*arguments: Any, train: Train, **named: Any) -> Any:

@@ -434,7 +434,8 @@ def test_a_watch_sees_the_parameters_before_and_after_every_step_and_changes_not
     module, records = mlp(), some_records()
     seen: list[list[np.ndarray]] = []
 
-    def watch(parameters: list[torch.Tensor]) -> None:
+    def watch(parameters: list[torch.Tensor], norm: float) -> None:
+        assert norm == PLAN.clipping_norm
         seen.append([p.detach().numpy().copy() for p in parameters])
 
     after = trained(module, records, PLAN, path=path, watch=watch)
