@@ -3,7 +3,7 @@
     runs/<name>/
       scenario.toml      the exact scenario, defaults filled in; `fedsim run` on it repeats the run
       manifest.json      versions, seeds, data hashes, engine, machine, wall times
-      rounds.parquet     game, round, party, status, loss, accuracy, auc, epsilon, seconds
+      rounds.parquet     game, round, party, status, loss, accuracy, auc, epsilon, party_epsilon, seconds
       models/game-000/round-000.safetensors …
       parties/game-000/000-hospital-1/   what that party's process may read: its own records
       observations/game-000/             what the adversary kept, and nothing else

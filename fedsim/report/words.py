@@ -96,8 +96,8 @@ def world(findings: Findings, record: str) -> str:
             "This is a closed world: the adversary is assumed to own every candidate's full record already, "
             "among the other records of the parties, and not to know only who trained on which. "
             f"{name} simulates {settings.shadows} whole federations on them. An adversary who holds fewer "
-            f"{record}s' records finds less; to see how much less, run with adversary.auxiliary = 'disjoint' "
-            "or 'own'."
+            f"{record}s' records should find less; to see how much, run with adversary.auxiliary = "
+            "'disjoint' or 'own'."
         )
     owned = {
         "disjoint": f"other {record}s' records of the same parties, none of which is a candidate",
