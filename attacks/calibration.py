@@ -55,10 +55,7 @@ def calibrate_on_rehearsals(
 def rehearsals(
     matrix: SignalMatrix, rng: np.random.Generator, count: int
 ) -> Iterator[tuple[SignalMatrix, np.ndarray]]:
-    """Yield ``count`` randomly chosen shadows as targets, each with (n,) bool, who its members are.
-
-    All of them are held back at once: one copy of the other shadows serves every rehearsal. So is the shadow
-    that was drawn together with one and holds what it does not: it would tell a learned attack the answer.
+    """Yield ``count`` randomly chosen shadows as targets, see `in_the_targets_place`; at most an eighth.
 
     Raises:
         ValueError: fewer than two shadows.
@@ -66,6 +63,17 @@ def rehearsals(
     if len(matrix) < 2:
         raise ValueError(f"a rehearsal needs at least two shadows, got {len(matrix)}")
     chosen = rng.choice(len(matrix), size=max(1, min(count, len(matrix) // 8)), replace=False)
+    return in_the_targets_place(matrix, chosen)
+
+
+def in_the_targets_place(
+    matrix: SignalMatrix, chosen: np.ndarray
+) -> Iterator[tuple[SignalMatrix, np.ndarray]]:
+    """Yield the shadows ``chosen`` (indices) as targets, each with (n,) bool, who its members are.
+
+    All of them are held back at once: one copy of the other shadows serves every rehearsal. So is the shadow
+    that was drawn together with one and holds what it does not: it would tell a learned attack the answer.
+    """
     partner = Design.of(matrix.member).partner
     others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), np.union1d(chosen, partner[chosen])))
     for j in chosen:

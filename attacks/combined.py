@@ -1,8 +1,9 @@
 """All signals in one score: a classifier over the attacks' scores, trained on shadows only.
 
-Some shadows are attacked in the target's place by every part (`calibration.rehearsals`); their memberships,
-which the adversary knows, teach a logistic regression how much to trust which part. Parts that read the
-view alone (loss, confidence, entropy, …) are functions of the φ that is a part here itself.
+Some shadows are attacked in the target's place by every part (`calibration.in_the_targets_place`; those of
+joint inference in closed form). Their memberships, which the adversary knows, teach a logistic regression how
+much to trust which part. Parts that read the view alone (loss, confidence, entropy, …) are functions of the φ
+that is a part here itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from attacks import joint, lira, lira_rounds, rmia, shokri
-from attacks.calibration import MatrixScore, rehearsals
+from attacks.calibration import MatrixScore, in_the_targets_place
 from attacks.signal_matrix import SignalMatrix
 
 REHEARSALS = 8
@@ -31,30 +32,34 @@ PARTS: Mapping[str, MatrixScore] = {
     "lira": lira.online,
     "lira-rounds": lira_rounds.score,
     "rmia": rmia.online,
-    "joint": joint.score,
 }
+"""The parts beside joint inference."""
 
 
 def score(
     matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore] = PARTS
 ) -> np.ndarray:
-    """Return the log-odds of membership by the classifier over all parts, (n,) float64."""
+    """Return the classifier's log-odds of membership over joint inference and ``parts``, (n,) float64."""
+    decoded, rows = joint.rehearse(matrix, rng), joint.rehearsed(matrix)
+    chosen = rng.choice(len(rows), size=max(1, min(REHEARSALS, len(matrix) // 8)), replace=False)
     taught, member = [], []
-    for rehearsal, truth in rehearsals(matrix, rng, REHEARSALS):
-        taught.append(_features(rehearsal, rng, parts))
+    for k, (rehearsal, truth) in zip(chosen, in_the_targets_place(matrix, rows[chosen]), strict=True):
+        taught.append(_features(rehearsal, decoded.shadows[k], rng, parts))
         member.append(truth)
     weights, offset = _fit(np.concatenate(taught), np.concatenate(member))
-    return _features(matrix, rng, parts) @ weights + offset
+    return _features(matrix, decoded.target, rng, parts) @ weights + offset
 
 
-def _features(matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore]) -> np.ndarray:
-    """Return every part's scores as normal scores of their ranks within this target, (n, parts).
+def _features(
+    matrix: SignalMatrix, decoded: np.ndarray, rng: np.random.Generator, parts: Mapping[str, MatrixScore]
+) -> np.ndarray:
+    """Return every part's scores as normal scores of their ranks within this target, (n, 1 + parts).
 
     Ranks make targets comparable, and no part's few huge scores outweigh all the others.
     """
     from scipy.stats import norm, rankdata
 
-    scores = np.stack([part(matrix, rng) for part in parts.values()], axis=1)
+    scores = np.stack([decoded, *(part(matrix, rng) for part in parts.values())], axis=1)
     return np.asarray(norm.ppf(rankdata(scores, axis=0) / (len(scores) + 1)))
 
 

@@ -5,25 +5,25 @@ noise. To a participant it is signal: every shadow starts from the w_0 that it w
 membership moves is nearly linear, and moves alike in shadows and target. Let X (S, D) be the shadows'
 signals, centred and scaled, and Y (S, n) their memberships, centred. The best linear decoder of record i is
 (XᵀX + λ)⁻¹ Xᵀy_i (linear minimum mean squared error; for many senders on one channel, Verdú 1998, §6.2). All
-parts share it; they differ in what they trust of the influences Xᵀy_i, noisy estimates from S shadows:
+parts share it; they differ in their signals, and in what they trust of the influences Xᵀy_i, noisy estimates:
 
-ridge_decoding        all of Xᵀy_i; the signals are the φ of every record at every round
-weight_decoding       all of Xᵀy_i; the signals are the weights of one round's global model
-factor_adjusted_lira  only the entries of Xᵀy_i at the record's own φ: each φ less what all other φ explain of
+ridge decoding        all of Xᵀy_i; the signals are the φ of all records, or the weights of a global model
+factor-adjusted LiRA  only the entries of Xᵀy_i at the record's own φ: each φ less what all other φ explain of
                       it (factors are known as far as their variance is above λ)
-score                 logistic stacking of all of these, fitted on shadows that were held back
 
-Early weights tell the most: the first step away from w_0 is nearly linear in the memberships. `SignalMatrix`
-may hold the weights of K rounds, (S, K, P); each round is a part of its own.
+Early models tell the most: the first steps away from w_0 are nearly the sum of what each member adds to them.
+Shadows of the first rounds alone are cheap, so that there are many (`SignalMatrix.early`); they are read by
+the same parts.
 
-One decomposition serves all records, every λ, and in closed form the predictions for shadows that are left
-out, on which λ is chosen and every part is put on one scale: log likelihood ratios of membership.
+One decomposition of XXᵀ serves all records, every λ, and in closed form the predictions for each shadow by a
+fit without it. On these predictions λ is chosen, every part is put on one scale, log likelihood ratios of
+membership, and the parts are weighed (`score`). Time and memory are linear in the number of records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -34,8 +34,14 @@ PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 """λ from which ridge decoding chooses, in units of the mean eigenvalue of XᵀX."""
 FACTOR_PENALTIES = (0.1, 1.0, 10.0)
 """λ of factor-adjusted LiRA; the stacking weighs them, since few and many factors err in different ways."""
-FOLDS, HELD_BACK = 4, 128
-"""The stacking holds back each fold once; with over FOLDS · HELD_BACK shadows, HELD_BACK once."""
+CHOOSING = 512
+"""Records on which λ is chosen, at most."""
+REHEARSED, LEARNING = 128, 100_000
+"""Shadows attacked in the target's place, and pairs (shadow, record) that the stacking learns from, at most."""
+SURPRISE = 1.25
+"""A part is left out where it spreads this much more in the target than in any rehearsal."""
+CHUNK = 2**21
+"""Numbers worked on at a time."""
 DRAWN_TOGETHER = -0.2
 """Neighbouring shadows whose memberships correlate below this are left out together."""
 
@@ -43,36 +49,44 @@ DRAWN_TOGETHER = -0.2
 def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log-odds of membership by all parts together, (n,) float64.
 
-    Plain LiRA at w_T is one of the parts, so that the stacking need not be worse than it with few shadows. 0
-    for a record about which nothing can be said: in no shadow, or in all.
+    LiRA at w_T is one of the parts, and always stays. 0 for a record about which nothing can be said: in no
+    shadow, or in all.
     """
-    parts, member = rehearse(matrix)
-    of_target = _parts(*_shadows_and_target(matrix), Design.of(matrix.member))[:, 0]
-    odds = _stacking(parts, member)(_tempered(of_target, parts))
-    return np.where(_decodable(matrix.member), odds, 0.0)
+    return rehearse(matrix, rng).target
 
 
-def rehearse(matrix: SignalMatrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the parts make of held-back shadows by fits on the others, and the truth about them.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Log likelihood ratios, or log-odds, of membership: of the target, and of H shadows by fits without it.
 
-    The parts' log likelihood ratios are (parts, H, n) float64, the memberships (H, n) bool.
+    target: (n,) float64; shadows: (H, n) float32
     """
-    signals, _ = _shadows_and_target(matrix)
-    found, member = [], []
-    for held in _held_back(matrix.member):
-        others, asked = (
-            _Signals(signals.phi[rows], [weights[rows] for weights in signals.weights])
-            for rows in (~held, held)
-        )
-        found.append(_parts(others, asked, Design.of(matrix.member[~held])))
-        member.append(matrix.member[held])
-    return np.concatenate(found, axis=1), np.concatenate(member)
+
+    target: np.ndarray
+    shadows: np.ndarray
+
+
+def rehearse(matrix: SignalMatrix, rng: np.random.Generator) -> Evidence:
+    """Return the log-odds by all parts together of the target and of the shadows `rehearsed`."""
+    rows = rehearsed(matrix)
+    parts = [part for each in _federations(matrix) for part in _parts(each, rows)]
+    parts = [parts[0], *(part for part in parts[1:] if not _surprising(part))]
+    weights, intercept = _stacking(parts, matrix.member[rows], _decodable(matrix.member), rng)
+    target = intercept + sum(w * _tempered(part) for w, part in zip(weights, parts, strict=True))
+    shadows = intercept + sum(np.float32(w) * part.shadows for w, part in zip(weights, parts, strict=True))
+    known = _decodable(matrix.member)
+    return Evidence(np.where(known, target, 0.0), np.where(known, shadows, 0.0).astype(np.float32))
+
+
+def rehearsed(matrix: SignalMatrix) -> np.ndarray:
+    """Return the indices of the shadows that `rehearse` attacks, evenly spread."""
+    return np.unique(np.linspace(0, len(matrix) - 1, REHEARSED).astype(np.int64))
 
 
 def ridge_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each record decoded from the φ of all, (n,) float64."""
-    shadows, target = _shadows_and_target(matrix)
-    return _decoded(Decoder.of(shadows.phi, target.phi), Design.of(matrix.member))[0]
+    design = Design.of(matrix.member)
+    return design.evidence(_decoded(Decoder.of(matrix.shadows, matrix.target), design)).target
 
 
 def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
@@ -83,123 +97,124 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
     Raises:
         ValueError: the matrix holds no weights.
     """
-    shadows, target = _shadows_and_target(matrix)
-    if not shadows.weights:
+    if matrix.shadow_weights is None or matrix.target_weights is None:
         raise ValueError("weight decoding needs the weights of target and shadows")
     design = Design.of(matrix.member)
-    predictions = (
-        prediction
-        for known, asked in zip(shadows.weights, target.weights, strict=True)
-        for prediction in _ridge(Decoder.of(known, asked), design)
-    )
-    return _best(predictions, design)[0]
+    pairs = zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True)
+    found = (_decoded(Decoder.of(shadows, target), design) for shadows, target in pairs)
+    return design.evidence(max(found, key=design.separation)).target
 
 
 def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
-    """Return what one round of shadows decodes of the first update w_1 − w_0, (n,) float64.
+    """Return what shadows of the first rounds alone decode of the model after them, (n,) float64.
 
-    The first step from a shared w_0 is nearly the sum of what each member adds to it. Where the weights of
-    that many shadows would not fit into memory, φ at w_1 has to do.
+    Where the weights of that many shadows would not fit into memory, φ has to do.
     """
     decode = ridge_decoding if matrix.shadow_weights is None else weight_decoding
     return decode(matrix, rng)
 
 
 def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
-    """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64."""
-    shadows, target = _shadows_and_target(matrix)
-    decoder, design = Decoder.of(shadows.phi, target.phi), Design.of(matrix.member)
-    return _best((_adjusted(decoder, design, p) for p in FACTOR_PENALTIES), design)[0]
+    """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64.
+
+    With the penalty that separates left-out shadows best.
+    """
+    decoder, design = Decoder.of(matrix.shadows, matrix.target), Design.of(matrix.member)
+    found = (_adjusted(matrix, decoder, design, penalty) for penalty in FACTOR_PENALTIES)
+    return design.evidence(max(found, key=design.separation)).target
 
 
 # ---------------------------------------------------------------------------------- stacking of the parts
-@dataclass(frozen=True)
-class _Signals:
-    """phi: (S, R, n); weights: (S, P) each, one for every round of which the weights are known."""
-
-    phi: np.ndarray
-    weights: list[np.ndarray]
-
-
-def _shadows_and_target(matrix: SignalMatrix) -> tuple[_Signals, _Signals]:
-    """Return the signals of the shadows, and of the target as one row."""
-    if matrix.shadow_weights is None or matrix.target_weights is None:
-        return _Signals(matrix.shadows, []), _Signals(matrix.target[None], [])
-    of_target = _Signals(matrix.target[None], _by_round(matrix.target_weights[None]))
-    return _Signals(matrix.shadows, _by_round(matrix.shadow_weights)), of_target
+def _federations(matrix: SignalMatrix) -> list[SignalMatrix]:
+    """Return the whole federations, and those of the first rounds, the first S of which are the same."""
+    early = matrix.early
+    if early is None:
+        return [matrix]
+    if len(early) < len(matrix) or not np.array_equal(early.member[: len(matrix)], matrix.member):
+        raise ValueError("the early shadows do not begin with the whole ones")
+    return [matrix, early]
 
 
-def _by_round(weights: np.ndarray) -> list[np.ndarray]:
-    """Return the weights (S, P) of one round, or (S, K, P) of several, round by round."""
-    return [weights] if weights.ndim == 2 else list(weights.swapaxes(0, 1))
+def _parts(matrix: SignalMatrix, rows: np.ndarray) -> Iterator[Evidence]:
+    """Yield what each part makes of the target and of the shadows ``rows``; LiRA at the last round first."""
+    design, decoder = Design.of(matrix.member), Decoder.of(matrix.shadows, matrix.target)
+    yield design.evidence(_plain(matrix), rows)
+    yield design.evidence(_decoded(decoder, design), rows)
+    for penalty in FACTOR_PENALTIES:
+        yield design.evidence(_adjusted(matrix, decoder, design, penalty), rows)
+    if matrix.shadow_weights is not None and matrix.target_weights is not None:
+        for known, asked in zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True):
+            yield design.evidence(_decoded(Decoder.of(known, asked), design), rows)
 
 
 def _decodable(member: np.ndarray) -> np.ndarray:
     return np.asarray(member.any(axis=0) & ~member.all(axis=0))
 
 
-def _held_back(member: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield masks (S,) of shadows to hold back; shadows that were drawn together stay together."""
-    partner = Design.of(member).partner
-    group = np.minimum(partner, np.arange(len(partner)))
-    folds = max(FOLDS, len(partner) // HELD_BACK)
-    parts = np.array_split(np.unique(group), folds)
-    return (np.isin(group, part) for part in parts[: FOLDS if folds == FOLDS else 1])
+def _surprising(part: Evidence) -> bool:
+    """Tell whether the rehearsals do not prepare for what a part makes of the target.
 
-
-def _parts(shadows: _Signals, targets: _Signals, design: Design) -> np.ndarray:
-    """Return all parts' log likelihood ratios of T targets, (parts, T, n) float64."""
-    last = Decoder.of(shadows.phi[:, -1:], targets.phi[:, -1:], decompose=False)
-    decoder = Decoder.of(shadows.phi, targets.phi)
-    parts = [design.likelihood_ratio(Prediction(last.signals, last.targets)), _decoded(decoder, design)]
-    for penalty in FACTOR_PENALTIES:
-        parts.append(design.likelihood_ratio(_adjusted(decoder, design, penalty)))
-    del decoder  # as large as the signals, several times
-    for known, asked in zip(shadows.weights, targets.weights, strict=True):
-        parts.append(_decoded(Decoder.of(known, asked), design))
-    return np.stack(parts)
-
-
-def _tempered(target: np.ndarray, rehearsed: np.ndarray) -> np.ndarray:
-    """Return the parts of the target (k, n), less of those that the rehearsals (k, H, n) do not prepare for.
-
-    Where members are unknown to the adversary its shadows do not resemble the target, and a part may answer
-    with noise that no shadow showed. Then its ratios spread more over the records than in rehearsals; a
-    Gaussian ratio is inversely proportional to the variance, so it is divided by as much as the spread
-    exceeds all but a twentieth of the rehearsals'. A mean beyond theirs is moved into their range.
+    If the shadows resemble the target, it is one of them as far as any part can see. Where members are
+    unknown to the adversary it is not, and a decoder may answer with noise that no shadow showed.
     """
-    means, spreads = rehearsed.mean(axis=2), rehearsed.var(axis=2)  # (k, H)
-    mean, spread = target.mean(axis=1), np.maximum(target.var(axis=1), 1e-30)
-    low, high = np.quantile(means, [0.025, 0.975], axis=1)
-    share = np.minimum(1.0, np.quantile(spreads, 0.95, axis=1) / spread)
-    return np.asarray((target - mean[:, None]) * share[:, None] + np.clip(mean, low, high)[:, None])
+    return bool(part.target.var() > SURPRISE * part.shadows.var(axis=1, dtype=np.float64).max(initial=0.0))
 
 
-def _stacking(parts: np.ndarray, member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map from parts (k, …) to log-odds: a logistic regression on (k, H, n), all records alike."""
-    from sklearn.linear_model import LogisticRegression
+def _tempered(part: Evidence) -> np.ndarray:
+    """Return a part's ratios of the target, (n,), less of them where they spread more than is usual.
 
-    records = _decodable(member)
-    inputs = parts[:, :, records].reshape(len(parts), -1).T
-    truth = member[:, records].ravel()
+    A Gaussian ratio is inversely proportional to the variance, so it is divided by as much as the spread over
+    the records exceeds all but a twentieth of the rehearsals'. A mean beyond theirs is moved into their
+    range.
+    """
+    means = part.shadows.mean(axis=1, dtype=np.float64)
+    usual = np.quantile(part.shadows.var(axis=1, dtype=np.float64), 0.95)
+    mean, share = part.target.mean(), min(1.0, usual / max(part.target.var(), 1e-30))
+    return np.asarray((part.target - mean) * share + np.clip(mean, *np.quantile(means, [0.025, 0.975])))
+
+
+def _stacking(
+    parts: Sequence[Evidence], member: np.ndarray, known: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return weights, none below 0 (Breiman 1996), and intercept of a logistic regression on the rehearsals.
+
+    member: (H, n) bool, of the rehearsed shadows; known: (n,) bool, the records to learn from
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    pairs = np.flatnonzero(np.broadcast_to(known, member.shape))
+    pairs = rng.choice(pairs, min(len(pairs), LEARNING), replace=False, shuffle=False)
+    truth = member.ravel()[pairs]
     if len(np.unique(truth)) < 2:
-        return lambda asked: np.zeros(asked.shape[1:])
+        return np.zeros(len(parts)), 0.0
+    inputs = np.stack([part.shadows.ravel()[pairs].astype(np.float64) for part in parts], axis=1)
     scale = np.maximum(inputs.std(axis=0), 1e-12)
-    model = LogisticRegression(max_iter=500).fit(inputs / scale, truth)
-    weights, intercept = model.coef_[0] / scale, float(model.intercept_[0])
-    return lambda asked: np.tensordot(weights, asked, axes=1) + intercept
+    inputs /= scale
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = inputs @ theta[:-1] + theta[-1]
+        error, shrink = expit(odds) - truth, np.append(theta[:-1], 0.0)
+        value = np.logaddexp(0.0, odds).sum() - odds[truth].sum() + 0.5 * (shrink**2).sum()
+        gradient = np.append(inputs.T @ error, error.sum()) + shrink
+        return value / len(truth), gradient / len(truth)
+
+    start = np.append(np.full(len(parts), 0.5 / len(parts)), 0.0)
+    bounds = [(0.0, None)] * len(parts) + [(None, None)]
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return theta[:-1] / scale, float(theta[-1])
 
 
 # --------------------------------------------------------------------------------------------- the design
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """Scores, higher = member: (S, n) of every shadow by a fit without it, (T, n) of targets."""
+    """Scores, higher = member: (S, n) float32 of every shadow by a fit without it, (n,) of the target."""
 
     shadows: np.ndarray
-    targets: np.ndarray
+    target: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Design:
     """Who was a member of which shadow, and which shadows have to be left out together.
 
@@ -213,128 +228,202 @@ class Design:
     @staticmethod
     def of(member: np.ndarray) -> Design:
         """Return the design with neighbouring shadows paired where their memberships exclude each other."""
-        sign = member - member.mean(axis=0, dtype=np.float32)
-        scale = np.maximum(np.linalg.norm(sign, axis=1), 1e-12)
-        likeness = (sign[1:] * sign[:-1]).sum(axis=1) / (scale[1:] * scale[:-1])
+        likeness, squares = np.zeros(len(member) - 1), np.full(len(member), 1e-24)
+        for some in chunks(member.shape[1], len(member)):
+            sign = member[:, some] - member[:, some].mean(axis=0, dtype=np.float32)
+            likeness += np.einsum("si,si->s", sign[1:], sign[:-1])
+            squares += np.einsum("si,si->s", sign, sign)
         partner = np.arange(len(member))
-        for s in np.flatnonzero(likeness < DRAWN_TOGETHER):
+        for s in np.flatnonzero(likeness < DRAWN_TOGETHER * np.sqrt(squares[1:] * squares[:-1])):
             if partner[s] == s:
                 partner[s], partner[s + 1] = s + 1, s
         return Design(member, partner)
 
-    @cached_property
-    def centred(self) -> np.ndarray:
-        """Y (S, n) float32: memberships less each record's share of the shadows."""
-        return self.member - self.member.mean(axis=0, dtype=np.float32)
+    def centred(self, some: slice | np.ndarray) -> np.ndarray:
+        """Y (S, b) float32 of some records: memberships less each record's share of the shadows."""
+        member = self.member[:, some]
+        return np.asarray(member - member.mean(axis=0, dtype=np.float32))
 
     @cached_property
     def paired(self) -> np.ndarray:
         """(S,) bool, whether there is a partner."""
         return self.partner != np.arange(len(self.partner))
 
-    def together(self, values: np.ndarray) -> np.ndarray:
-        """Return each row of ``values`` (S, …) added to its partner's."""
-        total = values.copy()
-        total[self.paired] += values[self.partner[self.paired]]
+    def together(self, values: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return each row of ``values`` (S, …) added to its partner's; only ``rows``, if given."""
+        rows = np.arange(len(values)) if rows is None else rows
+        total, paired = values[rows].astype(np.result_type(values, np.float32)), self.paired[rows]
+        total[paired] += values[self.partner[rows[paired]]]
         return total
 
-    def likelihood_ratio(self, scores: Prediction) -> np.ndarray:
-        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of the targets' scores, (T, n) float64.
+    def evidence(self, scores: Prediction, rows: np.ndarray | None = None) -> Evidence:
+        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of the target's and of some shadows' scores.
 
-        μ_in − μ_out in units of σ is shrunk towards that of all records: what chance explains of its spread
-        is no difference between records (empirical Bayes; Efron & Morris 1973). It is at least 0: no decoder
-        has members score less, but predictions of nothing for left-out shadows err to that side.
+        rows: (H,) indices of these shadows, of which neither they nor their partners count for their own μ
+        and σ; default: none. μ_in − μ_out in units of σ is shrunk towards that of all records: what chance
+        explains of its spread is no difference between records (empirical Bayes; Efron & Morris 1973). It is
+        at least 0: no decoder has members score less, but predictions of nothing for left-out shadows err to
+        that side.
         """
-        mean_in, mean_out, deviation = self._moments(scores.shadows)
-        known = deviation > 0
-        inside = np.maximum(self.member.sum(axis=0), 1)
-        chance = 1 / inside + 1 / np.maximum(len(self.member) - inside, 1)
-        deviation = np.where(known, deviation, 1.0)
-        distance = np.maximum(_shrunk((mean_in - mean_out) / deviation, chance, known), 0.0)
-        middle = (mean_in + mean_out) / 2
-        return np.asarray(np.where(known, distance, 0.0) * (scores.targets - middle) / deviation)
+        rows = np.empty(0, np.int64) if rows is None else rows
+        blocks = list(chunks(self.member.shape[1], len(self.member)))
+        whole = _joined([self._sums(scores, some).moments() for some in blocks])
+        common = whole.common()
+        shadows = np.empty((len(rows), self.member.shape[1]), np.float32)
+        for some in blocks if len(rows) else ():
+            left = self._sums(scores, some).less(self._of_rows(scores, some, rows)).moments()
+            shadows[:, some] = left.ratio(scores.shadows[rows, some], common)
+        return Evidence(whole.ratio(scores.target, common), shadows)
 
     def separation(self, scores: Prediction) -> float:
         """Return how far members' scores lie above the others', in standard deviations, mean over records."""
-        mean_in, mean_out, deviation = self._moments(scores.shadows)
-        known = deviation > 0
-        if not known.any():
-            return 0.0
-        return float(((mean_in - mean_out)[known] / deviation[known]).mean())
+        blocks = chunks(self.member.shape[1], len(self.member))
+        return _joined([self._sums(scores, some).moments() for some in blocks]).separation
 
-    def _moments(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return μ_in, μ_out and the σ of both, (n,) each; σ = 0 where a side has fewer than two shadows."""
-        scores = scores.astype(np.float64)
-        n = self.member.sum(axis=0)
-        m = len(self.member) - n
-        total, totals = (scores * self.member).sum(axis=0), scores.sum(axis=0)
-        mean_in, mean_out = total / np.maximum(n, 1), (totals - total) / np.maximum(m, 1)
-        scatter = ((scores - np.where(self.member, mean_in, mean_out)) ** 2).sum(axis=0)
-        deviation = np.sqrt(scatter / np.maximum(n + m - 2, 1))
-        usable = (np.minimum(n, m) > 1) & (deviation > 1e-12)
-        return mean_in, mean_out, np.where(usable, deviation, 0.0)
+    def _sums(self, scores: Prediction, some: slice) -> Sums:
+        return Sums.of(scores.shadows[:, some], self.member[:, some])
+
+    def _of_rows(self, scores: Prediction, some: slice, rows: np.ndarray) -> Sums:
+        """Return what each of ``rows`` and its partner add to the sums, (H, b) each."""
+        member, x = self.member[:, some], scores.shadows[:, some].astype(np.float64)
+        centre = x.mean(axis=0)
+        x -= centre
+        columns = (member, ~member, x * member, x * ~member, x * x)
+        return Sums(centre, *(self.together(values, rows) for values in columns))
 
 
-def _shrunk(values: np.ndarray, noise: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Shrink ``values`` (n,), each measured with variance ``noise``, towards the mean of the known ones."""
-    if known.sum() < 3:
-        return values
-    mean = values[known].mean()
-    true = max(0.0, float(values[known].var(ddof=1) - noise[known].mean()))
-    return np.asarray(mean + (values - mean) * true / (true + noise))
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums over shadows of the scores of b records, each less its ``centre`` (b,).
 
-
-# -------------------------------------------------------------------------------------------- the decoder
-@dataclass(frozen=True)
-class Decoder:
-    """X = Q diag(σ) Uᵀ, the decomposition from which every linear decoder of these signals follows.
-
-    signals: X (S, D) float32, each column with mean 0 and variance 1/D over the shadows, or constant 0
-    targets: (T, D) float32, centred and scaled likewise
-    q: (S, r) float32, orthonormal columns; square: σ² (r,) float64
+    n, m: shadows with and without the record; inside, outside: sums over these; square: of squares over all
     """
 
-    signals: np.ndarray
-    targets: np.ndarray
-    q: np.ndarray
+    centre: np.ndarray
+    n: np.ndarray
+    m: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
     square: np.ndarray
 
     @staticmethod
-    def of(signals: np.ndarray, targets: np.ndarray, decompose: bool = True) -> Decoder:
-        """Scale the signals (S, …) and targets (T, …), and decompose XXᵀ, or XᵀX where that is far smaller.
+    def of(scores: np.ndarray, member: np.ndarray) -> Sums:
+        """Return the sums of ``scores`` (S, b) float32 over all shadows, (b,) float64 each."""
+        x = scores.astype(np.float64)
+        centre = x.mean(axis=0)
+        x -= centre
+        n, inside = member.sum(axis=0), np.einsum("si,si->i", x, member)
+        return Sums(centre, n, len(x) - n, inside, x.sum(axis=0) - inside, np.einsum("si,si->i", x, x))
+
+    def less(self, part: Sums) -> Sums:
+        """Return the sums without those of ``part``, around the same centre."""
+        names = [field.name for field in fields(Sums)][1:]
+        return Sums(self.centre, *(getattr(self, name) - getattr(part, name) for name in names))
+
+    def moments(self) -> Moments:
+        """Return the moments on both sides; unknown where a side has fewer than two shadows."""
+        n, m = np.maximum(self.n, 1), np.maximum(self.m, 1)
+        mean_in, mean_out = self.inside / n, self.outside / m
+        scatter = self.square - self.n * mean_in**2 - self.m * mean_out**2
+        deviation = np.sqrt(np.maximum(scatter, 0.0) / np.maximum(self.n + self.m - 2, 1))
+        known = (np.minimum(self.n, self.m) > 1) & (deviation > 1e-12)
+        deviation = np.where(known, deviation, 1.0)
+        distance = np.where(known, (mean_in - mean_out) / deviation, 0.0)
+        return Moments(self.centre + (mean_in + mean_out) / 2, distance, deviation, 1 / n + 1 / m, known)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The Gaussians of members and others, arrays of one shape.
+
+    middle: (μ_in + μ_out)/2; distance: (μ_in − μ_out)/σ, 0 where unknown; deviation: σ, 1 where unknown
+    chance: the sampling variance of ``distance``; known: bool
+    """
+
+    middle: np.ndarray
+    distance: np.ndarray
+    deviation: np.ndarray
+    chance: np.ndarray
+    known: np.ndarray
+
+    @property
+    def separation(self) -> float:
+        """Mean distance over the records of which it is known."""
+        return float(self.distance[self.known].mean()) if self.known.any() else 0.0
+
+    def common(self) -> tuple[float, float]:
+        """Return mean and variance of the true distances, by moments; no shrinkage for fewer than three."""
+        if self.known.sum() < 3:
+            return 0.0, np.inf
+        noise = float(self.chance[self.known].mean())
+        return self.separation, max(0.0, float(self.distance[self.known].var(ddof=1)) - noise)
+
+    def ratio(self, scores: np.ndarray, common: tuple[float, float]) -> np.ndarray:
+        """Return the log likelihood ratios of ``scores``; distances are shrunk towards the ``common`` one."""
+        mean, true = common
+        share = 1.0 if np.isinf(true) else true / (true + self.chance)
+        distance = np.maximum(mean + (self.distance - mean) * share, 0.0)
+        return np.asarray(np.where(self.known, distance, 0.0) * (scores - self.middle) / self.deviation)
+
+
+def _joined(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Moments)))
+
+
+def chunks(columns: int, rows: int) -> Iterator[slice]:
+    """Yield slices of the columns of a matrix with so many rows, `CHUNK` numbers in each."""
+    size = max(1, CHUNK // max(1, rows))
+    return (slice(start, min(start + size, columns)) for start in range(0, columns, size))
+
+
+# -------------------------------------------------------------------------------------------- the decoder
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """X = Q diag(σ) Uᵀ, the decomposition from which every linear decoder of these signals follows.
+
+    The columns of X have mean 0 and variance 1/D over the shadows, or are constant 0 (`_scaled`).
+
+    q: (S, r) float32, orthonormal columns; square: σ² (r,) float64
+    along: (r,) float64, the target's products with U diag(σ)
+    size: D
+    """
+
+    q: np.ndarray
+    square: np.ndarray
+    along: np.ndarray
+    size: int
+
+    @staticmethod
+    def of(signals: np.ndarray, target: np.ndarray) -> Decoder:
+        """Scale the signals (S, …) and the target (…), and decompose XXᵀ, or XᵀX where that is far smaller.
 
         XᵀX is formed in float64: the columns of Q follow from it by a division by σ, which is nearly 0 for
         some of the directions that matter, since the φ of a model move together.
         """
-        size = len(signals)
-        x = _scaled(signals.reshape(size, -1), targets.reshape(len(targets), -1))
-        x, targets = x[:size], x[size:]
-        decoder = Decoder(x, targets, np.zeros((size, 0), np.float32), np.zeros(0))
-        if not decompose:
-            return decoder
-        if size <= 1.5 * x.shape[1]:
-            square, q = _eigen(x @ x.T)
-        else:
-            wide = x.astype(np.float64)
-            square, vectors = _eigen(wide.T @ wide)
-            q = (wide @ (vectors / np.sqrt(square))).astype(np.float32)
-        return replace(decoder, q=q, square=square)
+        shadows = len(signals)
+        signals, target = signals.reshape(shadows, -1), target.reshape(-1)
+        size = len(target)
+        if shadows > 1.5 * size:
+            x = _scaled(signals, target, size).astype(np.float64)
+            square, vectors = _eigen(x[:-1].T @ x[:-1])
+            q = (x[:-1] @ (vectors / np.sqrt(square))).astype(np.float32)
+            return Decoder(q, square, (x[:-1] @ x[-1]) @ q, size)
+        products = np.zeros((shadows + 1, shadows + 1))
+        for some in chunks(size, shadows):
+            part = _scaled(signals[:, some], target[some], size)
+            products += part @ part.T
+        square, q = _eigen(products[:-1, :-1].astype(np.float32))
+        return Decoder(q, square, products[-1, :-1] @ q, size)
 
     @cached_property
     def unit(self) -> float:
         """Mean eigenvalue of XᵀX over as many directions as S centred shadows can fill."""
-        shadows, size = self.signals.shape
-        return max(float(self.square.sum()) / max(1, min(shadows - 1, size)), 1e-12)
+        return max(float(self.square.sum()) / max(1, min(len(self.q) - 1, self.size)), 1e-12)
 
     @cached_property
-    def projected(self) -> np.ndarray:
-        """Diag(σ) Uᵀ = QᵀX, (r, D) float32."""
-        return np.asarray(self.q.T @ self.signals)
-
-    @cached_property
-    def targets_along(self) -> np.ndarray:
-        """The targets' products with U diag(σ), (T, r) float32."""
-        return np.asarray((self.targets @ self.signals.T) @ self.q)
+    def own(self) -> np.ndarray:
+        """The squares of Q, (S, r) float32."""
+        return np.asarray(self.q**2)
 
     def leaving_out(self, penalty: float, design: Design) -> Callable[[np.ndarray], np.ndarray]:
         """Return the map of rows (S, …) that turns residuals of one fit into those of fits without the row.
@@ -343,27 +432,32 @@ class Decoder:
         matrix of ridge regression with an intercept (for one row: Golub, Heath & Wahba 1979, §2).
         """
         share = (self.square / (self.square + penalty)).astype(np.float32)
-        own = 1 - 1 / len(self.q) - (self.q**2) @ share
-        other = np.where(design.paired, -1 / len(self.q) - (self.q * self.q[design.partner]) @ share, 0.0)
-        partners = np.where(design.paired, own[design.partner], 1.0)
+        own = 1 - 1 / len(self.q) - self.own @ share
+        met, paired = np.flatnonzero(design.paired), design.paired
+        other = np.zeros_like(own)
+        products = np.einsum("sr,sr,r->s", self.q[met], self.q[design.partner[met]], share)
+        other[met] = -1 / len(self.q) - products
+        partners = np.where(paired, own[design.partner], 1.0)
         determinant = np.maximum(own * partners - other**2, 1e-6)
         a, b = ((part / determinant).astype(np.float32)[:, None] for part in (partners, -other))
         return lambda rows: a * rows + b * rows[design.partner]
 
 
-def _scaled(signals: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return both (S + T, D), scaled by the signals' statistics; what is not finite counts as the mean."""
-    x = np.concatenate([signals, targets], dtype=np.float32)
+def _scaled(signals: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
+    """Return both, (S + 1, …) float32, scaled to variance 1/``size`` over the shadows.
+
+    What is not finite counts as the mean.
+    """
+    x = np.concatenate([signals, target[None]], dtype=np.float32)
     if not np.isfinite(x).all():
         finite = np.isfinite(x)
         x[~finite] = 0
-        known = finite[: len(signals)]
-        mean = x[: len(signals)].sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        mean = x[:-1].sum(axis=0) / np.maximum(finite[:-1].sum(axis=0), 1)
         x = np.where(finite, x, mean.astype(np.float32))
-    x -= x[: len(signals)].mean(axis=0, dtype=np.float64).astype(np.float32)
-    deviation = x[: len(signals)].std(axis=0, dtype=np.float64)
+    x -= x[:-1].mean(axis=0, dtype=np.float64).astype(np.float32)
+    deviation = x[:-1].std(axis=0, dtype=np.float64)
     factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
-    x *= (factor / np.sqrt(x.shape[1])).astype(np.float32)
+    x *= (factor / np.sqrt(size)).astype(np.float32)
     return x
 
 
@@ -377,48 +471,65 @@ def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------------- the parts
-def _best(predictions: Iterable[Prediction], design: Design) -> np.ndarray:
-    """Return the log likelihood ratios of the prediction that separates left-out shadows best, (T, n)."""
-    return design.likelihood_ratio(max(predictions, key=design.separation))
-
-
-def _decoded(decoder: Decoder, design: Design) -> np.ndarray:
-    return _best(_ridge(decoder, design), design)
-
-
-def _ridge(decoder: Decoder, design: Design) -> Iterator[Prediction]:
-    """Yield X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets, for each penalty."""
-    y = design.centred
-    along = decoder.q.T @ y  # (r, n)
-    for penalty in PENALTIES:
-        inverse = (1 / (decoder.square + penalty * decoder.unit)).astype(np.float32)
-        residual = y - (decoder.q * (inverse * decoder.square).astype(np.float32)) @ along
-        left_out = decoder.leaving_out(penalty * decoder.unit, design)
-        yield Prediction(y - left_out(residual), (decoder.targets_along * inverse) @ along)
-
-
-def _adjusted(decoder: Decoder, design: Design, penalty: float) -> Prediction:
-    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and of targets, b_i = Xᵀy_i at the record's own φ only."""
-    penalty = penalty * decoder.unit
-    (shadows, records), y = design.member.shape, design.centred
-    inverse = (1 / (decoder.square + penalty)).astype(np.float32)
-    whitened = decoder.leaving_out(penalty, design)((decoder.q * inverse) @ decoder.projected)
-    of_targets = _whitened_targets(decoder, penalty)
-    left = (shadows - 1 - design.paired).astype(np.float32)[:, None]
-    found = Prediction(np.zeros((shadows, records), np.float32), np.zeros((len(of_targets), records)))
-    for start in range(0, decoder.signals.shape[1], records):  # round by round
-        columns = slice(start, start + records)
-        x = decoder.signals[:, columns]
-        influence = (x * y).sum(axis=0)
-        seen = design.together(x * y) + design.together(x) * design.together(y) / left
-        found.shadows[:] += whitened[:, columns] * (influence - seen)
-        found.targets[:] += of_targets[:, columns] * influence
+def _plain(matrix: SignalMatrix) -> Prediction:
+    """Return φ at the last round itself: LiRA's signal."""
+    found = Prediction(np.empty(matrix.member.shape, np.float32), np.empty(matrix.member.shape[1]))
+    for some in chunks(matrix.member.shape[1], len(matrix)):
+        x = _scaled(matrix.shadows[:, -1, some], matrix.target[-1, some], 1)
+        found.shadows[:, some], found.target[some] = x[:-1], x[-1]
     return found
 
 
-def _whitened_targets(decoder: Decoder, penalty: float) -> np.ndarray:
-    """Return the targets times (XᵀX + λ)⁻¹, (T, D); outside the span of the shadows the inverse is 1/λ."""
-    along = decoder.targets_along / decoder.square
-    inside = (along / (decoder.square + penalty)).astype(np.float32) @ decoder.projected
-    outside = decoder.targets - along.astype(np.float32) @ decoder.projected
-    return np.asarray(inside + outside / np.float32(penalty))
+def _decoded(decoder: Decoder, design: Design) -> Prediction:
+    """Return ridge decoding with the penalty that separates left-out shadows best.
+
+    It is chosen on at most `CHOOSING` records, evenly spread.
+    """
+    records = np.flatnonzero(_decodable(design.member))
+    some = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
+    few = Design(design.member[:, some], design.partner)
+    best = max(PENALTIES, key=lambda penalty: few.separation(_ridge(decoder, few, penalty)))
+    return _ridge(decoder, design, best)
+
+
+def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
+    """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the target."""
+    penalty = penalty * decoder.unit
+    inverse = (1 / (decoder.square + penalty)).astype(np.float32)
+    inside = decoder.q * (inverse * decoder.square).astype(np.float32)
+    target = (decoder.along * inverse).astype(np.float32)
+    left_out = decoder.leaving_out(penalty, design)
+    found = Prediction(np.empty(design.member.shape, np.float32), np.empty(design.member.shape[1]))
+    for some in chunks(design.member.shape[1], len(design.member)):
+        y = design.centred(some)
+        along = decoder.q.T @ y  # (r, b)
+        found.shadows[:, some] = y - left_out(y - inside @ along)
+        found.target[some] = target @ along
+    return found
+
+
+def _adjusted(matrix: SignalMatrix, decoder: Decoder, design: Design, penalty: float) -> Prediction:
+    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and target, b_i = Xᵀy_i at the record's own φ only.
+
+    Outside the span of the shadows the inverse is 1/λ.
+    """
+    penalty = penalty * decoder.unit
+    inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)
+    along = (decoder.along / decoder.square).astype(np.float32)
+    inside = (along / (decoder.square + penalty)).astype(np.float32)
+    left_out = decoder.leaving_out(penalty, design)
+    left = (len(matrix) - 1 - design.paired).astype(np.float32)[:, None]
+    found = Prediction(np.zeros(design.member.shape, np.float32), np.zeros(design.member.shape[1]))
+    for some in chunks(design.member.shape[1], len(matrix)):
+        y = design.centred(some)
+        others = design.together(y) / left
+        for round in range(matrix.shadows.shape[1]):
+            both = _scaled(matrix.shadows[:, round, some], matrix.target[round, some], decoder.size)
+            x, t = both[:-1], both[-1]
+            projected = decoder.q.T @ x  # (r, b)
+            influence = np.einsum("si,si->i", x, y)
+            seen = design.together(x * y) + design.together(x) * others
+            found.shadows[:, some] += left_out(inverse @ projected) * (influence - seen)
+            outside = (t - along @ projected) / np.float32(penalty)
+            found.target[some] += (inside @ projected + outside) * influence
+    return found

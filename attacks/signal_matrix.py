@@ -16,16 +16,18 @@ import numpy as np
 class SignalMatrix:
     """Scaled logits φ (Carlini et al. 2022, §IV-C) of a target and of S shadow federations on n records.
 
-    target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T (w_1
-        where only the first round was simulated)
+    target: (R, n) float32, φ of the target's global model at each of ``rounds``; the last one is w_T (an
+        early one where only the first rounds were simulated)
     shadows: (S, R, n) float32, the same of the shadows
     inside: (S, n) int, the party that the record was a member of in that shadow, −1 where of none
     rounds: (R,) int, ascending
     labels: (n,) int64
     party: (n,) int, the party that the record belongs to, member or not; −1 where that is not known
     target_logits, shadow_logits: (n, C) and (S, n, C) float32 at w_T, None unless asked for
-    target_weights, shadow_weights: (P,) and (S, P) float32, w_T flattened in the order of its state dict,
-        None unless asked for; target and shadows start from the same w_0, so that weight space is aligned
+    target_weights, shadow_weights: (K, P) and (S, K, P) float32, the weights at some of the rounds, flattened
+        in the order of the state dict, None unless asked for; target and shadows start from the same w_0, so
+        that weight space is aligned
+    early: the same of more shadows, of the first rounds alone, the first S being these; None unless asked for
     """
 
     target: np.ndarray
@@ -38,6 +40,7 @@ class SignalMatrix:
     shadow_logits: np.ndarray | None = None
     target_weights: np.ndarray | None = None
     shadow_weights: np.ndarray | None = None
+    early: SignalMatrix | None = None
 
     def __len__(self) -> int:
         return len(self.shadows)
@@ -48,22 +51,12 @@ class SignalMatrix:
         return self.inside >= 0
 
     def subset(self, shadows: np.ndarray) -> SignalMatrix:
-        """Return the matrix with only these shadows (indices or a mask), the target unchanged."""
+        """Return the matrix with only these shadows (indices or a mask), without early ones; same target."""
         return replace(
             self,
             shadows=self.shadows[shadows],
             inside=self.inside[shadows],
             shadow_logits=None if self.shadow_logits is None else self.shadow_logits[shadows],
             shadow_weights=None if self.shadow_weights is None else self.shadow_weights[shadows],
+            early=None,
         )
-
-    def rehearsal(self, j: int) -> tuple[SignalMatrix, np.ndarray]:
-        """Return the matrix with shadow ``j`` as its target, and (n,) bool, who its members are."""
-        others = self.subset(np.arange(len(self)) != j)
-        matrix = replace(
-            others,
-            target=self.shadows[j],
-            target_logits=None if self.shadow_logits is None else self.shadow_logits[j],
-            target_weights=None if self.shadow_weights is None else self.shadow_weights[j],
-        )
-        return matrix, self.member[j]

@@ -23,11 +23,18 @@ from attacks.shadow_plan import NO_DEFENCE
 from attacks.signal_matrix import SignalMatrix
 from fedsim.data.records import Pool, Records
 
-FIRST_ROUND = 8
-"""Shadows of the first round alone for each shadow of all rounds; they cost far less."""
+EARLY = 2
+"""The first rounds, of which there are more shadows: w_2 shows a membership best, having moved furthest of
+the models that are still nearly linear in it."""
+
+EARLY_SHADOWS = 8
+"""Shadows of the first rounds alone for each shadow of all rounds, as long as they cost no more."""
 
 OBSERVED_ROUNDS = 4
 """Rounds at which shadows are looked at: spread over the last three quarters, w_T last."""
+
+WEIGHTS_BYTES = 2**28
+"""Memory that the weights of shadows may take; of more shadows they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +58,20 @@ def simulate(
     game: int = 0,
     laboratory: Laboratory | None = None,
     *,
-    first_round: bool = False,
+    early: bool = False,
 ) -> SignalMatrix:
     """Simulate the shadows of ``view`` and return their signals beside the target's.
 
     The columns are the candidates, in order, followed by the other records from which shadows were drawn.
 
-    first_round: more shadows (`first_round_shadows`) of the first round alone: w_1 instead of w_T
+    early: more shadows (`early_shadows`) of the first rounds alone; the first of them are the same ones
 
     Raises:
         InputError: the strategy cannot be simulated, or the adversary owns too few records.
     """
     laboratory = laboratory or Laboratory()
-    count = first_round_shadows(view) if first_round else view.assumptions.shadows
+    rounds = early_rounds(view) if early else observed_rounds(view)
+    count = early_shadows(view) if early else view.assumptions.shadows
     asked = Pool(candidates, _party_of(view, len(candidates)))
     drawn_from, fixed = _records_to_draw(view, asked)
     columns = Records.concatenate([candidates, *_beside(view)])
@@ -75,7 +83,6 @@ def simulate(
         seed=seed,
         game=game,
     )
-    rounds = [1] if first_round else observed_rounds(view)
     found = shadow.simulate(
         federation_plan(view, rounds[-1]).resized(membership.sizes),
         view.models[0],
@@ -95,10 +102,20 @@ def simulate(
     return _matrix(view, columns, found, _inside(view, membership, len(candidates), len(columns)))
 
 
-def first_round_shadows(view: ParticipantView) -> int:
-    """Return how many shadows of one round are worth their price: eight times the others, memory allowing."""
-    wanted = FIRST_ROUND * view.assumptions.shadows
-    return max(view.assumptions.shadows, min(wanted, _affordable_weights(view)))
+def early_rounds(view: ParticipantView) -> list[int]:
+    """Return the rounds up to `EARLY` that the adversary saw, else the first that it saw."""
+    seen = view.trained_rounds
+    return [t for t in seen if t <= EARLY] or seen[:1]
+
+
+def early_shadows(view: ParticipantView) -> int:
+    """Return how many shadows of the first rounds are simulated: as many as cost no more than the whole ones.
+
+    At least as many as these, at most `EARLY_SHADOWS` times, and as long as their weights fit into memory.
+    """
+    whole = view.assumptions.shadows
+    of_one_price = whole * view.final_round // early_rounds(view)[-1]
+    return max(whole, min(EARLY_SHADOWS * whole, of_one_price, _affordable_weights(view)))
 
 
 def observed_rounds(view: ParticipantView) -> list[int]:
@@ -136,8 +153,8 @@ def _flat_weights(view: ParticipantView, t: int) -> np.ndarray:
 
 
 def _affordable_weights(view: ParticipantView) -> int:
-    """Return of how many shadows the weights take no more than a quarter of a GiB."""
-    return 2**28 // (4 * sum(array.size for array in view.final_model.values()))
+    """Return of how many shadows the weights of a round take no more than `WEIGHTS_BYTES`."""
+    return WEIGHTS_BYTES // (4 * sum(array.size for array in view.final_model.values()))
 
 
 def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:

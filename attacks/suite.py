@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -50,7 +50,7 @@ class Attack:
     inside: whether the candidates must be members of some shadows, so that the adversary must own them
     threshold: the score's own, where it is a log-odds of membership; else it is chosen on what the owner has
     active: what the adversary must have done in the federation; '' where it need only have watched
-    first_round: whether its shadows are of the first round alone
+    early: whether it reads shadows of the first rounds alone; whole: whether it reads those of all rounds
     """
 
     name: str
@@ -63,7 +63,8 @@ class Attack:
     inside: bool = False
     threshold: float | None = None
     active: str = ""
-    first_round: bool = False
+    early: bool = False
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Finding:
 
 _X, _XY = "features", "features and label"
 _LAST, _ALL = "the final model", "the model of every round"
-_LABEL = "the final model's labels only"
+_LABEL, _FIRST = "the final model's labels only", "the first models"
+_ODDS = (True, True, 0.0)
 _FITTED = "members are fitted better than records like them"
 _OWN = "candidates are to the model what the adversary's own records are"
 _PULLED = "members turn the step towards themselves"
@@ -118,19 +120,10 @@ _ATTACKS = [
     Attack("lira-rounds", lira_rounds.score, _XY, _ALL, "LiRA on (φ_t)_t, shrunk", _ALIKE, True, True),
     Attack("rmia-offline", rmia.offline, _XY, _LAST, _ZARIFZADEH, _ALIKE, True),
     Attack("rmia", rmia.online, _XY, _LAST, _ZARIFZADEH, _ALIKE, True, True),
-    Attack("combined", combined.score, _XY, _ALL, "ours: stacking on shadows", _ALIKE, True, True, 0.0),
-    Attack("joint", joint.score, _XY, _ALL, "ours: decoded together", _ALIKE, True, True, 0.0),
+    Attack("combined", combined.score, _XY, _ALL, "ours: stacking on shadows", _ALIKE, *_ODDS, early=True),
+    Attack("joint", joint.score, _XY, _ALL, "ours: decoded together", _ALIKE, *_ODDS, early=True),
     Attack(
-        "first-update",
-        joint.first_update,
-        _XY,
-        "the first two models",
-        "ours: w_1 decoded",
-        _ALIKE,
-        True,
-        True,
-        0.0,
-        first_round=True,
+        "first-update", joint.first_update, _XY, _FIRST, "ours: w_2 decoded", _ALIKE, *_ODDS, "", True, False
     ),
 ]
 SUITE: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
@@ -203,18 +196,35 @@ def run(
     assumed = view.assumptions
     settings, central = view.settings, view.settings.central_dp is not None
     attacks = applicable(names, assumed.auxiliary, settings.strategy, assumed.active, central)
-    matrices = {
-        first_round: simulation.simulate(view, candidates, seed, game, laboratory, first_round=first_round)
-        for first_round in sorted({attack.first_round for attack in attacks if attack.shadows})
-    }
+    matrix_of = _simulated(attacks, view, candidates, seed, game, laboratory)
     findings = {}
     for attack in attacks:
         if attack.shadows:
-            matrix = matrices[attack.first_round]
+            matrix = matrix_of[attack.whole, attack.early]
             findings[attack.name] = _compare(attack, matrix, len(candidates), seed, game)
         else:
             findings[attack.name] = _read(attack, view, candidates, seed, game)
     return findings
+
+
+def _simulated(
+    attacks: Sequence[Attack],
+    view: ParticipantView,
+    candidates: Records,
+    seed: int,
+    game: int,
+    laboratory: simulation.Laboratory | None,
+) -> dict[tuple[bool, bool], SignalMatrix]:
+    """Simulate what the attacks need: (whether whole federations, whether early ones) → matrix."""
+    wanted = {(attack.whole, attack.early) for attack in attacks if attack.shadows}
+    found = {}
+    if any(whole for whole, _ in wanted):
+        found[True, False] = simulation.simulate(view, candidates, seed, game, laboratory)
+    if any(early for _, early in wanted):
+        found[False, True] = simulation.simulate(view, candidates, seed, game, laboratory, early=True)
+    if (True, True) in wanted:
+        found[True, True] = replace(found[True, False], early=found[False, True])
+    return found
 
 
 def _read(attack: Attack, view: ParticipantView, candidates: Records, seed: int, game: int) -> Finding:

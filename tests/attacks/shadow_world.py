@@ -7,7 +7,7 @@ difference_i in one that did.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ def varied(n: int, rounds: int, stream: np.random.Generator) -> World:
         difference=deviation * (0.7 + 0.5 * stream.normal(size=(n, rounds))),
         covariance=product * scale[:, :, None] * scale[:, None, :],
     )
+
+
+def rehearsal(matrix: SignalMatrix, j: int) -> tuple[SignalMatrix, np.ndarray]:
+    """The matrix of all other shadows with shadow ``j`` as its target, and who its members are."""
+    others = matrix.subset(np.arange(len(matrix)) != j)
+    return replace(others, target=matrix.shadows[j]), matrix.member[j]
 
 
 def published() -> tuple[SignalMatrix, dict[str, Any]]:

@@ -120,7 +120,7 @@ def test_the_chosen_slope_is_that_of_explicit_rehearsals(seed: int) -> None:
     matrix, _ = world(seed, n=200, shadows=5)
     gains = np.zeros(len(rmia.SLOPES))
     for j in range(5):
-        rehearsal, member = matrix.rehearsal(j)
+        rehearsal, member = shadow_world.rehearsal(matrix, j)
         scores = [rmia.offline(rehearsal, RNG, slope=a) for a in rmia.SLOPES]
         gains += [shadow_world.auc(s, member) for s in scores]
     outside = rmia._reference(matrix, ~matrix.member)
@@ -148,7 +148,7 @@ def test_a_shadow_is_taken_out_of_the_means_exactly() -> None:
     matrix, _ = world(6)
     outside = rmia._reference(matrix, ~matrix.member)
     for j in (0, 7):
-        rehearsal, member = matrix.rehearsal(j)
+        rehearsal, member = shadow_world.rehearsal(matrix, j)
         found = rmia._without(outside, matrix.shadows[j, -1], ~member)
         for one, other in zip(found, rmia._reference(rehearsal, ~rehearsal.member), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
