@@ -37,7 +37,7 @@ FACTOR_PENALTIES = (0.1, 1.0, 10.0)
 CHOOSING = 512
 """Records on which λ is chosen, at most."""
 REHEARSED, LEARNING = 128, 100_000
-"""Shadows attacked in the target's place, and pairs (shadow, record) that the stacking learns from, at most."""
+"""Shadows attacked in the target's place, and pairs (shadow, record) the stacking learns from, at most."""
 SURPRISE = 1.25
 """A part is left out where it spreads this much more in the target than in any rehearsal."""
 CHUNK = 2**21
