@@ -333,9 +333,9 @@ def edge_records(like: Records, classes: int, m: int, stream: np.random.Generato
     like: records whose ranges are taken; they are copied nowhere
     """
     low, high = like.features.min(axis=0), like.features.max(axis=0)
-    # Beta(.1, .1) lies next to 0 or 1, but no two canaries are the same.
-    share = stream.beta(0.1, 0.1, size=(m, *like.shape))
-    features = (low + share * (high - low)).astype(np.float32)
+    # Beta(.3, .3) lies next to 0 or 1, but no two canaries are the same.
+    share = stream.beta(0.3, 0.3, size=(m, *like.shape))
+    features = np.clip((low + share * (high - low)).astype(np.float32), low, high)
     return Records(features, stream.integers(0, classes, m))
 
 
