@@ -106,6 +106,7 @@ class ParticipantView:
     poison: what a poisoning adversary trains on beside own_train
     ascents: round t → what an ascending adversary added to its answer in round t
     own_party: (n_train,) int64, whose each of own_train is in a coalition; None where all are the owner's
+    start: w_0 where it is not one of ``models``; simulations begin with it
     """
 
     settings: PublicSettings
@@ -119,10 +120,16 @@ class ParticipantView:
     poison: Records | None = None
     ascents: dict[int, Weights] = field(default_factory=dict)
     own_party: np.ndarray | None = None
+    start: Weights | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    @property
+    def initial(self) -> Weights:
+        """w_0, which it was sent, whether or not attacks look at it."""
+        return self.models[0] if self.start is None else self.start
 
     @property
     def final_round(self) -> int:

@@ -85,7 +85,7 @@ def simulate(
     )
     found = shadow.simulate(
         federation_plan(view, rounds[-1]).resized(membership.sizes),
-        view.models[0],
+        view.initial,
         drawn_from.records,
         membership,
         columns,

@@ -190,9 +190,11 @@ def run(
     laboratory: what simulations may cost; shadows are simulated once, if an attack asks for them.
 
     Raises:
-        InputError: a name is not in the suite, or the attack cannot be run on this federation.
+        InputError: a name is not in the suite, or the attack cannot be run on this federation; or none of the
+            rounds to look at was seen.
         ValueError: the owner has no training or no held-out records to calibrate on.
     """
+    view = trajectory.as_assumed(view)
     assumed = view.assumptions
     settings, central = view.settings, view.settings.central_dp is not None
     attacks = applicable(names, assumed.auxiliary, settings.strategy, assumed.active, central)

@@ -205,14 +205,16 @@ def runs(parent: Path) -> None:
 @main.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
+@click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
-def attack(folder: Path, attacks: str | None, workers: int) -> None:
+def attack(folder: Path, attacks: str | None, rounds: str, workers: int) -> None:
     """Repeat the attacks of RUN offline, from what the adversary kept.
 
     \b
     Examples:
       fedsim attack runs/hospitals
       fedsim attack runs/hospitals --attacks loss,update-cosine
+      fedsim attack runs/hospitals --rounds 1,5,10-20,last
     """
     from fedsim import live, runner, tables
     from fedsim.results import RunDirectory
@@ -220,7 +222,7 @@ def attack(folder: Path, attacks: str | None, workers: int) -> None:
     run = RunDirectory.open(folder)
     names = [name.strip() for name in attacks.split(",")] if attacks else None
     with live.bar("shadow federations", _err) as progress:
-        runner.attack(run, names, workers, progress)
+        runner.attack(run, names, workers, progress, rounds)
     tables.show(run, _out)
     _write_report(run)
 

@@ -8,13 +8,13 @@ An attack's name says who mounted it: 'server/fedmia'; a bare name is the partic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from attacks import observer, outsider, server_view, signals, simulation, source, suite
+from attacks import observer, outsider, server_view, signals, simulation, source, suite, trajectory
 from fedsim import rng
 from fedsim.data.records import Records
 from fedsim.errors import InputError, suggestion
@@ -59,9 +59,11 @@ def attacks_of(scenario: Scenario, names: Sequence[str] | None = None) -> list[s
     """Return the participant's attacks in a scenario, those named or the scenario's.
 
     Raises:
-        InputError: a name is not in the suite, or the attack that it names cannot be run.
+        InputError: a name is not in the suite, the attack that it names cannot be run, or there is no such
+            round to look at.
     """
     settings, federation = scenario.adversary, scenario.federation
+    trajectory.check_rounds(settings.rounds, federation.rounds)
     return suite.applicable(
         names or settings.attacks,
         settings.auxiliary,
@@ -178,6 +180,17 @@ def _measured(
     return server_view.measure(seen, candidates)
 
 
+def looking_at(seen: Seen, rounds: Sequence[int]) -> Seen:
+    """Return the same game with participant and coalition looking at the models of these rounds alone."""
+    views = (
+        view and replace(view, assumptions=view.assumptions.model_copy(update={"rounds": list(rounds)}))
+        for view in (seen.participant, seen.coalition)
+    )
+    participant, coalition = views
+    assert participant is not None
+    return replace(seen, participant=participant, coalition=coalition)
+
+
 def score(
     seen: Seen, names: Sequence[str] | None = None, laboratory: simulation.Laboratory | None = None
 ) -> dict[str, suite.Finding]:
@@ -259,6 +272,7 @@ def _posterior(
     seen: Seen, view: observer.ParticipantView, laboratory: simulation.Laboratory | None
 ) -> np.ndarray:
     """Return the posterior of each victim, (n, V); the shadows are the other attacks', from the cache."""
+    view = trajectory.as_assumed(view)
     matrix = simulation.simulate(view, seen.candidates, seen.scenario.seed, seen.game, laboratory)
     return source.from_shadows(matrix, np.array(seen.victims))[: len(seen.candidates), :-1]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attacks import active, evaluation, observer, shadow, simulation, source_evaluation, suite
+from attacks import active, evaluation, shadow, simulation, source_evaluation, suite, trajectory
 from clients.sectors import SECTORS
 from fedsim import checks, observers, rng, strategy
 from fedsim.data import catalogue, membership, parties
@@ -192,7 +192,9 @@ def federate(run: RunDirectory, engine: str = "inprocess", workers: int = 1) -> 
             continue
         started = time.monotonic()
         _run_game(run, game, engine, workers)
-        _observe(run, game, None, simulation.Laboratory(workers, cache=shadow.cache_folder()))
+        _observe(
+            run, observers.see(run, game), None, simulation.Laboratory(workers, cache=shadow.cache_folder())
+        )
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)
     run.update_manifest(complete=True)
@@ -238,17 +240,20 @@ def attack(
     names: list[str] | None = None,
     workers: int = 1,
     progress: Callable[[int, int], object] | None = None,
+    rounds: str = "",
 ) -> None:
     """Repeat the attacks offline, from what the adversary kept and nothing else, and evaluate them.
 
     names: attacks to run, default those of the scenario; other attacks' scores are kept.
     workers, progress: of the shadow federations (`simulation.Laboratory`).
+    rounds: those whose models attacks look at, such as '1,5,10-20,last'; default: adversary.rounds.
 
     Raises:
-        InputError: unknown attack, or a game whose observations are missing.
+        InputError: unknown attack or round, or a game whose observations are missing.
     """
     wanted = names or run.scenario.adversary.attacks
     observers.attacks_of(run.scenario, wanted)
+    chosen = trajectory.parse_rounds(rounds, run.scenario.federation.rounds) if rounds else None
     laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):
         folder = run.observations(game)
@@ -257,24 +262,24 @@ def attack(
                 f"{folder} holds no candidates: game {game} has not come to its attacks; "
                 f"finish it with `fedsim run {run.path} --resume`"
             )
-        view, candidates = observer.load_view(folder), observer.load_candidates(folder)
-        findings = suite.run(view, candidates, wanted, run.scenario.seed, game, laboratory)
+        seen = observers.see(run, game)
+        seen = seen if chosen is None else observers.looking_at(seen, chosen)
+        findings = suite.run(seen.participant, seen.candidates, wanted, run.scenario.seed, game, laboratory)
         _keep_findings(run, game, findings)
-        _observe(run, game, names, laboratory)
+        _observe(run, seen, names, laboratory)
     evaluate(run)
 
 
 def _observe(
-    run: RunDirectory, game: int, names: list[str] | None, laboratory: simulation.Laboratory
+    run: RunDirectory, seen: observers.Seen, names: list[str] | None, laboratory: simulation.Laboratory
 ) -> None:
     """Score the same candidates as the scenario's other observers, and ask who holds them."""
-    seen = observers.see(run, game)
     findings = observers.score(seen, names, laboratory)
     if findings:
-        _keep_findings(run, game, findings)
+        _keep_findings(run, seen.game, findings)
     sources = observers.sources(seen, names, laboratory)
     if len(sources):
-        run.write_game("source_scores", game, sources)
+        run.write_game("source_scores", seen.game, sources)
 
 
 def _keep_findings(run: RunDirectory, game: int, findings: dict[str, suite.Finding]) -> None:

@@ -170,6 +170,28 @@ def test_shadows_of_the_first_rounds_are_those_of_whole_ones(tmp_path: Path) -> 
     np.testing.assert_array_equal(first.target, whole.target[:2])
 
 
+def test_rounds_to_look_at_are_all_that_attacks_see(tmp_path: Path) -> None:
+    """Attacks on w_T alone are those that look at round T; shadows start from w_0 all the same."""
+    few = {"attacks": ["loss", "loss-series", "update-cosine", "lira", "joint"], **FEW}
+    run = finished_run(tmp_path, adversary=few, federation={"rounds": 4})
+    before = run.table("scores").set_index(["attack", "candidate"])["score"]
+    runner.attack(run, rounds="last")
+    after = run.table("scores").set_index(["attack", "candidate"])["score"]
+    for same in ("loss", "lira"):
+        np.testing.assert_allclose(after[same], before[same], atol=1e-5)
+    np.testing.assert_allclose(after["loss-series"], after["loss"])
+    assert not after["update-cosine"].any() and before["update-cosine"].any()
+    assert np.abs(after["joint"] - before["joint"]).max() > 1e-3
+    other = finished_run(tmp_path, out="chosen", adversary={**few, "rounds": [4]}, federation={"rounds": 4})
+    chosen = other.table("scores").set_index(["attack", "candidate"])["score"]
+    np.testing.assert_array_equal(chosen, after)
+
+
+def test_a_round_that_there_is_not_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no model of round 5; valid: 0 … 4"):
+        finished_run(tmp_path, adversary={"rounds": [5]}, federation={"rounds": 4})
+
+
 def auc_of(run: RunDirectory) -> float:
     leakage = run.table("leakage")
     chosen = (leakage["metric"] == "auc") & (leakage["party"] == "all") & (leakage["game"] == "all")

@@ -169,3 +169,38 @@ def test_an_update_needs_both_its_rounds(early: Any) -> None:
 def test_rounds_that_cannot_be_chosen(overfitted: Any, rounds: list[int], text: str) -> None:
     with pytest.raises(InputError, match=text):
         trajectory.over(overfitted.view, rounds)
+
+
+def test_w_0_stays_known_to_simulations(overfitted: Any) -> None:
+    view = overfitted.view
+    few = trajectory.over(trajectory.over(view, [3, 9]), [9])
+    assert list(few.models) == [9]
+    for name, array in few.initial.items():
+        np.testing.assert_array_equal(array, view.models[0][name])
+
+
+def test_the_rounds_assumed_are_those_looked_at_as_far_as_they_were_seen(overfitted: Any) -> None:
+    view = overfitted.view
+    assert trajectory.as_assumed(view) is view
+    assumed = view.assumptions.model_copy(update={"rounds": [0, 4, 40]})
+    assert sorted(trajectory.as_assumed(replace(view, assumptions=assumed)).models) == [0, 4]
+
+
+def test_rounds_as_a_text() -> None:
+    assert trajectory.parse_rounds("1,5,10-12, last", 40) == [1, 5, 10, 11, 12, 40]
+    assert trajectory.parse_rounds("38-last,39", 40) == [38, 39, 40]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1,x", "'x' is no round"),
+        ("5-3", "'5-3' is no round"),
+        ("", "'' is no round"),
+        ("1,41", "no model of round 41; valid: 0 … 40"),
+        ("0", "choose at least one round above 0"),
+    ],
+)
+def test_texts_that_are_no_rounds(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        trajectory.parse_rounds(text, 40)
