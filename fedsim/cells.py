@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import threading
 import traceback
 from collections import deque
@@ -247,6 +248,8 @@ def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generato
     Raises:
         InputError: there is no cluster at ``address``.
     """
+    if address is not None:
+        _check_address(address)
     import ray
 
     ray_errors: Any = ray.exceptions.RayError
@@ -272,6 +275,17 @@ def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generato
         for reference in running:
             ray.cancel(reference, force=True)
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # 'auto'
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--ray-address {address}: no Ray cluster answers there: {error}") from error
 
 
 def _join_ray(ray: Any, workers: int, address: str | None) -> None:

@@ -185,6 +185,12 @@ def test_ray_gives_the_same_table(undisturbed: tuple[Path, bytes], tmp_path: Pat
     assert (tmp_path / "sweep.parquet").read_bytes() == table
 
 
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"):
+        with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there"):
+            next(cells.on_ray([], 1, address))
+
+
 # ------------------------------------------------------------------ failures
 FRAGILE = """
 import os, pathlib, torch
