@@ -118,7 +118,10 @@ def assumption(settings: AdversarySettings) -> str:
     which = "all candidates" if settings.targets is None else f"the first {settings.targets} candidates"
     own = f"It holds {which} before round 1, not knowing who trained on them, and"
     if settings.active == "gradient-ascent":
-        return f"{own} moves its update up their loss every {settings.ascent_every} rounds. "
+        return (
+            f"{own} moves its update up their loss every {settings.ascent_every} rounds; shadow federations, "
+            "where it simulates any, do not repeat that. "
+        )
     if settings.active == "poisoning":
         copies = settings.poison_copies
         added = "a mislabelled copy" if copies == 1 else f"{copies} mislabelled copies"

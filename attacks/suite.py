@@ -38,6 +38,9 @@ from fedsim import rng
 from fedsim.data.records import Records
 from fedsim.errors import InputError, suggestion
 
+CALIBRATION = 1000
+"""Training and held-out records of its own, of each at most, on which an owner chooses a threshold."""
+
 Score = Callable[[ParticipantView, Records, np.random.Generator], np.ndarray]
 
 
@@ -234,11 +237,19 @@ def _read(attack: Attack, view: ParticipantView, candidates: Records, seed: int,
     score, purpose = cast(Score, attack.score), f"attack/{attack.name}"
     stream = rng.generator(seed, purpose, game=game)
     scores = _finite(attack, lambda: score(view, candidates, stream))
-    own = Records.concatenate([view.own_train, view.own_heldout])
     stream = rng.generator(seed, f"{purpose}/calibration", game=game)
+    train, heldout = (_some(side, stream) for side in (view.own_train, view.own_heldout))
+    own = Records.concatenate([train, heldout])
     own_scores = _finite(attack, lambda: score(view.as_outsider_of_itself(), own, stream))
-    members, nonmembers = np.split(own_scores, [len(view.own_train)])
+    members, nonmembers = np.split(own_scores, [len(train)])
     return Finding(scores, calibrate(members, nonmembers))
+
+
+def _some(records: Records, stream: np.random.Generator) -> Records:
+    """Return at most `CALIBRATION` of the records, drawn at random: more hardly move a threshold."""
+    if len(records) <= CALIBRATION:
+        return records
+    return records.take(np.sort(stream.choice(len(records), CALIBRATION, replace=False)))
 
 
 def _compare(attack: Attack, matrix: SignalMatrix, candidates: int, seed: int, game: int) -> Finding:

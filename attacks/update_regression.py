@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 RIDGE = 0.003
 """λ: gradients at w_{t−1} explain an update of several epochs only roughly."""
 
-MOST = 1024
-"""Candidates decoded together; more are split: memory grows with their square, time with more than that."""
+MOST, SPLIT = 1024, 512
+"""Candidates decoded together, and parts that more are split into: time and memory grow with the square."""
 
 Step = tuple["torch.nn.Module", Sequence[Weights]]
 """The model w_{t−1} and K updates that were made from it."""
@@ -47,11 +47,13 @@ def decode(steps: Sequence[Step], candidates: Records) -> np.ndarray:
 
     steps: one per round. A round whose gradients are all 0 or not finite says nothing; NaN where all are so.
     """
-    parts = [
-        _decode(steps, candidates.take(np.arange(start, min(start + MOST, len(candidates)))))
-        for start in range(0, len(candidates), MOST)
-    ]
+    parts = [_decode(steps, candidates.take(part)) for part in _split(len(candidates))]
     return np.concatenate([np.zeros((0, len(steps[0][1]))), *parts])
+
+
+def _split(count: int) -> list[np.ndarray]:
+    """Return the indices of the parts, as even as can be, none where there are no candidates."""
+    return np.array_split(np.arange(count), 1 if count <= MOST else -(-count // SPLIT)) if count else []
 
 
 def _decode(steps: Sequence[Step], records: Records) -> np.ndarray:

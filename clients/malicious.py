@@ -21,7 +21,7 @@ from clients import messages, participant
 from clients.party import Party
 from fedsim import privacy, rng
 from fedsim.data.records import Pool, Records
-from fedsim.data.store import PartyRecords, read_auxiliary, read_targets
+from fedsim.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
@@ -33,7 +33,7 @@ def introduce(party: Party, context: Context) -> RecordDict:
         party.records.train,
         party.records.heldout,
         party.scenario.adversary,
-        read_auxiliary(party.folder),
+        read_pool(party.folder, AUXILIARY),
     )
     if party.scenario.adversary.active == "poisoning":
         observer.record_poison(_notebook(party), _poison(party))
@@ -101,7 +101,7 @@ def _with_poison(party: Party) -> Party:
 
 def _poison(party: Party) -> Records:
     """Return the mislabelled copies, the same whenever it is asked."""
-    targets, copies = read_targets(party.folder).records, party.scenario.adversary.poison_copies
+    targets, copies = read_pool(party.folder, TARGETS).records, party.scenario.adversary.poison_copies
     stream = rng.generator(party.scenario.seed, "poison", game=party.game, party=party.name)
     return active.poison(targets, copies, party.classes, stream)
 
@@ -116,7 +116,7 @@ def _ascent_targets(party: Party) -> Records:
 
     Its own have to be pushed like the targets, so that a threshold set on them holds for the targets.
     """
-    targets, own = read_targets(party.folder).records, party.records
+    targets, own = read_pool(party.folder, TARGETS).records, party.records
     some = np.arange(len(targets) - len(targets) // 2)
     sides = [side.take(some[: len(side)]) for side in (own.train, own.heldout)]
     return Records.concatenate([targets, *sides])

@@ -22,7 +22,7 @@ from clients.sectors import SECTORS
 from fedsim import checks, observers, rng, strategy
 from fedsim.data import catalogue, membership, parties
 from fedsim.data import encode as encoding
-from fedsim.data.store import write_auxiliary, write_party, write_public, write_targets
+from fedsim.data.store import AUXILIARY, TARGETS, write_party, write_pool, write_public
 from fedsim.errors import FedsimError, InputError, suggestion
 from fedsim.results import RunDirectory, runs_in, scores_table
 from fedsim.scenario import Scenario
@@ -147,16 +147,19 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
 
 def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: membership.Game) -> None:
     run.write_candidates(number, game.candidates)
-    sizes = [len(records.train) for records in game.parties.values()]
+    settings = run.scenario.adversary
+    sizes = {name: len(records.train) for name, records in game.parties.items()}
+    if settings.active == "poisoning":  # what it tells the others counts its poison
+        sizes[prepared.adversary] += settings.poison_copies * len(game.candidates.first(settings.targets))
     for partition, (name, records) in enumerate(game.parties.items()):
         info = {
             "partition": partition,
             "sector": run.scenario.parties.sector,
             "malicious": name == prepared.adversary,
-            "accomplice": name in run.scenario.adversary.coalition,
+            "accomplice": name in settings.coalition,
             "classes": len(prepared.encoded.classes),
             "names": list(game.parties),
-            "sizes": sizes,
+            "sizes": list(sizes.values()),
         }
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)
@@ -164,9 +167,9 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: member
         if prepared.encoded.public is not None and defence is not None and defence.stop_on == "public":
             write_public(folder, prepared.encoded.public)
         if name == prepared.adversary:
-            write_auxiliary(folder, game.auxiliary)
-            if run.scenario.adversary.active:
-                write_targets(folder, game.candidates.first(run.scenario.adversary.targets))
+            write_pool(folder, AUXILIARY, game.auxiliary)
+            if settings.active:
+                write_pool(folder, TARGETS, game.candidates.first(settings.targets))
 
 
 def _machine() -> dict[str, Any]:

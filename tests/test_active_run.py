@@ -15,7 +15,7 @@ from attacks import active, observer, shadow, simulation
 from clients.training import train as train_locally
 from fedsim import files, models, rng, runner, server_app
 from fedsim.data.records import Records
-from fedsim.data.store import read_targets
+from fedsim.data.store import TARGETS, read_pool
 from fedsim.errors import InputError
 from fedsim.results import RunDirectory
 
@@ -54,7 +54,7 @@ def test_it_holds_the_targets_before_round_1_and_no_truth(tmp_path: Path, acts: 
     folder = run.party_folder(0, 0, "hospital-1")
     arrays = files.read_arrays(folder / "targets.safetensors")
     assert set(arrays) == {"features", "labels", "party"}
-    targets, candidates = read_targets(folder), run.read_candidates(0)
+    targets, candidates = read_pool(folder, TARGETS), run.read_candidates(0)
     n = acts.get("targets", 12)
     assert len(targets) == n
     np.testing.assert_array_equal(targets.records.features, candidates.records.features[:n])
@@ -99,6 +99,8 @@ def test_the_poison_is_in_its_training_set_in_its_weight_and_in_its_notes(tmp_pa
         for name, array in view.own_replies[t].items():
             np.testing.assert_array_equal(array, expected[name])
     assert view.settings.sizes == (20, 10, 10), "its poison counts among its records"
+    told = files.read_json(run.party_folder(0, 2, "hospital-3") / "party.json")["info"]["sizes"]
+    assert tuple(told) == view.settings.sizes
     assert len(view.own_train) == 10, "its thresholds rest on its honest records"
 
 

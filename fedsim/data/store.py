@@ -79,29 +79,22 @@ def read_public(folder: Path) -> Records:
     return Records(arrays["features"], arrays["labels"])
 
 
-def write_auxiliary(folder: Path, auxiliary: Pool) -> None:
-    """Put the records that the adversary owns besides into its party's folder."""
-    write_arrays(folder / AUXILIARY, auxiliary.arrays())
+def write_pool(folder: Path, name: str, pool: Pool) -> None:
+    """Put records into the adversary's folder, no truth among them.
+
+    name: `AUXILIARY`, what it owns besides; `TARGETS`, what it acts on where it is active
+    """
+    write_arrays(folder / name, pool.arrays())
 
 
-def read_auxiliary(folder: Path) -> Pool:
-    """Read what `write_auxiliary` wrote.
+def read_pool(folder: Path, name: str) -> Pool:
+    """Read what `write_pool` wrote.
 
     Raises:
         InputError: the file is missing or corrupt.
     """
-    return Pool.from_arrays(read_arrays(folder / AUXILIARY))
-
-
-def write_targets(folder: Path, targets: Pool) -> None:
-    """Put the records that an active adversary acts on into its party's folder; no truth is among them."""
-    write_arrays(folder / TARGETS, targets.arrays())
-
-
-def read_targets(folder: Path) -> Pool:
-    """Read what `write_targets` wrote.
-
-    Raises:
-        InputError: the file is missing or corrupt.
-    """
-    return Pool.from_arrays(read_arrays(folder / TARGETS))
+    arrays = read_arrays(folder / name)
+    try:
+        return Pool.from_arrays(arrays)
+    except KeyError as error:
+        raise InputError(f"cannot read {folder / name}: it has no array {error}") from error

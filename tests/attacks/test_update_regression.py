@@ -81,9 +81,13 @@ def test_a_participant_finds_more_than_by_the_cosine(early: Federation) -> None:
 def test_blocks_are_decoded_by_themselves(early: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = np.random.default_rng(0)
     monkeypatch.setattr(update_regression, "MOST", 30)
+    monkeypatch.setattr(update_regression, "SPLIT", 30)
+    parts = update_regression._split(len(early.candidates))
+    assert max(map(len, parts)) <= 30
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(len(early.candidates)))
     scores = update_regression.score(early.view, early.candidates, stream)
-    alone = update_regression.score(early.view, early.candidates.take(np.arange(30, 60)), stream)
-    np.testing.assert_allclose(scores[30:60], alone, rtol=1e-8)
+    alone = update_regression.score(early.view, early.candidates.take(parts[1]), stream)
+    np.testing.assert_allclose(scores[parts[1]], alone, rtol=1e-8)
 
 
 def test_without_updates_nothing_is_said(untrained: ParticipantView, overfitted: Federation) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.data.records import Records
-from fedsim.data.store import PartyRecords, read_party, write_party
+from fedsim.data.records import Pool, Records
+from fedsim.data.store import AUXILIARY, PartyRecords, read_party, read_pool, write_party, write_pool
 from fedsim.errors import InputError
+from fedsim.files import write_arrays
 
 
 def party(shape: tuple[int, ...] = (3,)) -> PartyRecords:
@@ -46,3 +47,14 @@ def test_broken_folders_get_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "records.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match="cannot read"):
         read_party(tmp_path)
+
+
+def test_a_pool_is_read_as_it_was_written_or_named(tmp_path: Path) -> None:
+    pool = Pool(party().train, np.arange(5) - 1)
+    write_pool(tmp_path, AUXILIARY, pool)
+    found = read_pool(tmp_path, AUXILIARY)
+    np.testing.assert_array_equal(found.records.features, pool.records.features)
+    np.testing.assert_array_equal(found.party, pool.party)
+    write_arrays(tmp_path / AUXILIARY, {"features": pool.records.features})
+    with pytest.raises(InputError, match=r"auxiliary\.safetensors: it has no array 'labels'"):
+        read_pool(tmp_path, AUXILIARY)
