@@ -277,8 +277,8 @@ def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Lab
             for score, guesses, share in _one_run_tests(settings, plan, delta)
         ]
     )
-    said = scores["planned"] > _best_threshold(settings, plan, delta, m)
-    return dataclasses.replace(best, estimate=_told_apart(said, coins, settings.error, delta).lower)
+    said = scores["planned"] > _best_threshold(settings, plan, m)
+    return dataclasses.replace(best, estimate=_told_apart(said, coins, settings.error, delta, plan).lower)
 
 
 def _per_run(plan: Plan, n: int) -> int:
@@ -330,23 +330,23 @@ def _many_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _La
     steps = list(laboratory.run_all([world] * runs, np.split(inside, runs)))
     x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
     planned = laboratory.ratio(x[..., 0], 1.0)
-    said = planned > _best_threshold(settings, plan, delta, runs)
-    tests = [_told_apart(said, inside, MAIN_SHARE * settings.error, delta)]
+    said = planned > _best_threshold(settings, plan, runs)
+    tests = [_told_apart(said, inside, MAIN_SHARE * settings.error, delta, plan)]
     scores = [laboratory.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
     scores += [laboratory.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
     scores += [canaries.repetition(x[..., 0])]
     error = (1 - MAIN_SHARE) / len(scores) * settings.error
-    return _best_of(tests + [_learnt(score, inside, error, delta) for score in scores])
+    return _best_of(tests + [_learnt(score, inside, error, delta, plan) for score in scores])
 
 
-def _learnt(score: np.ndarray, inside: np.ndarray, error: float, delta: float) -> _Outcome:
+def _learnt(score: np.ndarray, inside: np.ndarray, error: float, delta: float, plan: Plan) -> _Outcome:
     """Test with a threshold from the first quarter of the runs, on the others.
 
     Nobody can know beforehand what the scores of a broken run look like.
     """
     first = np.arange(len(score)) < len(score) // 4
     said = score > _midway(score[first], inside[first])
-    return _told_apart(said[~first], inside[~first], error, delta)
+    return _told_apart(said[~first], inside[~first], error, delta, plan)
 
 
 def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
@@ -358,10 +358,16 @@ def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
     return float(cuts[best[len(best) // 2]])
 
 
-def _told_apart(said: np.ndarray, inside: np.ndarray, error: float, delta: float) -> _Outcome:
+def _told_apart(said: np.ndarray, inside: np.ndarray, error: float, delta: float, plan: Plan) -> _Outcome:
     n, m = int(inside.sum()), int((~inside).sum())
     hits, false_alarms = int(said[inside].sum()), int(said[~inside].sum())
-    bounds = {"clopper-pearson": auditing.clopper_pearson, "gaussian": auditing.gaussian_dp}
+    bounds: dict[str, Callable[..., float]] = {
+        "clopper-pearson": auditing.clopper_pearson,
+        "gaussian": auditing.in_family,
+    }
+    if plan.noise_multiplier:
+        family = auditing.dp_sgd(plan.noise_multiplier, plan.sample_rate, plan.rounds * plan.steps_per_round)
+        bounds["dp-sgd"] = functools.partial(auditing.in_family, family=family)
     return _Outcome(
         {name: bound(hits, n, false_alarms, m, delta, error) for name, bound in bounds.items()},
         {name: bound(n, n, 0, m, delta, error) for name, bound in bounds.items()},
@@ -404,13 +410,13 @@ def _best_guesses(settings: AuditSettings, plan: Plan, delta: float) -> int:
     return max(found)[1]
 
 
-def _best_threshold(settings: AuditSettings, plan: Plan, delta: float, n: int) -> float:
+def _best_threshold(settings: AuditSettings, plan: Plan, n: int) -> float:
     """Return the threshold with the largest Gaussian bound on ``n`` canaries in a rehearsal."""
     inside, outside = _rehearsal(settings, plan, 4000)
     half, found = n // 2, []
     for threshold in np.quantile(np.concatenate([inside, outside]), np.linspace(0.1, 0.9, 17)):
         hits, false_alarms = (round(float(np.mean(s > threshold)) * half) for s in (inside, outside))
-        bound = auditing.gaussian_dp(hits, half, false_alarms, half, delta, MAIN_SHARE * settings.error)
+        bound = auditing.in_family(hits, half, false_alarms, half, plan.delta, MAIN_SHARE * settings.error)
         found.append((bound, float(threshold)))
     return max(found)[1]
 
@@ -581,7 +587,7 @@ def _participant(
             for guesses in numbers
         ]
     else:
-        tests = [_learnt(score, inside.ravel(), error, delta) for score in scores.values()]
+        tests = [_learnt(score, inside.ravel(), error, delta, plan) for score in scores.values()]
     return _audit(settings, "participant", _best_of(tests), _upper(plan, delta), delta)
 
 

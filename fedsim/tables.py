@@ -400,7 +400,8 @@ def audits(found: list[Audit]) -> Table:
             table.add_row(audit.vantage, audit.method, statistic, f"[dim]≈ {value:.2f}[/dim]")
     table.caption = (
         "Lower: shown by the audit. Upper: guaranteed by the accountant. Ceiling: what an audit of this size "
-        "shows at most. f-dp and gaussian assume a trade-off between errors as of Gaussian noise. ≈: an estimate, "
+        "shows at most. f-dp and gaussian assume a trade-off between errors as of Gaussian noise, "
+        "dp-sgd one as of DP-SGD with some other noise. ≈: an estimate, "
         "no bound: it takes the canaries of one run to be independent."
     )
     table.caption_justify = "left"
@@ -412,13 +413,14 @@ def audit_words(audit: Audit) -> str:
     lower, seen = max(audit.lower.values()), _SEEN[audit.vantage]
     if audit.violated:
         return (
-            f"{audit.party}: BROKEN: {seen} shows ε ≥ {lower:.2f}, above the guaranteed {audit.upper:.2f}: the "
-            "implementation or its accounting is wrong."
+            f"{audit.party}: BROKEN: {seen} shows ε ≥ {lower:.2f}, above the guaranteed {audit.upper:.2f}; "
+            "the implementation or its accounting is wrong."
         )
     shown = f"{seen} shows ε ≥ {lower:.2f} ({audit.confidence:.0%} confidence)"
     if math.isinf(audit.upper):
         return f"{audit.party}, without DP (ε = ∞): {shown}."
-    return f"{audit.party}: {shown}, the accountant guarantees ε ≤ {audit.upper:.2f}; the truth is in between."
+    guaranteed = f"the accountant guarantees ε ≤ {audit.upper:.2f}"
+    return f"{audit.party}: {shown}, {guaranteed}; the truth is in between."
 
 
 _SEEN = {

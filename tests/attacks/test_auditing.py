@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attacks import auditing
+from attacks import auditing, canaries
 from fedsim import gaussian
 
 # (m, r, v, δ) → ε by Steinke et al. 2023, and by Mahloujifar et al. 2024; from other code than ours.
@@ -52,8 +52,8 @@ def test_clopper_pearson_equals_the_reference(counts, expected) -> None:
     assert auditing.clopper_pearson(hits, n, false_alarms, n, 1e-5) == pytest.approx(expected, abs=1e-6)
 
 
-def test_gaussian_dp_equals_the_reference() -> None:
-    assert auditing.gaussian_dp(90, 100, 10, 100, 1e-5) == pytest.approx(9.143879, abs=1e-6)
+def test_the_gaussian_family_equals_the_reference() -> None:
+    assert auditing.in_family(90, 100, 10, 100, 1e-5) == pytest.approx(9.143879, abs=1e-6)
     found = [auditing.gaussian_epsilon(mu, 1e-5) for mu in (1.0, 1.859714, 2.0)]
     assert found == pytest.approx([4.377178, 9.143879, 9.997256], abs=1e-5)
     assert auditing.gaussian_epsilon(-1.0, 1e-5) == 0
@@ -126,12 +126,10 @@ def test_one_run_bounds_grow_with_what_is_right_and_are_zero_at_chance(counts) -
 def test_many_run_bounds_grow_with_hits_and_the_gaussian_one_is_the_larger(n, m, hits, alarms) -> None:
     """The trade-off of Gaussian noise with an (ε, δ) allows less than (ε, δ)-DP does."""
     tp, fp = round(hits * n), round(alarms * m)
-    general, special = (
-        bound(tp, n, fp, m, 1e-5) for bound in (auditing.clopper_pearson, auditing.gaussian_dp)
-    )
+    general, special = (bound(tp, n, fp, m, 1e-5) for bound in (auditing.clopper_pearson, auditing.in_family))
     assert 0 <= general <= special + 1e-9 or hits < alarms
     if tp < n:
-        assert auditing.gaussian_dp(tp + 1, n, fp, m, 1e-5) >= special
+        assert auditing.in_family(tp + 1, n, fp, m, 1e-5) >= special
     if tp / n <= fp / m:
         assert special == 0
 
@@ -167,12 +165,71 @@ def test_many_run_bounds_of_a_gaussian_mechanism_are_above_it_in_at_most_the_err
     n, mu, delta = 25, 1.0, 1e-5
     truth = auditing.gaussian_epsilon(mu, delta)
     hit, alarm = stats.norm.sf(cut - mu), stats.norm.sf(cut)
-    risk = {auditing.clopper_pearson: 0.0, auditing.gaussian_dp: 0.0}
+    risk = {auditing.clopper_pearson: 0.0, auditing.in_family: 0.0}
     for tp, fp in product(range(n + 1), repeat=2):
         mass = stats.binom.pmf(tp, n, hit) * stats.binom.pmf(fp, n, alarm)
         for bound in risk if mass > 1e-12 else ():
             risk[bound] += mass * (bound(tp, n, fp, n, delta) > truth)
     assert max(risk.values()) <= 0.05
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (2.0, 9)])
+def test_dp_sgd_on_all_records_is_the_gaussian_family(noise: float, steps: int) -> None:
+    family, mu = auditing.dp_sgd(noise, 1.0, steps), math.sqrt(steps) / noise
+    found, exact = family.trade_off(1 / noise), auditing.GAUSSIAN.trade_off(mu)
+    for rate in (0.001, 0.01, 0.1, 0.3, 0.5, 0.9):
+        assert exact(rate) - 0.005 < found(rate) <= exact(rate) + 1e-4
+    assert family.epsilon(1 / noise, 1e-5) == pytest.approx(auditing.gaussian_epsilon(mu, 1e-5), abs=0.02)
+    assert family.epsilon(0.0, 1e-5) == 0
+    counts = (95, 100, 20, 100, 1e-5)
+    exactly = auditing.in_family(*counts)
+    assert 0.93 * exactly < auditing.in_family(*counts, family=family) <= exactly + 0.02
+
+
+def test_the_trade_off_of_dp_sgd_is_below_what_its_best_test_does_and_close_to_it() -> None:
+    """Neyman & Pearson: no test of canaries in against canaries out goes below f, the best one touches it."""
+    noise, rate, steps, n = 1.1, 0.5, 8, 200_000
+    stream, ratio = np.random.default_rng(0), np.zeros((2, n))
+    for _ in range(steps):
+        x = noise * stream.normal(size=(2, n))
+        x[0] += stream.random(n) < rate
+        ratio += canaries.likelihood_ratio(x, rate, noise)
+    inside, outside = ratio
+    f = auditing.dp_sgd(noise, rate, steps).trade_off(1 / noise)
+    for cut in np.quantile(ratio, [0.1, 0.3, 0.5, 0.7, 0.9]):
+        fnr, fpr = np.mean(inside <= cut), np.mean(outside > cut)
+        assert f(fpr) - 0.005 < fnr or f(fnr) - 0.005 < fpr
+        assert min(fnr - f(fpr), fpr - f(fnr)) < 0.03, "f is the lower of both directions"
+        below = auditing.dp_sgd(1.5 * noise, rate, steps).trade_off(1 / (1.5 * noise))
+        assert fnr < below(fpr), "less noise than that is seen"
+
+
+def test_the_trade_off_of_dp_sgd_falls_with_the_rate_and_with_less_noise() -> None:
+    family, rates = auditing.dp_sgd(1.0, 0.1, 50), np.linspace(0, 1, 200)
+    curves = [[family.trade_off(s)(rate) for rate in rates] for s in (0.5, 1.0, 2.0)]
+    for curve in curves:
+        assert np.all(np.diff(curve) <= 0)
+        assert 0.98 < curve[0] <= 1
+        assert curve[-1] == 0
+    assert np.all(np.diff(curves, axis=0) <= 1e-6)
+
+
+def test_many_run_bounds_of_dp_sgd_are_above_it_in_at_most_the_error() -> None:
+    """The member of the family that it is must be rejected with probability error at most: all outcomes."""
+    n, noise, rate, steps = 25, 1.1, 0.5, 8
+    stream, ratio = np.random.default_rng(1), np.zeros((2, 100_000))
+    for _ in range(steps):
+        x = noise * stream.normal(size=ratio.shape)
+        x[0] += stream.random(ratio.shape[1]) < rate
+        ratio += canaries.likelihood_ratio(x, rate, noise)
+    hit, alarm = (ratio > 0.5).mean(axis=1)
+    family = auditing.dp_sgd(noise, rate, steps)
+    truth, risk = family.epsilon(1 / noise, 1e-5), 0.0
+    for tp, fp in product(range(n + 1), repeat=2):
+        mass = stats.binom.pmf(tp, n, hit) * stats.binom.pmf(fp, n, alarm)
+        if mass > 1e-6:
+            risk += mass * (auditing.in_family(tp, n, fp, n, 1e-5, family=family) > truth)
+    assert risk <= 0.05
 
 
 @settings(max_examples=50, deadline=None)
