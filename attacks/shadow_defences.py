@@ -107,18 +107,18 @@ class EarlyStopping:
 
     def after(self, steps: int, local: Parameters) -> None:
         """Look at the models of which an epoch, or the round, ends with this number of steps."""
-        if not self._best:
-            self._best = [p.clone() for p in local]
         for k, start, stop in self._cohort.spans():
             patience, last = self._plan.parties[k].defence.patience, self._plan.steps(k)
             due = steps == last or (steps < last and steps % self._plan.batches_per_epoch(k) == 0)
-            if patience is not None and due and stop > start:
-                self._look(k, slice(start, stop), patience, [p[start:stop] for p in local])
+            if patience is None or not due or stop == start:
+                continue
+            self._best = self._best or [p.clone() for p in local]
+            self._look(k, slice(start, stop), patience, [p[start:stop] for p in local])
 
     def finish(self, local: Parameters) -> None:
         """Give every model that was looked at the weights of its best epoch."""
         found = self._lowest.isfinite()
-        for p, best in zip(local, self._best, strict=False):
+        for p, best in zip(local, self._best, strict=False):  # none if nobody was looked at
             p[found] = best[found]
 
     def _look(self, party: int, span: slice, patience: int, models: Parameters) -> None:
