@@ -320,7 +320,8 @@ def run_audit(
     workers: int,
     **how: Any,
 ) -> None:
-    """Audit a party's DP: what ε can be shown from outside, beside what the accountant guarantees.
+    """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
+    spent, beside what the accountant guarantees.
 
     It makes runs of its own, with canaries, and leaves every other run alone. It ends with exit code 3 where
     the lower bound lies above the upper one: the implementation, or its accounting, is broken.
@@ -335,7 +336,8 @@ def run_audit(
     from fedsim.scenario import load
 
     with _err.status("Reading the records…"):
-        prepared = runner.check(load(scenario, overrides, dp), data_dir)
+        file = scenario / "scenario.toml" if scenario.is_dir() else scenario
+        prepared = runner.check(load(file, overrides, dp), data_dir)
     wanted: Sequence[Any] = audit.VANTAGES if vantage == "both" else [vantage]
     chosen = [audit.settings_for(prepared, party=party, vantage=each, **how) for each in wanted]
     found = []
