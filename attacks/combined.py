@@ -1,7 +1,7 @@
 """All signals in one score: a classifier over the attacks' scores, trained on shadows only.
 
 Some shadows are attacked in the target's place by every part (`calibration.in_the_targets_place`; those of
-joint inference in closed form). Their memberships, which the adversary knows, teach a logistic regression how
+joint inference by its own). Their memberships, which the adversary knows, teach a logistic regression how
 much to trust which part. Parts that read the view alone (loss, confidence, entropy, …) are functions of the φ
 that is a part here itself.
 """
@@ -40,7 +40,7 @@ def score(
     matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore] = PARTS
 ) -> np.ndarray:
     """Return the classifier's log-odds of membership over joint inference and ``parts``, (n,) float64."""
-    decoded, rows = joint.rehearse(matrix, rng), joint.rehearsed(matrix)
+    decoded, rows = joint.rehearse(matrix, rng), joint.held_back(matrix)
     chosen = rng.choice(len(rows), size=max(1, min(REHEARSALS, len(matrix) // 8)), replace=False)
     taught, member = [], []
     for k, (rehearsal, truth) in zip(chosen, in_the_targets_place(matrix, rows[chosen]), strict=True):

@@ -16,8 +16,9 @@ Shadows of the first rounds alone are cheap, so that there are many (`SignalMatr
 the same parts.
 
 One decomposition of XXᵀ serves all records, every λ, and in closed form the predictions for each shadow by a
-fit without it. On these predictions λ is chosen, every part is put on one scale, log likelihood ratios of
-membership, and the parts are weighed (`score`). Time and memory are linear in the number of records.
+fit without it. On these predictions λ is chosen, and every part is put on one scale, log likelihood ratios of
+membership. How much to trust which part is learnt on shadows that were held back from all of this (`score`).
+Time and memory are linear in the number of records.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ FACTOR_PENALTIES = (0.1, 1.0, 10.0)
 """λ of factor-adjusted LiRA; the stacking weighs them, since few and many factors err in different ways."""
 CHOOSING = 512
 """Records on which λ is chosen, at most."""
-REHEARSED, LEARNING = 128, 100_000
-"""Shadows attacked in the target's place, and pairs (shadow, record) the stacking learns from, at most."""
+HELD_BACK, LEARNING = 128, 100_000
+"""Shadows held back, and pairs of one and a record that the stacking learns from, at most."""
 SURPRISE = 1.25
 """A part is left out where it spreads this much more in the target than in any rehearsal."""
 CHUNK = 2**21
@@ -57,7 +58,7 @@ def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Log likelihood ratios, or log-odds, of membership: of the target, and of H shadows by fits without it.
+    """Log likelihood ratios, or log-odds, of membership: of the target, and of H shadows by fits without any.
 
     target: (n,) float64; shadows: (H, n) float32
     """
@@ -67,26 +68,33 @@ class Evidence:
 
 
 def rehearse(matrix: SignalMatrix, rng: np.random.Generator) -> Evidence:
-    """Return the log-odds by all parts together of the target and of the shadows `rehearsed`."""
-    rows = rehearsed(matrix)
-    parts = [part for each in _federations(matrix) for part in _parts(each, rows)]
+    """Return the log-odds by all parts together of the target and of the shadows `held_back`."""
+    held, known = held_back(matrix), _decodable(matrix.member)
+    parts = [part for each in _federations(matrix) for part in _evidence(each, held)]
     parts = [parts[0], *(part for part in parts[1:] if not _surprising(part))]
-    weights, intercept = _stacking(parts, matrix.member[rows], _decodable(matrix.member), rng)
+    weights, intercept = _stacking(parts, matrix.member[held], known, rng)
     target = intercept + sum(w * _tempered(part) for w, part in zip(weights, parts, strict=True))
     shadows = intercept + sum(np.float32(w) * part.shadows for w, part in zip(weights, parts, strict=True))
-    known = _decodable(matrix.member)
     return Evidence(np.where(known, target, 0.0), np.where(known, shadows, 0.0).astype(np.float32))
 
 
-def rehearsed(matrix: SignalMatrix) -> np.ndarray:
-    """Return the indices of the shadows that `rehearse` attacks, evenly spread."""
-    return np.unique(np.linspace(0, len(matrix) - 1, REHEARSED).astype(np.int64))
+def held_back(matrix: SignalMatrix) -> np.ndarray:
+    """Return the indices of the shadows that `rehearse` attacks: a quarter, at most about `HELD_BACK`.
+
+    Evenly spread; shadows that were drawn together stay together.
+    """
+    partner = Design.of(matrix.member).partner
+    group = np.minimum(partner, np.arange(len(partner)))
+    groups = np.unique(group)
+    wanted = max(1, min(HELD_BACK, len(matrix) // 4) * len(groups) // len(matrix))
+    chosen = groups[np.unique(np.linspace(0, len(groups) - 1, wanted).astype(np.int64))]
+    return np.flatnonzero(np.isin(group, chosen))
 
 
 def ridge_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log likelihood ratio of each record decoded from the φ of all, (n,) float64."""
     design = Design.of(matrix.member)
-    return design.evidence(_decoded(Decoder.of(matrix.shadows, matrix.target), design)).target
+    return design.likelihood_ratio(_decoded(Decoder.of(matrix.shadows, matrix.target[None]), design))[0]
 
 
 def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
@@ -101,8 +109,8 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
         raise ValueError("weight decoding needs the weights of target and shadows")
     design = Design.of(matrix.member)
     pairs = zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True)
-    found = (_decoded(Decoder.of(shadows, target), design) for shadows, target in pairs)
-    return design.evidence(max(found, key=design.separation)).target
+    found = (_decoded(Decoder.of(shadows, target[None]), design) for shadows, target in pairs)
+    return design.likelihood_ratio(max(found, key=design.separation))[0]
 
 
 def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
@@ -119,9 +127,10 @@ def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.n
 
     With the penalty that separates left-out shadows best.
     """
-    decoder, design = Decoder.of(matrix.shadows, matrix.target), Design.of(matrix.member)
-    found = (_adjusted(matrix, decoder, design, penalty) for penalty in FACTOR_PENALTIES)
-    return design.evidence(max(found, key=design.separation)).target
+    asked = matrix.target[None]
+    decoder, design = Decoder.of(matrix.shadows, asked), Design.of(matrix.member)
+    found = (_adjusted(matrix.shadows, asked, decoder, design, penalty) for penalty in FACTOR_PENALTIES)
+    return design.likelihood_ratio(max(found, key=design.separation))[0]
 
 
 # ---------------------------------------------------------------------------------- stacking of the parts
@@ -135,16 +144,32 @@ def _federations(matrix: SignalMatrix) -> list[SignalMatrix]:
     return [matrix, early]
 
 
-def _parts(matrix: SignalMatrix, rows: np.ndarray) -> Iterator[Evidence]:
-    """Yield what each part makes of the target and of the shadows ``rows``; LiRA at the last round first."""
-    design, decoder = Design.of(matrix.member), Decoder.of(matrix.shadows, matrix.target)
-    yield design.evidence(_plain(matrix), rows)
-    yield design.evidence(_decoded(decoder, design), rows)
+def _evidence(matrix: SignalMatrix, held: np.ndarray) -> Iterator[Evidence]:
+    """Yield what each part makes of the target, and of the shadows ``held`` by fits on the others."""
+    others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), held))
+    weights = None if matrix.shadow_weights is None else matrix.shadow_weights[held]
+    of_target = matrix.target_weights if matrix.target_weights is None else matrix.target_weights[None]
+    pairs = zip(
+        _parts(matrix, matrix.target[None], of_target),
+        _parts(others, matrix.shadows[held], weights),
+        strict=True,
+    )
+    return (Evidence(target[0], shadows.astype(np.float32)) for target, shadows in pairs)
+
+
+def _parts(matrix: SignalMatrix, phi: np.ndarray, weights: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield each part's log likelihood ratios of T targets, (T, n); LiRA at the last round first.
+
+    phi: (T, R, n); weights: (T, K, P) or None, of the targets
+    """
+    design, decoder = Design.of(matrix.member), Decoder.of(matrix.shadows, phi)
+    yield design.likelihood_ratio(_plain(matrix.shadows[:, -1], phi[:, -1]))
+    yield design.likelihood_ratio(_decoded(decoder, design))
     for penalty in FACTOR_PENALTIES:
-        yield design.evidence(_adjusted(matrix, decoder, design, penalty), rows)
-    if matrix.shadow_weights is not None and matrix.target_weights is not None:
-        for known, asked in zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True):
-            yield design.evidence(_decoded(Decoder.of(known, asked), design), rows)
+        yield design.likelihood_ratio(_adjusted(matrix.shadows, phi, decoder, design, penalty))
+    if matrix.shadow_weights is not None and weights is not None:
+        for known, asked in zip(matrix.shadow_weights.swapaxes(0, 1), weights.swapaxes(0, 1), strict=True):
+            yield design.likelihood_ratio(_decoded(Decoder.of(known, asked), design))
 
 
 def _decodable(member: np.ndarray) -> np.ndarray:
@@ -208,10 +233,10 @@ def _stacking(
 # --------------------------------------------------------------------------------------------- the design
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Scores, higher = member: (S, n) float32 of every shadow by a fit without it, (n,) of the target."""
+    """Scores, higher = member, float32: (S, n) of every shadow by a fit without it, (T, n) of targets."""
 
     shadows: np.ndarray
-    target: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,92 +274,34 @@ class Design:
         """(S,) bool, whether there is a partner."""
         return self.partner != np.arange(len(self.partner))
 
-    def together(self, values: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return each row of ``values`` (S, …) added to its partner's; only ``rows``, if given."""
-        rows = np.arange(len(values)) if rows is None else rows
-        total, paired = values[rows].astype(np.result_type(values, np.float32)), self.paired[rows]
-        total[paired] += values[self.partner[rows[paired]]]
+    def together(self, values: np.ndarray) -> np.ndarray:
+        """Return each row of ``values`` (S, …) added to its partner's."""
+        total = values.copy()
+        total[self.paired] += values[self.partner[self.paired]]
         return total
 
-    def evidence(self, scores: Prediction, rows: np.ndarray | None = None) -> Evidence:
-        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of the target's and of some shadows' scores.
+    def likelihood_ratio(self, scores: Prediction) -> np.ndarray:
+        """Return log N(s; μ_in, σ²) − log N(s; μ_out, σ²) of the targets' scores, (T, n) float64.
 
-        rows: (H,) indices of these shadows, of which neither they nor their partners count for their own μ
-        and σ; default: none. μ_in − μ_out in units of σ is shrunk towards that of all records: what chance
-        explains of its spread is no difference between records (empirical Bayes; Efron & Morris 1973). It is
-        at least 0: no decoder has members score less, but predictions of nothing for left-out shadows err to
-        that side.
+        μ_in − μ_out in units of σ is shrunk towards that of all records: what chance explains of its spread
+        is no difference between records (empirical Bayes; Efron & Morris 1973). It is at least 0: no decoder
+        has members score less, but predictions of nothing for left-out shadows err to that side.
         """
-        rows = np.empty(0, np.int64) if rows is None else rows
-        blocks = list(chunks(self.member.shape[1], len(self.member)))
-        whole = _joined([self._sums(scores, some).moments() for some in blocks])
-        common = whole.common()
-        shadows = np.empty((len(rows), self.member.shape[1]), np.float32)
-        for some in blocks if len(rows) else ():
-            left = self._sums(scores, some).less(self._of_rows(scores, some, rows)).moments()
-            shadows[:, some] = left.ratio(scores.shadows[rows, some], common)
-        return Evidence(whole.ratio(scores.target, common), shadows)
+        moments = self._moments(scores)
+        return moments.ratio(scores.targets, moments.common())
 
     def separation(self, scores: Prediction) -> float:
         """Return how far members' scores lie above the others', in standard deviations, mean over records."""
+        return self._moments(scores).separation
+
+    def _moments(self, scores: Prediction) -> Moments:
         blocks = chunks(self.member.shape[1], len(self.member))
-        return _joined([self._sums(scores, some).moments() for some in blocks]).separation
-
-    def _sums(self, scores: Prediction, some: slice) -> Sums:
-        return Sums.of(scores.shadows[:, some], self.member[:, some])
-
-    def _of_rows(self, scores: Prediction, some: slice, rows: np.ndarray) -> Sums:
-        """Return what each of ``rows`` and its partner add to the sums, (H, b) each."""
-        member, x = self.member[:, some], scores.shadows[:, some].astype(np.float64)
-        centre = x.mean(axis=0)
-        x -= centre
-        columns = (member, ~member, x * member, x * ~member, x * x)
-        return Sums(centre, *(self.together(values, rows) for values in columns))
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """Sums over shadows of the scores of b records, each less its ``centre`` (b,).
-
-    n, m: shadows with and without the record; inside, outside: sums over these; square: of squares over all
-    """
-
-    centre: np.ndarray
-    n: np.ndarray
-    m: np.ndarray
-    inside: np.ndarray
-    outside: np.ndarray
-    square: np.ndarray
-
-    @staticmethod
-    def of(scores: np.ndarray, member: np.ndarray) -> Sums:
-        """Return the sums of ``scores`` (S, b) float32 over all shadows, (b,) float64 each."""
-        x = scores.astype(np.float64)
-        centre = x.mean(axis=0)
-        x -= centre
-        n, inside = member.sum(axis=0), np.einsum("si,si->i", x, member)
-        return Sums(centre, n, len(x) - n, inside, x.sum(axis=0) - inside, np.einsum("si,si->i", x, x))
-
-    def less(self, part: Sums) -> Sums:
-        """Return the sums without those of ``part``, around the same centre."""
-        names = [field.name for field in fields(Sums)][1:]
-        return Sums(self.centre, *(getattr(self, name) - getattr(part, name) for name in names))
-
-    def moments(self) -> Moments:
-        """Return the moments on both sides; unknown where a side has fewer than two shadows."""
-        n, m = np.maximum(self.n, 1), np.maximum(self.m, 1)
-        mean_in, mean_out = self.inside / n, self.outside / m
-        scatter = self.square - self.n * mean_in**2 - self.m * mean_out**2
-        deviation = np.sqrt(np.maximum(scatter, 0.0) / np.maximum(self.n + self.m - 2, 1))
-        known = (np.minimum(self.n, self.m) > 1) & (deviation > 1e-12)
-        deviation = np.where(known, deviation, 1.0)
-        distance = np.where(known, (mean_in - mean_out) / deviation, 0.0)
-        return Moments(self.centre + (mean_in + mean_out) / 2, distance, deviation, 1 / n + 1 / m, known)
+        return _joined([Moments.of(scores.shadows[:, some], self.member[:, some]) for some in blocks])
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The Gaussians of members and others, arrays of one shape.
+    """The Gaussians of members and others of n records, (n,) each.
 
     middle: (μ_in + μ_out)/2; distance: (μ_in − μ_out)/σ, 0 where unknown; deviation: σ, 1 where unknown
     chance: the sampling variance of ``distance``; known: bool
@@ -345,6 +312,23 @@ class Moments:
     deviation: np.ndarray
     chance: np.ndarray
     known: np.ndarray
+
+    @staticmethod
+    def of(scores: np.ndarray, member: np.ndarray) -> Moments:
+        """Return the moments of ``scores`` (S, b); unknown where a side has fewer than two shadows."""
+        x = scores.astype(np.float64)
+        centre = x.mean(axis=0)
+        x -= centre
+        n, inside = member.sum(axis=0), np.einsum("si,si->i", x, member)
+        m = len(x) - n
+        per_n, per_m = 1 / np.maximum(n, 1), 1 / np.maximum(m, 1)
+        mean_in, mean_out = inside * per_n, (x.sum(axis=0) - inside) * per_m
+        scatter = np.einsum("si,si->i", x, x) - n * mean_in**2 - m * mean_out**2
+        deviation = np.sqrt(np.maximum(scatter, 0.0) / np.maximum(n + m - 2, 1))
+        known = (np.minimum(n, m) > 1) & (deviation > 1e-12)
+        deviation = np.where(known, deviation, 1.0)
+        distance = np.where(known, (mean_in - mean_out) / deviation, 0.0)
+        return Moments(centre + (mean_in + mean_out) / 2, distance, deviation, per_n + per_m, known)
 
     @property
     def separation(self) -> float:
@@ -359,7 +343,7 @@ class Moments:
         return self.separation, max(0.0, float(self.distance[self.known].var(ddof=1)) - noise)
 
     def ratio(self, scores: np.ndarray, common: tuple[float, float]) -> np.ndarray:
-        """Return the log likelihood ratios of ``scores``; distances are shrunk towards the ``common`` one."""
+        """Return the log likelihood ratios of ``scores`` (T, n); distances shrink to the ``common`` one."""
         mean, true = common
         share = 1.0 if np.isinf(true) else true / (true + self.chance)
         distance = np.maximum(mean + (self.distance - mean) * share, 0.0)
@@ -384,7 +368,7 @@ class Decoder:
     The columns of X have mean 0 and variance 1/D over the shadows, or are constant 0 (`_scaled`).
 
     q: (S, r) float32, orthonormal columns; square: σ² (r,) float64
-    along: (r,) float64, the target's products with U diag(σ)
+    along: (T, r) float64, the targets' products with U diag(σ)
     size: D
     """
 
@@ -394,89 +378,104 @@ class Decoder:
     size: int
 
     @staticmethod
-    def of(signals: np.ndarray, target: np.ndarray) -> Decoder:
-        """Scale the signals (S, …) and the target (…), and decompose XXᵀ, or XᵀX where that is far smaller.
+    def of(signals: np.ndarray, targets: np.ndarray) -> Decoder:
+        """Scale the signals (S, …) and targets (T, …), and decompose XXᵀ, or XᵀX where that is far smaller.
 
         XᵀX is formed in float64: the columns of Q follow from it by a division by σ, which is nearly 0 for
         some of the directions that matter, since the φ of a model move together.
         """
-        shadows = len(signals)
-        signals, target = signals.reshape(shadows, -1), target.reshape(-1)
-        size = len(target)
+        shadows, total = len(signals), len(signals) + len(targets)
+        signals, targets = signals.reshape(shadows, -1), targets.reshape(len(targets), -1)
+        size = signals.shape[1]
         if shadows > 1.5 * size:
-            x = _scaled(signals, target, size).astype(np.float64)
-            square, vectors = _eigen(x[:-1].T @ x[:-1])
-            q = (x[:-1] @ (vectors / np.sqrt(square))).astype(np.float32)
-            return Decoder(q, square, (x[:-1] @ x[-1]) @ q, size)
-        products = np.zeros((shadows + 1, shadows + 1))
-        for some in chunks(size, shadows):
-            part = _scaled(signals[:, some], target[some], size)
-            products += part @ part.T
-        square, q = _eigen(products[:-1, :-1].astype(np.float32))
-        return Decoder(q, square, products[-1, :-1] @ q, size)
+            both = _scaled(signals, targets, size).astype(np.float64)
+            x = both[:shadows]
+            square, vectors = _eigen(x.T @ x, size)
+            q = (x @ (vectors / np.sqrt(square))).astype(np.float32)
+            return Decoder(q, square, (both[shadows:] @ x.T) @ q, size)
+        products = np.zeros((total, shadows))
+        for some in chunks(size, total):
+            both = _scaled(signals[:, some], targets[:, some], size)
+            products += both @ both[:shadows].T
+        square, q = _eigen(products[:shadows].astype(np.float32), shadows - 1)
+        return Decoder(q, square, products[shadows:] @ q, size)
 
     @cached_property
     def unit(self) -> float:
         """Mean eigenvalue of XᵀX over as many directions as S centred shadows can fill."""
         return max(float(self.square.sum()) / max(1, min(len(self.q) - 1, self.size)), 1e-12)
 
-    @cached_property
-    def own(self) -> np.ndarray:
-        """The squares of Q, (S, r) float32."""
-        return np.asarray(self.q**2)
-
     def leaving_out(self, penalty: float, design: Design) -> Callable[[np.ndarray], np.ndarray]:
         """Return the map of rows (S, …) that turns residuals of one fit into those of fits without the row.
 
         It multiplies with (I − H)⁻¹ of each pair of shadows, H = Q diag(σ²/(σ² + λ)) Qᵀ + 1/S being the hat
-        matrix of ridge regression with an intercept (for one row: Golub, Heath & Wahba 1979, §2).
+        matrix of ridge regression with an intercept (for one row: Golub, Heath & Wahba 1979, §2). With more
+        signals than shadows I − H is nearly 0: what the fit leaves is summed up, not subtracted from 1.
         """
-        share = (self.square / (self.square + penalty)).astype(np.float32)
-        own = 1 - 1 / len(self.q) - self.own @ share
-        met, paired = np.flatnonzero(design.paired), design.paired
+        left = penalty / (self.square + penalty)
+        own = self._beyond(np.arange(len(self.q))) + np.einsum("sr,sr,r->s", self.q, self.q, left)
+        met = np.flatnonzero(design.paired)
         other = np.zeros_like(own)
-        products = np.einsum("sr,sr,r->s", self.q[met], self.q[design.partner[met]], share)
-        other[met] = -1 / len(self.q) - products
-        partners = np.where(paired, own[design.partner], 1.0)
-        determinant = np.maximum(own * partners - other**2, 1e-6)
+        pairs = np.einsum("sr,sr,r->s", self.q[met], self.q[design.partner[met]], left)
+        other[met] = self._beyond(design.partner)[met] + pairs
+        partners = np.where(design.paired, own[design.partner], 1.0)
+        determinant = np.maximum(own * partners - other**2, 1e-6 * own * partners)
         a, b = ((part / determinant).astype(np.float32)[:, None] for part in (partners, -other))
         return lambda rows: a * rows + b * rows[design.partner]
 
+    def _beyond(self, partner: np.ndarray) -> np.ndarray:
+        """Return I − QQᵀ − 1/S at every row and its ``partner``, (S,) float64, 0 where Q spans all there is.
 
-def _scaled(signals: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
-    """Return both, (S + 1, …) float32, scaled to variance 1/``size`` over the shadows.
+        Q spans the contrasts of S shadows unless there are fewer signals.
+        """
+        if self.q.shape[1] >= len(self.q) - 1:
+            return np.zeros(len(self.q))
+        products = np.einsum("sr,sr->s", self.q, self.q[partner], dtype=np.float64)
+        return np.asarray((partner == np.arange(len(self.q))) - products - 1 / len(self.q))
+
+
+def _scaled(signals: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
+    """Return both, (S + T, …) float32, scaled to variance 1/``size`` over the shadows.
 
     What is not finite counts as the mean.
     """
-    x = np.concatenate([signals, target[None]], dtype=np.float32)
+    x, shadows = np.concatenate([signals, targets], dtype=np.float32), len(signals)
     if not np.isfinite(x).all():
         finite = np.isfinite(x)
         x[~finite] = 0
-        mean = x[:-1].sum(axis=0) / np.maximum(finite[:-1].sum(axis=0), 1)
+        mean = x[:shadows].sum(axis=0) / np.maximum(finite[:shadows].sum(axis=0), 1)
         x = np.where(finite, x, mean.astype(np.float32))
-    x -= x[:-1].mean(axis=0, dtype=np.float64).astype(np.float32)
-    deviation = x[:-1].std(axis=0, dtype=np.float64)
+    x -= x[:shadows].mean(axis=0, dtype=np.float64).astype(np.float32)
+    deviation = x[:shadows].std(axis=0, dtype=np.float64)
     factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
     x *= (factor / np.sqrt(size)).astype(np.float32)
     return x
 
 
-def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues (r,) float64 that are more than rounding errors, and their vectors (m, r)."""
+def _eigen(gram: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvalues (r,) float64 that are more than rounding errors, and their vectors (m, r).
+
+    most: how many there can be; centred signals of S shadows have S − 1.
+    """
     from scipy.linalg import eigh
 
     values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     kept = values > 1e-7 * max(float(values[-1]), 1e-30)
+    kept[: len(values) - most] = False
     return values[kept].astype(np.float64), vectors[:, kept]
 
 
 # ---------------------------------------------------------------------------------------------- the parts
-def _plain(matrix: SignalMatrix) -> Prediction:
-    """Return φ at the last round itself: LiRA's signal."""
-    found = Prediction(np.empty(matrix.member.shape, np.float32), np.empty(matrix.member.shape[1]))
-    for some in chunks(matrix.member.shape[1], len(matrix)):
-        x = _scaled(matrix.shadows[:, -1, some], matrix.target[-1, some], 1)
-        found.shadows[:, some], found.target[some] = x[:-1], x[-1]
+def _empty(shadows: int, targets: int, records: int) -> Prediction:
+    return Prediction(np.zeros((shadows, records), np.float32), np.zeros((targets, records), np.float32))
+
+
+def _plain(phi: np.ndarray, asked: np.ndarray) -> Prediction:
+    """Return φ of the shadows (S, n) and targets (T, n) itself: LiRA's signal."""
+    found = _empty(len(phi), len(asked), phi.shape[1])
+    for some in chunks(phi.shape[1], len(phi)):
+        x = _scaled(phi[:, some], asked[:, some], 1)
+        found.shadows[:, some], found.targets[:, some] = x[: len(phi)], x[len(phi) :]
     return found
 
 
@@ -493,43 +492,46 @@ def _decoded(decoder: Decoder, design: Design) -> Prediction:
 
 
 def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
-    """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the target."""
+    """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets."""
     penalty = penalty * decoder.unit
     inverse = (1 / (decoder.square + penalty)).astype(np.float32)
     inside = decoder.q * (inverse * decoder.square).astype(np.float32)
-    target = (decoder.along * inverse).astype(np.float32)
+    targets = (decoder.along * inverse).astype(np.float32)
     left_out = decoder.leaving_out(penalty, design)
-    found = Prediction(np.empty(design.member.shape, np.float32), np.empty(design.member.shape[1]))
+    found = _empty(len(design.member), len(targets), design.member.shape[1])
     for some in chunks(design.member.shape[1], len(design.member)):
         y = design.centred(some)
         along = decoder.q.T @ y  # (r, b)
         found.shadows[:, some] = y - left_out(y - inside @ along)
-        found.target[some] = target @ along
+        found.targets[:, some] = targets @ along
     return found
 
 
-def _adjusted(matrix: SignalMatrix, decoder: Decoder, design: Design, penalty: float) -> Prediction:
-    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and target, b_i = Xᵀy_i at the record's own φ only.
+def _adjusted(
+    phi: np.ndarray, asked: np.ndarray, decoder: Decoder, design: Design, penalty: float
+) -> Prediction:
+    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and targets, b_i = Xᵀy_i at the record's own φ only.
 
-    Outside the span of the shadows the inverse is 1/λ.
+    phi: (S, R, n), the signals of ``decoder``; asked: (T, R, n). Outside the span of the shadows the inverse
+    is 1/λ.
     """
     penalty = penalty * decoder.unit
     inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)
     along = (decoder.along / decoder.square).astype(np.float32)
     inside = (along / (decoder.square + penalty)).astype(np.float32)
     left_out = decoder.leaving_out(penalty, design)
-    left = (len(matrix) - 1 - design.paired).astype(np.float32)[:, None]
-    found = Prediction(np.zeros(design.member.shape, np.float32), np.zeros(design.member.shape[1]))
-    for some in chunks(design.member.shape[1], len(matrix)):
+    left = (len(phi) - 1 - design.paired).astype(np.float32)[:, None]
+    found = _empty(len(phi), len(asked), phi.shape[2])
+    for some in chunks(phi.shape[2], len(phi)):
         y = design.centred(some)
         others = design.together(y) / left
-        for round in range(matrix.shadows.shape[1]):
-            both = _scaled(matrix.shadows[:, round, some], matrix.target[round, some], decoder.size)
-            x, t = both[:-1], both[-1]
+        for round in range(phi.shape[1]):
+            both = _scaled(phi[:, round, some], asked[:, round, some], decoder.size)
+            x, t = both[: len(phi)], both[len(phi) :]
             projected = decoder.q.T @ x  # (r, b)
             influence = np.einsum("si,si->i", x, y)
             seen = design.together(x * y) + design.together(x) * others
             found.shadows[:, some] += left_out(inverse @ projected) * (influence - seen)
             outside = (t - along @ projected) / np.float32(penalty)
-            found.target[some] += (inside @ projected + outside) * influence
+            found.targets[:, some] += (inside @ projected + outside) * influence
     return found
