@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attacks import evaluation
 from fedsim import files, rng, runner
 from fedsim.results import RunDirectory
 from fedsim.scenario import load
@@ -84,3 +85,31 @@ def test_other_experiments_run_on_real_records(name: str, tmp_path: Path, data_d
     run = runner.prepare(runner.check(load(EXPERIMENTS / f"{name}.toml", shorter), data_dir), tmp_path / "r")
     runner.federate(run)
     assert run.table("leakage")["n_members"].max() == 100
+
+
+SMALL = ("federation.rounds=3", "adversary.shadows=96", "data.max_records=200")
+STRONG = "adversary.attacks=['loss','update-regression','lira','first-update']"
+
+
+def exceeds(run: RunDirectory, epsilon: float, delta: float) -> list[str]:
+    """The attacks whose AUC, or TPR at 10 % FPR, lies above what (ε, δ)-DP allows, interval and all."""
+    found = run.table("leakage").query("party == 'all' and game == 'all'")
+    allowed = {
+        "auc": evaluation.auc_bound(epsilon, delta),
+        "tpr_at_fpr_0.1": evaluation.tpr_bound(0.1, epsilon, delta),
+    }
+    above = found["low"] > found["metric"].map(allowed)
+    return sorted(found.loc[above, "attack"].unique())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["diabetes-progression", "breast-cancer", "digits"])
+def test_no_attack_finds_more_than_dp_allows(data: str, tmp_path: Path) -> None:
+    overrides = (f"data.name='{data}'", *SMALL, STRONG)
+    for epsilon in (0.25, 8.0):  # at 8 the bound itself allows nearly everything
+        run = run_experiment("hospitals", tmp_path / f"{epsilon}", *overrides, dp=(f"all={epsilon}",))
+        assert exceeds(run, epsilon, delta=1e-5) == []
+    run = run_experiment("hospitals", tmp_path / "none", *overrides)
+    assert auc(run, "first-update")["low"] > 0.55
+    if data == "diabetes-progression":  # the check has teeth: without noise it would fail
+        assert "first-update" in exceeds(run, 0.25, delta=1e-5)
