@@ -3,7 +3,7 @@
     python experiments/studies/frontier.py --workers 4 [--data-dir data] [--out runs/frontier] [--quick]
 
 Runs the sweeps `epsilon`, `own_dp` and `defences` (65 points, 57 cells), which share their cells, and makes
-the tables, `frontier.parquet` (all games together) and `frontier.svg` from them. About an hour on 4 cores;
+the tables, `frontier.parquet` (all games together) and `frontier.svg` from them. About 40 minutes on 4 cores;
 stopped in whatever way, it goes on with the same command. --quick: a few minutes, to see that it works.
 """
 
