@@ -2,7 +2,9 @@
 
     φ(z) − q_{1−α}(z),   q_{1−α} the (1 − α)-quantile of φ among models that did not train on z.
 
-A threshold of 0 then has a false-positive rate of α on records like those that q was fitted on.
+A threshold of 0 then has a false-positive rate of α on records like those that q was fitted on. There are two
+ways to q: each record's own quantile over its shadows, and the paper's regression on features, by which
+records of which there are few shadows borrow from their like.
 """
 
 from __future__ import annotations
@@ -16,24 +18,35 @@ FALSE_POSITIVE_RATE = 0.01
 MAX_ROWS = 50_000
 
 
-def score(
-    matrix: SignalMatrix,
-    rng: np.random.Generator,
-    features: np.ndarray | None = None,
-    alpha: float = FALSE_POSITIVE_RATE,
-) -> np.ndarray:
-    """Return φ − q_{1−α} at w_T, (n,) float64; 0 where the target's φ is not finite or no shadow tells q.
+def score(matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE) -> np.ndarray:
+    """Return φ less the record's own q_{1−α} at w_T, (n,) float64; 0 where φ is not finite or none tells q.
 
-    features: (n, d) or (n, …) floats, what q is regressed on (with the label), so that records of which there
-        are few shadows borrow from their like; default: each record's own quantile over its shadows.
     alpha: α, the false-positive rate aimed at, between 0 and 1
     """
+    _check(alpha)
+    return _excess(matrix, out_quantiles(matrix, 1 - alpha))
+
+
+def regression(
+    matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE
+) -> np.ndarray:
+    """Return φ less the q_{1−α} that features and label predict, as `score`.
+
+    Raises:
+        ValueError: the matrix holds no features.
+    """
+    _check(alpha)
+    if matrix.features is None:
+        raise ValueError("quantile regression needs the records' features")
+    return _excess(matrix, regressed_quantiles(matrix, rng, matrix.features, 1 - alpha))
+
+
+def _check(alpha: float) -> None:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-    if features is None:
-        q = out_quantiles(matrix, 1 - alpha)
-    else:
-        q = regressed_quantiles(matrix, rng, features, 1 - alpha)
+
+
+def _excess(matrix: SignalMatrix, q: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         excess = matrix.target[-1].astype(np.float64) - q
     return np.where(np.isfinite(excess), excess, 0.0)

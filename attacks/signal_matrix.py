@@ -27,6 +27,7 @@ class SignalMatrix:
     target_weights, shadow_weights: (K, P) and (S, K, P) float32, the weights at some of the rounds, flattened
         in the order of the state dict, None unless asked for; target and shadows start from the same w_0, so
         that weight space is aligned
+    features: (n, …) float32, of the records, None where no attack asks for them
     early: the same of more shadows, of the first rounds alone, the first S being these; None unless asked for
     """
 
@@ -40,6 +41,7 @@ class SignalMatrix:
     shadow_logits: np.ndarray | None = None
     target_weights: np.ndarray | None = None
     shadow_weights: np.ndarray | None = None
+    features: np.ndarray | None = None
     early: SignalMatrix | None = None
 
     def __len__(self) -> int:

@@ -228,4 +228,5 @@ def _matrix(
         shadow_logits=None if found.logits is None else found.logits[:, -1],
         target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1])[None],
         shadow_weights=found.weights,
+        features=columns.features,
     )

@@ -51,7 +51,7 @@ class Attack:
     score: of (view, candidates, rng), or of (matrix, rng) where it compares with ``shadows``
     needs: of the candidates; sees: of the federation; assumes: what must hold for it to work.
     inside: whether the candidates must be members of some shadows, so that the adversary must own them
-    threshold: the score's own, where it is a log-odds of membership; else it is chosen on what the owner has
+    threshold: the score's own, where it has one (0 of a log-odds); else it is chosen on what the owner has
     active: what the adversary must have done in the federation; '' where it need only have watched
     early: whether it reads shadows of the first rounds alone; whole: whether it reads those of all rounds
     """
@@ -76,7 +76,7 @@ class Finding:
 
     scores: (n,) float64 of the candidates, finite, higher = member.
     threshold: the one with the best balanced accuracy on what the adversary owns: its own records, or
-        shadows attacked in the target's place; 0 for a log-odds of membership.
+        shadows attacked in the target's place; or the score's own, such as 0 of a log-odds of membership.
     """
 
     scores: np.ndarray
@@ -117,6 +117,17 @@ _ATTACKS = [
     Attack("gradient-ascent", active.recovery, _XY, _ALL, _NASR, _BACK, active="gradient-ascent"),
     Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
     Attack("quantile", quantile.score, _XY, _LAST, "Bertran et al. 2023", _ALIKE, True),
+    Attack(
+        "quantile-regression",
+        quantile.regression,
+        _XY,
+        _LAST,
+        "Bertran et al. 2023",
+        _ALIKE,
+        True,
+        False,
+        0.0,
+    ),
     Attack("lira-offline", lira.offline, _XY, _LAST, _CARLINI, _ALIKE, True),
     Attack("lira", lira.online, _XY, _LAST, _CARLINI, _ALIKE, True, True),
     Attack("lira-fixed", lira.online_fixed, _XY, _LAST, _CARLINI, _ALIKE, True, True),

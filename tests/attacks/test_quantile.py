@@ -63,7 +63,9 @@ def test_regression_on_features_learns_the_quantile() -> None:
 def test_features_serve_where_a_record_has_few_shadows() -> None:
     matrix, member, features = by_features(1500, 4)
     alone = shadow_world.auc(quantile.score(matrix, RNG, alpha=0.1), member)
-    with_features = shadow_world.auc(quantile.score(matrix, RNG, features, alpha=0.1), member)
+    with_features = shadow_world.auc(
+        quantile.regression(replace(matrix, features=features), RNG, alpha=0.1), member
+    )
     assert with_features > alone + 0.02
 
 
