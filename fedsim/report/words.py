@@ -94,7 +94,7 @@ def world(findings: Findings, record: str) -> str:
     if settings.auxiliary == "population":
         return (
             "This is a closed world: the adversary is assumed to own every candidate's full record already, "
-            "among the other records of the parties, and not to know only who trained on which. "
+            "among the other records of the parties, and to lack only who trained on which. "
             f"{name} simulates {settings.shadows} whole federations on them. An adversary who holds fewer "
             f"{record}s' records should find less; to see how much, run with adversary.auxiliary = "
             "'disjoint' or 'own'."
