@@ -462,16 +462,19 @@ def main(
     parts: list[str] = []
     tables: dict[str, pd.DataFrame] = {}
     failures: dict[str, str] = {}
+    headlines: dict[str, list[str]] = {}
     for name in only or SWEEPS:
         found, failed = swept(name, out.resolve(), data_dir, workers, QUICK if quick else ())
-        headline = sweep.load(EXPERIMENTS / "sweeps" / f"{name}.toml").headline
+        headlines[name] = sweep.load(EXPERIMENTS / "sweeps" / f"{name}.toml").headline
         tables[name], failures = found, failures | failed
-        parts += ["", *sections[name](found, headline)]
+        parts += ["", *sections[name](found, headlines[name])]
     whole = pd.concat(tables.values(), ignore_index=True)
-    parts += ["", *guarantee_section(whole, headline)]
+    parts += ["", *guarantee_section(whole, next(iter(headlines.values())))]
     files.write_table(results / "frontier.parquet", whole[whole["game"] == "all"])
     if "epsilon" in tables:
-        files.write_text(results / "frontier.svg", svg.standalone(picture(tables["epsilon"], headline)))
+        files.write_text(
+            results / "frontier.svg", svg.standalone(picture(tables["epsilon"], headlines["epsilon"]))
+        )
         parts = ["", "![Leakage against accuracy](frontier.svg)", *parts]
     head = [
         "# The frontier: leakage, utility, ε",
