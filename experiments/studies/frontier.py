@@ -147,7 +147,8 @@ def sizes(rows: pd.DataFrame, attack: str) -> str:
     wanted = rows[(rows["attack"] == attack) & (rows["metric"] == "auc") & (rows["party"] == "all")]
     row = wanted[wanted["game"] == "all"].iloc[0]
     games = wanted["game"].nunique() - 1
-    return f"{games} games; {row['n_members']} members and {row['n_nonmembers']} held-out records in all."
+    word = "game" if games == 1 else "games"
+    return f"{games} {word}; {row['n_members']} members and {row['n_nonmembers']} held-out records in all."
 
 
 # ----------------------------------------------------------------- guarantee
