@@ -349,13 +349,16 @@ def epsilon_needed(tpr: float, fpr: float, delta: float) -> float:
     a lower bound on the largest of the parties' true ε, with 95 %; 0 where the rates show nothing. Infinite
     where no ε allows them.
     """
-    from scipy.optimize import brentq
-
     if tpr <= tpr_bound(fpr, 0.0, delta):
         return 0.0
-    if tpr > tpr_bound(fpr, 700.0, delta):
+    certain = tpr >= 1 and delta == 0  # in floating point a large ε would seem to do
+    if certain or tpr > tpr_bound(fpr, 700.0, delta):
         return math.inf
-    return float(brentq(lambda epsilon: tpr_bound(fpr, epsilon, delta) - tpr, 0.0, 700.0, xtol=1e-9))
+    low, high = 0.0, 700.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if tpr_bound(fpr, middle, delta) >= tpr else (middle, high)
+    return high
 
 
 def _region(rate: float, epsilon: float, delta: float) -> float:

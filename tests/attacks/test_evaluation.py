@@ -597,8 +597,14 @@ def test_the_epsilon_that_rates_need_is_the_smallest_that_allows_them(
 ) -> None:
     needed = evaluation.epsilon_needed(tpr, fpr, delta)
     assert evaluation.tpr_bound(fpr, needed + 1e-6, delta) >= tpr - 1e-9
-    if needed > 1e-6:
+    if 1e-6 < needed < math.inf:
         assert evaluation.tpr_bound(fpr, needed - 1e-6, delta) < tpr
+
+
+def test_to_be_certain_of_a_member_needs_an_infinite_epsilon() -> None:
+    assert evaluation.epsilon_needed(1.0, 0.5, 0.0) == math.inf
+    assert evaluation.epsilon_needed(1.0, 0.5, 1e-5) < math.inf
+    assert evaluation.epsilon_needed(1.0, 1.0, 0.0) == 0
 
 
 def test_the_epsilon_that_rates_need_by_hand() -> None:
