@@ -453,14 +453,13 @@ def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, m
 
 def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
     """Return an upper estimate of what training one more shadow takes, in bytes."""
-    from attacks.shadow_defences import changes_update
     from attacks.stacked import SIGNAL_ROWS
 
     training = plan.training
     defences = [party.defence for party in plan.parties]
     copies = 2 + 3 * (training.optimizer == "adam") + (training.momentum > 0) + (plan.proximal_mu > 0)
     copies += any(each.patience for each in defences) + 2 * any(each.l1 or each.l2 for each in defences)
-    copies += 12 * any(map(changes_update, defences))  # float64, sorted
+    copies += 12 * any(each.changes_update for each in defences)  # float64, sorted
     poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
     width = max(training.batch, *poisson, 1)
     step = stack.floats(width, bool(plan.private))

@@ -143,7 +143,7 @@ def shape_updates(
     """Clip, sparsify and quantise the updates of ``local``, in place, as the parties' defences say."""
     for k, start, stop in cohort.spans():
         defence, span = plan.parties[k].defence, slice(start, stop)
-        if stop == start or not changes_update(defence):
+        if stop == start or not defence.changes_update:
             continue
         sent = stack.pieces([p[cohort.shadow[span]] for p in current])
         trained = stack.pieces([p[span] for p in local])
@@ -151,11 +151,6 @@ def shape_updates(
         shaped = shape(updates, defence, cohort.rounding[span], key)
         for new, old, piece in zip(trained, sent, shaped, strict=True):
             new.copy_(old + piece.view_as(old).float())
-
-
-def changes_update(defence: DefenceSettings) -> bool:
-    """Return whether the defence shapes the update that is sent."""
-    return any(key is not None for key in (defence.clip_update, defence.sparsify, defence.quantise))
 
 
 def shape(updates: list[Tensor], defence: DefenceSettings, rounding: np.ndarray, key: Key) -> list[Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 from fedsim import rng
 from fedsim.errors import InputError, suggestion
 from fedsim.privacy import Plan, steps_per_round
-from fedsim.scenario import DefenceSettings, ModelSettings, TrainingSettings
+from fedsim.scenario import NO_DEFENCE, DefenceSettings, ModelSettings, TrainingSettings
 
 STRATEGIES: dict[str, dict[str, float]] = {
     "fedavg": {},
@@ -27,9 +27,6 @@ STRATEGIES: dict[str, dict[str, float]] = {
     "fedyogi": {"eta": 1e-2, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
 }
 """The strategies that shadows can follow, with the defaults of their options, which are Flower's."""
-
-
-NO_DEFENCE = DefenceSettings()
 
 
 @dataclass(frozen=True)

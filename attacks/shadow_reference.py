@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.noise import uniform
-from attacks.shadow_defences import changes_update, draw_heldout
+from attacks.shadow_defences import draw_heldout
 from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule
 from attacks.shadow_training import Observe, noise_source, server
 from attacks.stacked import Stack, layout_of
@@ -125,7 +125,7 @@ class _Party:
                 break
         if stop:
             stop.finish()
-        if changes_update(defence):
+        if defence.changes_update:
             number = schedule.rounding[0, k : k + 1] if defence.quantise else np.zeros(1, np.uint64)
             self._shape(trained, anchors, layout, number)
 
@@ -158,12 +158,8 @@ class _Party:
         numbers = uniform(self._key, schedule.dropout[0, self._party, step : step + 1], size)
         kept = (numbers.view(-1, hidden) >= probability) / (1 - probability)
         drop = _Dropping(kept.split(layout.hidden_widths, dim=1))
-        handles = [layer.register_forward_hook(drop) for layer in layers]
-        try:
+        with models.hooked(layers, drop):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _write_private_gradient(
         self, module: nn.Module, layout: Stack, x: Tensor, targets: Tensor, number: np.uint64

@@ -19,9 +19,9 @@ import numpy as np
 
 from attacks import shadow, signals
 from attacks.observer import ParticipantView
-from attacks.shadow_plan import NO_DEFENCE
 from attacks.signal_matrix import SignalMatrix
 from fedsim.data.records import Pool, Records
+from fedsim.scenario import NO_DEFENCE
 
 EARLY = 2
 """The first rounds, of which there are more shadows: w_2 shows a membership best, having moved furthest of

@@ -37,6 +37,7 @@ from attacks.signal_matrix import SignalMatrix
 from fedsim import rng
 from fedsim.data.records import Records
 from fedsim.errors import InputError, suggestion
+from fedsim.scenario import Scenario
 
 CALIBRATION = 1000
 """Training and held-out records of its own, of each at most, on which an owner chooses a threshold."""
@@ -93,6 +94,7 @@ _PULLED = "members turn the step towards themselves"
 _BACK = "a record that someone trains on comes back further when its loss was pushed up"
 _YEOM, _SALEM, _SONG = "Yeom et al. 2018", "Salem et al. 2019", "Song & Mittal 2021"
 _ALIKE = "shadows repeat the federation: public settings, w_0, records like the parties' own"
+_BERTRAN = "Bertran et al. 2023"
 _CARLINI, _ZARIFZADEH = "Carlini et al. 2022", "Zarifzadeh et al. 2024"
 _DECODED = "ours: all candidates decoded together"
 _NASR, _CHOQUETTE = "Nasr et al. 2019", "Choquette-Choo et al. 2021"
@@ -116,18 +118,8 @@ _ATTACKS = [
     Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
     Attack("gradient-ascent", active.recovery, _XY, _ALL, _NASR, _BACK, active="gradient-ascent"),
     Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
-    Attack("quantile", quantile.score, _XY, _LAST, "Bertran et al. 2023", _ALIKE, True),
-    Attack(
-        "quantile-regression",
-        quantile.regression,
-        _XY,
-        _LAST,
-        "Bertran et al. 2023",
-        _ALIKE,
-        True,
-        False,
-        0.0,
-    ),
+    Attack("quantile", quantile.score, _XY, _LAST, _BERTRAN, _ALIKE, True),
+    Attack("quantile-regression", quantile.regression, _XY, _LAST, _BERTRAN, _ALIKE, True, threshold=0.0),
     Attack("lira-offline", lira.offline, _XY, _LAST, _CARLINI, _ALIKE, True),
     Attack("lira", lira.online, _XY, _LAST, _CARLINI, _ALIKE, True, True),
     Attack("lira-fixed", lira.online_fixed, _XY, _LAST, _CARLINI, _ALIKE, True, True),
@@ -172,6 +164,23 @@ def applicable(
         elif attack.name in names:
             raise InputError(f"adversary.attacks: '{attack.name}' {obstacle}")
     return chosen
+
+
+def attacks_of(scenario: Scenario, names: Sequence[str] | None = None) -> list[Attack]:
+    """Return the participant's attacks in a scenario, those named or the scenario's.
+
+    Raises:
+        InputError: as `applicable`; or there is no such round to look at.
+    """
+    settings, federation = scenario.adversary, scenario.federation
+    trajectory.check_rounds(settings.rounds, federation.rounds)
+    return applicable(
+        names or settings.attacks,
+        settings.auxiliary,
+        federation.strategy,
+        settings.active,
+        federation.central_dp is not None,
+    )
 
 
 def _obstacle(attack: Attack, auxiliary: str, strategy: str, active: str | None, central_dp: bool) -> str:

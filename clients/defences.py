@@ -28,8 +28,6 @@ from fedsim.scenario import DefenceSettings
 
 Weights = Mapping[str, np.ndarray]
 
-NO_DEFENCE = DefenceSettings()
-
 
 def shaped(update: Weights, defence: DefenceSettings, stream: np.random.Generator) -> dict[str, np.ndarray]:
     """Return what is sent of ``update`` Δ = w − w_t: clipped, then sparsified, then quantised.
@@ -49,11 +47,6 @@ def shaped(update: Weights, defence: DefenceSettings, stream: np.random.Generato
         name: piece.reshape(update[name].shape).astype(np.float32)
         for name, piece in zip(names, pieces, strict=True)
     }
-
-
-def changes_update(defence: DefenceSettings) -> bool:
-    """Return whether `shaped` does anything."""
-    return any(key is not None for key in (defence.clip_update, defence.sparsify, defence.quantise))
 
 
 def clipped(update: np.ndarray, norm: float) -> np.ndarray:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clients import secure
-from clients.defences import NO_DEFENCE
 from clients.training import (
     Batches,
     EarlyStopping,
@@ -47,7 +46,7 @@ from fedsim import models
 from fedsim.data.records import Records
 from fedsim.models import linear_stack
 from fedsim.privacy import Plan
-from fedsim.scenario import DefenceSettings, TrainingSettings
+from fedsim.scenario import NO_DEFENCE, DefenceSettings, TrainingSettings
 
 Watch = Callable[[Sequence[Tensor], float], object]
 Gradients = Literal["auto", "ghost", "per-sample"]

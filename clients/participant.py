@@ -60,7 +60,7 @@ def _shaped(party: Party, message: Message) -> dict[str, np.ndarray]:
 
     The module is given these weights. Buffers, which no gradient moves, are sent as they are.
     """
-    if defences.changes_update(party.defence):
+    if party.defence.changes_update:
         sent, trained = messages.global_model(message), models.weights(party.module)
         parameters = [name for name, p in party.module.named_parameters() if p.requires_grad]
         update = {name: trained[name] - sent[name] for name in parameters}

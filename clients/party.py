@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
-from clients.defences import NO_DEFENCE
 from fedsim import models
 from fedsim.data.records import Records
 from fedsim.data.store import PartyRecords, read_party, read_public
 from fedsim.errors import InputError
 from fedsim.results import RunDirectory
-from fedsim.scenario import DefenceSettings, DPSettings, Scenario, TrainingSettings
+from fedsim.scenario import NO_DEFENCE, DefenceSettings, DPSettings, Scenario, TrainingSettings
 
 
 @dataclass(frozen=True)

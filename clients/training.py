@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clients.defences import NO_DEFENCE
 from fedsim import models, rng
 from fedsim.data.records import Records
 from fedsim.models import linear_stack
 from fedsim.privacy import steps_per_round
-from fedsim.scenario import DefenceSettings, TrainingSettings
+from fedsim.scenario import NO_DEFENCE, DefenceSettings, TrainingSettings
 
 Update = Callable[[Tensor], None]
 Batches = Iterator[tuple[Tensor, Tensor]]

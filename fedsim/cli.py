@@ -263,7 +263,8 @@ def run_sweep(
     from fedsim import live, runner, sweep, tables
 
     runner.check_engine(engine)
-    name = sweep.load(file).name
+    settings = sweep.load(file)
+    name = settings.name
     out = (out or Path("runs") / "sweeps" / name).resolve()
     with live.bar("checking", _err) as progress:
         points = sweep.plan(file, (cells or out / "cells").resolve(), data_dir, overrides, progress)
@@ -276,7 +277,7 @@ def run_sweep(
             failed = sweep.run(points, workers, engine, ray_address, watch)
     found = sweep.write(points, out, failed)
     if len(found):
-        _out.print(tables.sweep(sweep.compact(found, sweep.load(file).headline), name))
+        _out.print(tables.sweep(sweep.compact(found, settings.headline), name))
     _out.print(f"Table: [bold]{out / 'sweep.parquet'}[/bold]", highlight=False, soft_wrap=True)
     if failed:
         raise FedsimError(sweep.complaint(points, failed))

@@ -7,7 +7,7 @@ import importlib
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -106,8 +106,14 @@ def dropout(module: nn.Module, probability: float) -> Iterator[None]:
     def drop(layer: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(output, probability, training=layer.training)
 
-    layers = hidden_units(module) if probability else []
-    handles = [layer.register_forward_hook(drop) for layer in layers]
+    with hooked(hidden_units(module) if probability else [], drop):
+        yield
+
+
+@contextmanager
+def hooked(layers: Iterable[nn.Module], hook: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let ``hook(layer, inputs, output)`` replace each of these layers' outputs for a while."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield
     finally:

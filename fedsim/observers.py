@@ -55,24 +55,6 @@ def attacks() -> list[suite.Attack]:
     return rows
 
 
-def attacks_of(scenario: Scenario, names: Sequence[str] | None = None) -> list[suite.Attack]:
-    """Return the participant's attacks in a scenario, those named or the scenario's.
-
-    Raises:
-        InputError: a name is not in the suite, the attack that it names cannot be run, or there is no such
-            round to look at.
-    """
-    settings, federation = scenario.adversary, scenario.federation
-    trajectory.check_rounds(settings.rounds, federation.rounds)
-    return suite.applicable(
-        names or settings.attacks,
-        settings.auxiliary,
-        federation.strategy,
-        settings.active,
-        federation.central_dp is not None,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Seen:
     """One game as its observers saw it; None where the scenario does not ask for that observer.
@@ -136,7 +118,7 @@ def notices(scenario: Scenario) -> tuple[str, ...]:
             "nothing of a record beyond what that noise hides. Its ε is a party's, not a record's."
         )
         left_out = {attack.name for attack in suite.select(scenario.adversary.attacks)}
-        left_out -= {attack.name for attack in attacks_of(scenario)}
+        left_out -= {attack.name for attack in suite.attacks_of(scenario)}
         if any(suite.SUITE[name].shadows for name in left_out):
             said.append("Attacks on shadow federations are left out: shadows do not follow central DP.")
     return tuple(said)
@@ -265,7 +247,7 @@ def sources(
 
 
 def _simulates(scenario: Scenario) -> bool:
-    return any(attack.inside for attack in attacks_of(scenario))
+    return any(attack.inside for attack in suite.attacks_of(scenario))
 
 
 def _posterior(

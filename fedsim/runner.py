@@ -63,7 +63,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
         InputError: in one sentence, what is wrong and what would be valid.
     """
     scenario = with_sector_defaults(scenario)
-    observers.attacks_of(scenario)
+    suite.attacks_of(scenario)
     active.check(scenario.adversary, scenario.federation.rounds)
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
@@ -255,7 +255,7 @@ def attack(
         InputError: unknown attack or round, or a game whose observations are missing.
     """
     wanted = names or run.scenario.adversary.attacks
-    observers.attacks_of(run.scenario, wanted)
+    suite.attacks_of(run.scenario, wanted)
     chosen = trajectory.parse_rounds(rounds, run.scenario.federation.rounds) if rounds else None
     laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):

@@ -287,10 +287,18 @@ class DefenceSettings(Settings):
         None, description="bits per entry of the update that is sent"
     )
 
+    @property
+    def changes_update(self) -> bool:
+        """Whether the update that is sent is another than the one that training brought."""
+        return any(key is not None for key in (self.clip_update, self.sparsify, self.quantise))
+
     def applied_to(self, training: TrainingSettings) -> TrainingSettings:
         """Return ``training`` with this party's own weight decay and epochs."""
         own = {"l2": self.l2, "epochs": self.epochs}
         return training.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+NO_DEFENCE = DefenceSettings()
 
 
 class OutputPolicy(Settings):

@@ -285,12 +285,7 @@ def _cell(
         prepared = runner.check(scenario, data_dir, read[same])
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    adversary, federation = prepared.scenario.adversary, prepared.scenario.federation
-    central = federation.central_dp is not None
-    attacks = suite.applicable(
-        adversary.attacks, adversary.auxiliary, federation.strategy, adversary.active, central
-    )
-    names = [attack.name for attack in attacks]
+    names = [attack.name for attack in suite.attacks_of(prepared.scenario)]
     if not any(attack in names or "/" in attack for attack in headline):
         raise InputError(
             f"{where}: no attack of headline = {list(headline)} is run; it runs {', '.join(names)}"

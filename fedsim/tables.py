@@ -240,13 +240,7 @@ def _number(value: float, digits: int = 3) -> str:
 def _assumptions(run: RunDirectory) -> str:
     scenario = run.scenario
     settings = scenario.adversary
-    attacks = suite.applicable(
-        settings.attacks,
-        settings.auxiliary,
-        scenario.federation.strategy,
-        settings.active,
-        scenario.federation.central_dp is not None,
-    )
+    attacks = suite.attacks_of(scenario)
     assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
     kind = "a participant that deviates" if settings.active else "an ordinary participant"
     return (
