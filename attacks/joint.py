@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Evidence:
 def rehearse(matrix: SignalMatrix, rng: np.random.Generator) -> Evidence:
     """Return the log-odds by all parts together of the target and of the shadows `held_back`."""
     held, known = held_back(matrix), _decodable(matrix.member)
-    parts = [part for each in _federations(matrix) for part in _evidence(each, held)]
+    parts = _evidence(matrix)
     parts = [parts[0], *(part for part in parts[1:] if not _surprising(part))]
     weights, intercept = _stacking(parts, matrix.member[held], known, rng)
     target = intercept + sum(w * _tempered(part) for w, part in zip(weights, parts, strict=True))
@@ -144,7 +145,19 @@ def _federations(matrix: SignalMatrix) -> list[SignalMatrix]:
     return [matrix, early]
 
 
-def _evidence(matrix: SignalMatrix, held: np.ndarray) -> Iterator[Evidence]:
+_FOUND: WeakKeyDictionary[SignalMatrix, list[Evidence]] = WeakKeyDictionary()
+"""What was made of a matrix, as long as it lives: more than one attack asks for it."""
+
+
+def _evidence(matrix: SignalMatrix) -> list[Evidence]:
+    """Return what each part makes of the target and of the shadows `held_back`, by both kinds of shadows."""
+    if matrix not in _FOUND:
+        held = held_back(matrix)
+        _FOUND[matrix] = [part for each in _federations(matrix) for part in _weighed(each, held)]
+    return _FOUND[matrix]
+
+
+def _weighed(matrix: SignalMatrix, held: np.ndarray) -> Iterator[Evidence]:
     """Yield what each part makes of the target, and of the shadows ``held`` by fits on the others."""
     others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), held))
     weights = None if matrix.shadow_weights is None else matrix.shadow_weights[held]

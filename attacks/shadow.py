@@ -431,6 +431,9 @@ BLOCK_BYTES = 4 * 2**20
 """Bytes of parameters in a block, beyond which steps get slower, for want of cache (measured)."""
 BLOCK_MODELS = 1280
 """Models in a block, beyond which the fixed cost of a step is spread thin enough (measured)."""
+MODULE_BLOCK = 4
+"""Shadows of other modules in a block: more are no quicker alone, and slow each other down on four cores,
+whose activations no longer fit into the cache (measured)."""
 
 
 def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, max_bytes: int) -> int:
@@ -445,7 +448,7 @@ def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, m
     quick = min(BLOCK_MODELS, BLOCK_BYTES // (4 * stack.parameters)) // plan.participants
     fit = max_bytes // bytes_per_shadow(plan, stack, records)
     if not stack.rounds_alike:
-        return max(1, min(quick, fit // 8, 8))
+        return max(1, min(quick, fit // 8, MODULE_BLOCK))
     largest = max(1, min(quick, fit // workers))
     turns = -(-shadows // (largest * workers))
     return -(-shadows // (turns * workers))  # blocks of one size, rather than a small last one

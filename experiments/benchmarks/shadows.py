@@ -298,22 +298,48 @@ def peak_memory(shadows: int) -> int:
 def over_cores(repeats: int) -> Table:
     """Models that fill a core alone: what more cores bring, in one run."""
     table = Table(title="Large models over cores")
-    for column in ("", "workers", "seconds a federation", "speed-up", "start included"):
+    for column in ("", "workers", "seconds a federation", "speed-up", "the machine's", "start included"):
         table.add_column(column, justify="right" if column else "left")
     for name, plan, shadows in large_plans():
         best: dict[int, tuple[float, float]] = {}
+        plain: dict[int, float] = {}
         for _ in range(repeats):
             for workers in (n for n in (1, 2, 4) if n <= CORES):
                 times = running_and_in_all(plan, shadows, workers)
                 best[workers] = min(best.get(workers, times), times)
+                plain[workers] = max(plain.get(workers, 0.0), plain_training(plan, workers))
         for workers, (running, whole) in best.items():
-            shown = (f"{running:.3f}", f"{best[1][0] / running:.2f}×", f"{whole:.3f}")
+            ratios = (best[1][0] / running, plain[workers] / plain[1])
+            shown = (f"{running:.3f}", *(f"{ratio:.2f}×" for ratio in ratios), f"{whole:.3f}")
             table.add_row(name, str(workers), *shown)
     table.caption = (
         f"Best of {repeats}; 4 parties × 64 records, one epoch. Seconds: while all workers are running, over "
-        "the shadows finished in that time; 'start included': all of a short run, with the workers' start."
+        "the shadows finished in that time; 'start included': all of a short run, with the workers' start. "
+        "The machine's: what as many processes bring that have nothing to do with each other, each training "
+        "such a model in plain PyTorch."
     )
     return table
+
+
+def plain_training(plan: FederationPlan, processes: int) -> float:
+    """Return steps a second of as many processes, each of which trains a model of its own on one thread."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        list(pool.map(plain_rate, [plan] * processes, [0.1] * processes))  # start, import, warm up
+        return sum(pool.map(plain_rate, [plan] * processes, [3.0] * processes))
+
+
+def plain_rate(plan: FederationPlan, seconds: float) -> float:
+    torch.set_num_threads(1)
+    module = models.build(plan.model, plan.input_shape, plan.classes)
+    x, y = torch.randn(BATCH, *plan.input_shape), torch.randint(plan.classes, (BATCH,))
+    optimizer, criterion = torch.optim.SGD(module.parameters(), lr=LR), nn.CrossEntropyLoss()
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        optimizer.zero_grad()
+        criterion(module(x), y).backward()
+        optimizer.step()
+        steps += 1
+    return steps / (time.perf_counter() - start)
 
 
 def large_plans() -> list[tuple[str, FederationPlan, int]]:
