@@ -1,15 +1,17 @@
 """Every attack on four data sets: makes `experiments/results/attacks.md`.
 
-    python experiments/studies/every_attack.py --workers 4 [--data-dir data] [--games 8] [--only hospitals]
+    python experiments/studies/every_attack.py --workers 4 [--data-dir data] [--only hospitals]
 
-Each scenario is run with several games; the table gives AUC and TPR at 1 % and 0.1 % FPR with 95 % intervals
+Each scenario is run with several games; the tables give AUC and TPR at 1 % and 0.1 % FPR with 95 % intervals
 from a participant's view, and each attack's paired difference to federated LiRA on the same shadows
-and games. Runs are kept below --out, so that a second call only makes the table again.
+and games. In front, the closed and the open world side by side, with what the strongest attacks cost. Runs
+and costs are kept below --out, so that a second call only makes the tables again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -17,16 +19,21 @@ import click
 import numpy as np
 import pandas as pd
 
-from attacks import comparison, evaluation
-from fedsim import rng, runner
+from attacks import comparison, evaluation, simulation, suite
+from fedsim import observers, rng, runner
 from fedsim.data import membership
 from fedsim.results import RunDirectory
 from fedsim.scenario import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-NAMES = ("hospitals", "heart", "location", "digits")
+GAMES = {"hospitals": 12, "heart": 8, "digits": 8, "location": 8}
+"""Games of each scenario: at least 8, and 1000 held-out candidates in either world."""
 BASELINE = "lira"
-SHADOWED = ("loss", "lira", "lira-rounds", "rmia", "joint")
+STRONGEST = ("lira", "first-update", "joint")
+"""The attacks that are set side by side, and timed."""
+OPEN = ("loss", "update-regression", "lira", "lira-rounds", "rmia", "combined", "joint", "first-update")
+"""The attacks in the open world, where most say what they say in the closed one."""
+RATES = (0.01, 0.001)
 
 
 def finished_run(
@@ -48,7 +55,7 @@ def finished_run(
 def with_half_of_the_records_unknown(prepared: runner.Prepared) -> runner.Prepared:
     """Open world: the adversary owns half of the other parties' records, the candidates, and no more."""
     others = sum(len(rows) for name, rows in prepared.rows.items() if name != prepared.adversary)
-    told = {"candidates": others // 2, "auxiliary_size": 0, "attacks": list(SHADOWED)}
+    told = {"candidates": others // 2, "auxiliary_size": 0, "attacks": list(OPEN)}
     adversary = prepared.scenario.adversary.model_copy(update=told)
     scenario = prepared.scenario.model_copy(update={"adversary": adversary})
     return dataclasses.replace(prepared, scenario=scenario)
@@ -60,8 +67,8 @@ def interval(row: pd.Series) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def against_baseline(run: RunDirectory, attack: str) -> str:
-    """The paired difference to the baseline's TPR at 1 % FPR."""
+def against_baseline(run: RunDirectory, attack: str, fpr: float) -> str:
+    """The paired difference to the baseline's TPR at this FPR; nothing where n is too small for it."""
     if attack == BASELINE:
         return ""
     scores = run.table("scores")
@@ -69,66 +76,120 @@ def against_baseline(run: RunDirectory, attack: str) -> str:
     truth = membership.read_truth(run.path)
     found = evaluation.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
     games = comparison.scored(found, [attack, BASELINE])
-    result = comparison.compare_tpr(games, 0.01, rng.generator(0, "study", party=attack), draws=1000)
+    if not evaluation.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
+        return ""
+    result = comparison.compare_tpr(games, fpr, rng.generator(0, "study", party=attack), draws=1000)
     return f"{100 * result.value:+.1f} ({100 * result.low:+.1f} to {100 * result.high:+.1f})"
 
 
-def section(run: RunDirectory, world: str) -> str:
+def seconds_a_game(run: RunDirectory, workers: int) -> dict[str, float]:
+    """Seconds that each of the strongest attacks takes alone on the first game, its shadows included."""
+    file = run.path / "seconds.json"
+    if not file.exists():
+        seen, seed = observers.see(run, 0), run.scenario.seed
+        seconds = {}
+        for attack in STRONGEST:
+            started, laboratory = time.monotonic(), simulation.Laboratory(workers)
+            suite.run(seen.participant, seen.candidates, [attack], seed, 0, laboratory)
+            seconds[attack] = time.monotonic() - started
+        file.write_text(json.dumps(seconds), encoding="utf-8")
+    return {name: float(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+HEADER = (
+    "AUC | TPR at 1 % FPR | TPR at 0.1 % FPR | points above LiRA at 1 % | at 0.1 % |",
+    "---|---|---|---|---|",
+)
+
+
+def rows(run: RunDirectory) -> dict[str, str]:
+    """Attack → the cells of its row, in the order of the suite."""
     leakage = run.table("leakage")
     overall = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")]
-    sizes = overall[overall["metric"] == "auc"].iloc[0]
+    found = {}
+    for attack, metrics in overall.groupby("attack", sort=False):
+        by_metric = metrics.set_index("metric")
+        cells = [interval(by_metric.loc[m]) for m in ("auc", *(f"tpr_at_fpr_{rate:g}" for rate in RATES))]
+        cells += [against_baseline(run, str(attack), rate) for rate in RATES]
+        found[str(attack)] = " | ".join(cells) + " |"
+    return found
+
+
+def section(run: RunDirectory, world: str, cells: dict[str, str]) -> list[str]:
+    leakage = run.table("leakage")
+    sizes = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")].iloc[0]
     scenario = run.scenario
     seconds = sum(game["seconds"] for game in run.manifest["games"].values())
-    lines = [
+    return [
         f"## {scenario.name}, {world} world",
         "",
         f"{scenario.games} games of {scenario.adversary.shadows} shadows; {sizes['n_members']:.0f} members "
         f"and {sizes['n_nonmembers']:.0f} held-out candidates in all games; auxiliary records "
         f"'{scenario.adversary.auxiliary}'; {seconds:.0f} s in all with {run.manifest['workers']} workers.",
         "",
-        "| attack | AUC | TPR at 1 % FPR | TPR at 0.1 % FPR | TPR at 1 %, points above LiRA |",
-        "|---|---|---|---|---|",
+        f"| attack | {HEADER[0]}",
+        f"|---|{HEADER[1]}",
+        *(f"| {attack} | {row}" for attack, row in cells.items()),
+        "",
     ]
-    for attack, rows in overall.groupby("attack", sort=False):
-        by_metric = rows.set_index("metric")
-        cells = [interval(by_metric.loc[m]) for m in ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")]
-        lines.append(f"| {attack} | {' | '.join(cells)} | {against_baseline(run, str(attack))} |")
-    return "\n".join(lines)
+
+
+def side_by_side(found: list[tuple[RunDirectory, str, dict[str, str]]], workers: int) -> list[str]:
+    lines = [
+        "## The strongest, closed and open world side by side",
+        "",
+        f"Seconds: of the attack alone on one game, its shadows included, with {workers} workers.",
+        "",
+        f"| scenario | world | attack | {HEADER[0]} seconds |",
+        f"|---|---|---|{HEADER[1]}---|",
+    ]
+    for run, world, cells in found:
+        seconds = seconds_a_game(run, workers)
+        for attack in STRONGEST:
+            where = f"{run.scenario.name} | {world} | {attack}"
+            lines.append(f"| {where} | {cells[attack]} {seconds[attack]:.0f} |")
+    return [*lines, ""]
+
+
+TITLE = [
+    "# What a participant finds, attack by attack",
+    "",
+    "From a participant's view. Closed world: every member is among the records that the adversary owns.",
+    "Open world: half of them are not. Intervals are 95 %. Made by",
+    "`python experiments/studies/every_attack.py`.",
+    "",
+]
 
 
 @click.command()
 @click.option("--out", default="runs/attacks", show_default=True, type=click.Path(path_type=Path))
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="FEDSIM_DATA")
 @click.option("--workers", default=4, show_default=True)
-@click.option("--games", default=8, show_default=True)
+@click.option("--games", type=int, help="Instead of each scenario's own number.")
 @click.option("--shadows", default=256, show_default=True)
-@click.option("--only", multiple=True, help="Only these scenarios.")
+@click.option("--only", multiple=True, type=click.Choice(list(GAMES)), help="Only these scenarios.")
 @click.option("--table", default=EXPERIMENTS / "results" / "attacks.md", type=click.Path(path_type=Path))
 def main(
     out: Path,
     data_dir: Path | None,
     workers: int,
-    games: int,
+    games: int | None,
     shadows: int,
     only: tuple[str, ...],
     table: Path,
 ) -> None:
-    parts = [
-        "# What a participant finds, attack by attack",
-        "",
-        "From a participant's view. Closed world: every member is among the records that the adversary owns.",
-        "Open world: half of them are not. Intervals are 95 %. Made by",
-        f"`python experiments/studies/every_attack.py --games {games} --shadows {shadows}`.",
-    ]
-    for name in only or NAMES:
-        overrides = [f"games={games}", f"adversary.shadows={shadows}", "adversary.attacks=['all']"]
+    found: list[tuple[RunDirectory, str, dict[str, str]]] = []
+    for name in only or GAMES:
+        sizes = [f"games={games or GAMES[name]}", f"adversary.shadows={shadows}"]
         for world in ("closed", "open"):
             started = time.monotonic()
-            run = finished_run(name, world, out, data_dir, workers, overrides)
-            parts += ["", section(run, world)]
+            run = finished_run(name, world, out, data_dir, workers, [*sizes, "adversary.attacks=['all']"])
+            found.append((run, world, rows(run)))
             click.echo(f"{name}, {world} world: {time.monotonic() - started:.0f} s")
             table.parent.mkdir(parents=True, exist_ok=True)
-            table.write_text("\n".join(parts) + "\n", encoding="utf-8")
+            sections = [line for each in found for line in section(*each)]
+            lines = [*TITLE, *side_by_side(found, workers), *sections]
+            table.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
