@@ -1,12 +1,12 @@
 """How much joint inference finds, part by part, against LiRA on the same shadows and games.
 
-    python experiments/studies/joint.py experiments/hospitals.toml --shadows 256 1024 4096 --games 16
-    python experiments/studies/joint.py experiments/heart.toml --data-dir DATA --open
+    python experiments/studies/joint.py --data-dir DATA                # makes experiments/results/joint.md
+    python experiments/studies/joint.py --only heart --shadows 256 1024
 
 The games share w_0 and the adversary's own records, so that one set of shadows serves all of them; they
 differ in who the others' members are. Open world: the adversary owns a random half of the others' records,
-draws its shadows from these alone, and half of the target's members are unknown to it. `first update` is
-weight decoding of w_1 from shadows of one round, which cost a T-th of the others.
+draws its shadows from these alone, and half of the target's members are unknown to it. Beside S whole shadows
+there are 8 S of the first two rounds, as in a run.
 """
 
 from __future__ import annotations
@@ -23,36 +23,34 @@ from attacks import joint, lira, shadow
 from attacks.comparison import Scored, compare_auc, compare_tpr, delong
 from attacks.evaluation import tpr_at_fpr
 from attacks.signal_matrix import SignalMatrix
+from attacks.simulation import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
 from fedsim import models, rng, runner
 from fedsim.scenario import load
 
-SHARES = (0.025, 0.075, 0.15, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""Rounds at which φ is observed, as shares of all."""
-
+EXPERIMENTS = Path(__file__).resolve().parents[1]
+NAMES = ("hospitals", "heart")
 RATES = (0.01, 0.001)
 
 Score = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
 
 
-def with_weights(score: Score, which: slice) -> Score:
-    """Let ``score`` see the weights of w_1, of w_T or of both."""
+def of_first_rounds(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
+    assert matrix.early is not None
+    return joint.first_update(matrix.early, stream)
 
-    def seen(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
-        assert matrix.target_weights is not None and matrix.shadow_weights is not None
-        weights = matrix.target_weights[which], matrix.shadow_weights[:, which]
-        return score(replace(matrix, target_weights=weights[0], shadow_weights=weights[1]), stream)
 
-    return seen
+def of_whole_runs(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
+    return joint.score(replace(matrix, early=None), stream)
 
 
 ATTACKS: dict[str, Score] = {
     "LiRA": lira.online,
     "factor-adjusted LiRA": joint.factor_adjusted_lira,
     "ridge decoding": joint.ridge_decoding,
-    "weight decoding": with_weights(joint.weight_decoding, slice(1, 2)),
-    "joint": with_weights(joint.score, slice(1, 2)),
-    "first update": with_weights(joint.weight_decoding, slice(0, 1)),
-    "joint with first update": joint.score,
+    "weight decoding": joint.weight_decoding,
+    "these together": of_whole_runs,
+    "first update": of_first_rounds,
+    "joint": joint.score,
 }
 
 
@@ -76,12 +74,51 @@ class Laboratory:
         drawn = rng.generator(scenario.seed, "study/own").permutation(mine)
         return Laboratory(prepared, others, party, drawn[: round(scenario.parties.member_share * len(mine))])
 
-    def federations(self, count: int, known: np.ndarray, purpose: str) -> SignalMatrix:
-        """Simulate ``count`` federations on the others' records ``known``; the signals are of all of them."""
+    def federations(self, count: int, known: np.ndarray, purpose: str, *, early: bool) -> SignalMatrix:
+        """Simulate ``count`` federations on the others' records ``known``; the signals are of all of them.
+
+        early: of the first rounds alone; the first of more such federations are the same as of fewer
+        """
+        membership, pool = self._drawn(count, known, purpose)
         scenario, encoded = self.prepared.scenario, self.prepared.encoded
-        share = scenario.parties.member_share
-        names = list(self.prepared.rows)
-        k = names.index(self.prepared.adversary)
+        seed, last = scenario.seed, scenario.federation.rounds
+        shape, classes = encoded.features.shape[1:], len(encoded.classes)
+        module = models.build(
+            scenario.model, shape, classes, seed=rng.integer(seed, "initial weights", bits=31)
+        )
+        rounds = list(range(1, EARLY + 1)) if early else observed(last)
+        plan = shadow.FederationPlan(
+            model=scenario.model,
+            input_shape=shape,
+            classes=classes,
+            rounds=rounds[-1],
+            training=scenario.training,
+            parties=tuple(shadow.PartyTraining(size) for size in membership.sizes),
+            participants=len(self.prepared.rows),
+        )
+        asked = encoded.records(self.others)
+        found = shadow.simulate(
+            plan, models.weights(module), encoded.records(pool), membership, asked, rounds=rounds,
+            seed=rng.integer(seed, purpose, bits=31), weight_rounds=rounds[-1:],
+        )  # fmt: skip
+        inside = np.full((count, len(self.others)), -1, np.int16)
+        inside[:, known] = membership.inside[:, : known.sum()]
+        assert found.weights is not None
+        return SignalMatrix(
+            target=found.phi[0],
+            shadows=found.phi,
+            inside=inside,
+            rounds=np.array(rounds),
+            labels=asked.labels,
+            party=self.party,
+            target_weights=found.weights[0],
+            shadow_weights=found.weights,
+        )
+
+    def _drawn(self, count: int, known: np.ndarray, purpose: str) -> tuple[shadow.Membership, np.ndarray]:
+        """Return who is a member where, and the rows of the records that this is about."""
+        scenario, names = self.prepared.scenario, list(self.prepared.rows)
+        k, share = names.index(self.prepared.adversary), scenario.parties.member_share
         rows = np.concatenate([self.others[known], self.own])
         membership = shadow.draw_members(
             count,
@@ -90,58 +127,18 @@ class Laboratory:
             fixed={k: np.arange(len(rows) - len(self.own), len(rows))},
             seed=rng.integer(scenario.seed, purpose, bits=31),
         )
-        shape, classes = encoded.features.shape[1:], len(encoded.classes)
-        plan = shadow.FederationPlan(
-            model=scenario.model,
-            input_shape=shape,
-            classes=classes,
-            rounds=scenario.federation.rounds,
-            training=scenario.training,
-            parties=tuple(shadow.PartyTraining(size) for size in membership.sizes),
-            participants=len(names),
-        )
-        module = models.build(
-            scenario.model, shape, classes, seed=rng.integer(scenario.seed, "initial weights", bits=31)
-        )
-        initial = {name: value.detach().numpy() for name, value in module.state_dict().items()}
-        records = encoded.records(rows), encoded.records(self.others)
-        whole, first = (
-            shadow.simulate(
-                replace(plan, rounds=last),
-                initial,
-                records[0],
-                membership,
-                records[1],
-                rounds=rounds,
-                seed=rng.integer(scenario.seed, purpose, bits=31),
-                weight_rounds=rounds[-1:],
-            )
-            for last, rounds in ((plan.rounds, observed(plan.rounds)), (1, [1]))
-        )
-        inside = np.full((count, len(self.others)), -1, np.int16)
-        inside[:, known] = membership.inside[:, : known.sum()]
-        assert whole.weights is not None and first.weights is not None
-        return SignalMatrix(
-            target=whole.phi[0],
-            shadows=whole.phi,
-            inside=inside,
-            rounds=np.array(whole.rounds),
-            labels=records[1].labels,
-            party=self.party,
-            target_weights=np.concatenate([first.weights[0], whole.weights[0]]),
-            shadow_weights=np.concatenate([first.weights, whole.weights], axis=1),
-        )
+        return membership, rows
 
 
 def observed(rounds: int) -> list[int]:
-    return sorted({max(1, round(share * rounds)) for share in SHARES})
+    return sorted({round(t) for t in np.linspace(rounds / OBSERVED_ROUNDS, rounds, OBSERVED_ROUNDS)})
 
 
-def games(shadows: SignalMatrix, targets: SignalMatrix, pool: np.ndarray) -> Iterator[tuple]:
-    """Yield (matrix, members) of each target, the columns those of the pool."""
+def games(shadows: SignalMatrix, targets: SignalMatrix, pool: np.ndarray) -> Iterator[SignalMatrix]:
+    """Yield the shadows with each of the targets, the columns those of the pool."""
     assert targets.shadow_weights is not None
-    for phi, weights, member in zip(targets.shadows, targets.shadow_weights, targets.member, strict=True):
-        matrix = replace(
+    for phi, weights in zip(targets.shadows, targets.shadow_weights, strict=True):
+        yield replace(
             shadows,
             target=phi[:, pool],
             target_weights=weights,
@@ -150,24 +147,35 @@ def games(shadows: SignalMatrix, targets: SignalMatrix, pool: np.ndarray) -> Ite
             labels=shadows.labels[pool],
             party=shadows.party[pool],
         )
-        yield matrix, member[pool]
 
 
-def table(shadows: SignalMatrix, targets: SignalMatrix, pool: np.ndarray, seed: int) -> Iterator[str]:
-    """Yield a line per attack: mean AUC, TPR at 1 and 0.1 % FPR, and their differences from LiRA's."""
-    found: list[Scored] = []
-    for game, (matrix, member) in enumerate(games(shadows, targets, pool)):
+Both = tuple[SignalMatrix, SignalMatrix]
+"""Whole federations, and their first rounds."""
+
+
+def scored(shadows: Both, targets: Both, pool: np.ndarray, seed: int) -> Iterator[Scored]:
+    """Yield every game with its scores by all attacks."""
+    of_game = (games(of, asked, pool) for of, asked in zip(shadows, targets, strict=True))
+    for game, (whole, early) in enumerate(zip(*of_game, strict=True)):
+        matrix = replace(whole, early=early)
         streams = (rng.generator(seed, f"study/{name}", game=game) for name in ATTACKS)
         scores = [score(matrix, s) for score, s in zip(ATTACKS.values(), streams, strict=True)]
-        found.append(Scored(np.array(scores), member))
+        yield Scored(np.array(scores), targets[0].member[game, pool])
+
+
+def table(found: list[Scored], shadows: int, seed: int) -> Iterator[str]:
+    """Yield a line per attack: mean AUC, TPR at 1 and 0.1 % FPR, and their differences from LiRA's."""
     for k, name in enumerate(ATTACKS):
         pairs = [Scored(game.scores[[k, 0]], game.member) for game in found]
         stream = rng.generator(seed, f"study/bootstrap/{name}")
-        differences = [compare_auc(pairs), *(compare_tpr(pairs, rate, stream) for rate in RATES)]
         cells = [f"{np.mean([delong(pair)[0][0] for pair in pairs]):.3f}"]
         cells += [f"{100 * pooled_tpr(pairs, rate):.1f} %" for rate in RATES]
-        cells += [f"{d.value:+.3f} ({d.low:+.3f} … {d.high:+.3f})" for d in differences]
-        yield f"| {len(shadows)} | {name} | " + " | ".join(cells) + " |"
+        if k:
+            auc = compare_auc(pairs)
+            cells += [f"{auc.value:+.3f} ({auc.low:+.3f} to {auc.high:+.3f})"]
+            points = [compare_tpr(pairs, rate, stream) for rate in RATES]
+            cells += [f"{100 * p.value:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in points]
+        yield f"| {shadows} | {name} | " + " | ".join(cells + [""] * (6 - len(cells))) + " |"
 
 
 def pooled_tpr(pairs: list[Scored], rate: float) -> float:
@@ -177,24 +185,50 @@ def pooled_tpr(pairs: list[Scored], rate: float) -> float:
     return tpr_at_fpr(ranks[member], ranks[~member], rate).value
 
 
+def section(name: str, world: str, data_dir: Path | None, shadows: list[int], repeats: int) -> Iterator[str]:
+    laboratory = Laboratory.of(runner.check(load(EXPERIMENTS / f"{name}.toml"), data_dir))
+    seed, n = laboratory.prepared.scenario.seed, len(laboratory.others)
+    pool = rng.generator(seed, "study/pool").permutation(n) < (n // 2 if world == "open" else n)
+    everyone, most = np.ones(n, bool), max(shadows)
+    targets = tuple(
+        laboratory.federations(repeats, everyone, "study/targets", early=early) for early in (False, True)
+    )
+    assert np.array_equal(targets[0].member, targets[1].member)
+    whole = laboratory.federations(most, pool, "study/shadows", early=False)
+    early = laboratory.federations(EARLY_SHADOWS * most, pool, "study/shadows", early=True)
+    yield from (
+        f"## {name}, {world} world", "", f"{repeats} games, {int(pool.sum())} candidates in each.", "",
+        "| shadows | attack | AUC | TPR at 1 % FPR | at 0.1 % | AUC above LiRA's "
+        "| points above LiRA at 1 % | at 0.1 % |", "|---|---|---|---|---|---|---|---|",
+    )  # fmt: skip
+    for count in shadows:
+        some = whole.subset(np.arange(count)), early.subset(np.arange(EARLY_SHADOWS * count))
+        yield from table(list(scored(some, targets, pool, seed)), count, seed)
+    yield ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("scenario", type=Path)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--shadows", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--games", type=int, default=16)
-    parser.add_argument("--open", action="store_true", help="open world")
+    parser.add_argument("--shadows", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--games", type=int, default=16, help="12 or more, for rates of 0.1 %%")
+    parser.add_argument("--table", type=Path, default=EXPERIMENTS / "results" / "joint.md")
     options = parser.parse_args()
-    laboratory = Laboratory.of(runner.check(load(options.scenario), options.data_dir))
-    seed, n = laboratory.prepared.scenario.seed, len(laboratory.others)
-    pool = rng.generator(seed, "study/pool").permutation(n) < (n // 2 if options.open else n)
-    targets = laboratory.federations(options.games, np.ones(n, bool), "study/targets")
-    shadows = laboratory.federations(max(options.shadows), pool, "study/shadows")
-    print("| shadows | attack | AUC | TPR at 1 % | at 0.1 % | AUC − LiRA's | TPR at 1 % − | at 0.1 % − |")
-    print("|---|---|---|---|---|---|---|---|")
-    for count in options.shadows:
-        for line in table(shadows.subset(np.arange(count)), targets, pool, seed):
-            print(line, flush=True)
+    lines = [
+        "# Joint inference, part by part",
+        "",
+        "On the same shadows and games, from a participant's view. Closed world: every member is among the",
+        "records that the adversary owns; open world: half of them are not. Intervals are 95 %. Made by",
+        "`python experiments/studies/joint.py`.",
+        "",
+    ]
+    for name in options.only:
+        for world in ("closed", "open"):
+            for line in section(name, world, options.data_dir, options.shadows, options.games):
+                print(line, flush=True)
+                lines.append(line)
+    options.table.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
