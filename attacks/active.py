@@ -119,8 +119,8 @@ def assumption(settings: AdversarySettings) -> str:
     own = f"It holds {which} before round 1, not knowing who trained on them, and"
     if settings.active == "gradient-ascent":
         return (
-            f"{own} moves its update up their loss every {settings.ascent_every} rounds; shadow federations, "
-            "where it simulates any, do not repeat that. "
+            f"{own} moves its update up their loss every {settings.ascent_every} rounds; its shadow "
+            "federations repeat that. "
         )
     if settings.active == "poisoning":
         copies = settings.poison_copies

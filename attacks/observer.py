@@ -16,6 +16,7 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     auxiliary.safetensors    records that it owns besides
     candidates.safetensors   the records whose membership is asked
     poison.safetensors       what a poisoning adversary adds to its training records
+    raised.safetensors       the records whose loss an ascending adversary raises
     ascent-003.safetensors   what an ascending adversary added to its answer in round 3
 
 An accomplice keeps ``own`` and ``reply-003`` alike. What the server keeps has the same form:
@@ -107,6 +108,7 @@ class ParticipantView:
     ascents: round t → what an ascending adversary added to its answer in round t
     own_party: (n_train,) int64, whose each of own_train is in a coalition; None where all are the owner's
     start: w_0 where it is not one of ``models``; simulations begin with it
+    raised: the records whose loss an ascending adversary raises
     """
 
     settings: PublicSettings
@@ -121,6 +123,7 @@ class ParticipantView:
     ascents: dict[int, Weights] = field(default_factory=dict)
     own_party: np.ndarray | None = None
     start: Weights | None = None
+    raised: Records | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
@@ -325,6 +328,11 @@ def record_poison(folder: Path, poison: Records) -> None:
     write_arrays(folder / "poison.safetensors", {"features": poison.features, "labels": poison.labels})
 
 
+def record_raised(folder: Path, records: Records) -> None:
+    """Write the records whose loss the owner raises."""
+    write_arrays(folder / "raised.safetensors", {"features": records.features, "labels": records.labels})
+
+
 def record_ascent(folder: Path, round: int, step: Weights) -> None:
     """Write what the owner added to its answer in ``round``; writing it again changes nothing."""
     write_arrays(folder / f"ascent-{round:03d}.safetensors", step)
@@ -395,6 +403,7 @@ def load_view(folder: Path) -> ParticipantView:
         _pool(asked).party if asked.exists() else None,
         _records_if_any(folder / "poison.safetensors"),
         _read_rounds(folder, "ascent"),
+        raised=_records_if_any(folder / "raised.safetensors"),
     )
 
 

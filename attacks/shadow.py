@@ -185,6 +185,7 @@ def simulate(
     game: int = 0,
     keep_logits: bool = False,
     weight_rounds: Sequence[int] = (),
+    raised: Records | None = None,
     workers: int = 1,
     max_bytes: int = 2**30,
     cache: Path | None = None,
@@ -194,6 +195,7 @@ def simulate(
 
     pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
     rounds: t of the models w_t to observe, in 0…T; weight_rounds: those of them whose weights are kept.
+    raised: the records up whose loss a party moves its answers, where the plan has an ascent.
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
     max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
         at the least.
@@ -202,7 +204,8 @@ def simulate(
     progress: called with the number of shadows done and in all.
 
     Raises:
-        ValueError: ``membership`` has not the plan's party sizes, or ``rounds`` are not increasing in 0…T.
+        ValueError: ``membership`` has not the plan's party sizes, or ``rounds`` are not increasing in 0…T; an
+            ascent without records to raise, or such records without an ascent.
     """
     if membership.sizes != plan.sizes.tolist():
         raise ValueError(
@@ -212,6 +215,8 @@ def simulate(
         raise ValueError(f"rounds {list(rounds)} are not increasing in 0…{plan.rounds}")
     if list(weight_rounds) != [t for t in rounds if t in weight_rounds]:
         raise ValueError(f"weight_rounds {list(weight_rounds)} are not increasing in {list(rounds)}")
+    if (plan.ascent is None) != (raised is None):
+        raise ValueError("an ascent needs records that it raises, and they need an ascent")
     job = _Job(
         plan,
         dict(initial),
@@ -222,6 +227,7 @@ def simulate(
         game,
         keep_logits,
         tuple(weight_rounds),
+        raised,
     )
     # What a module of the user's own computes is written in a file that may change.
     own_module = ":" in plan.model.name
@@ -250,6 +256,7 @@ class _Job:
     game: int
     keep_logits: bool
     weight_rounds: tuple[int, ...]
+    raised: Records | None
 
     def key(self, membership: Membership) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
@@ -262,6 +269,8 @@ class _Job:
             "signal": self.signal_records.features, "signal labels": self.signal_records.labels,
             "members": membership.members[0],
         }  # fmt: skip
+        if self.raised is not None:
+            named |= {"raised": self.raised.features, "raised labels": self.raised.labels}
         for name, array in named.items():
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -368,12 +377,14 @@ def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bo
     if stack is None:
         for s, see in enumerate(map(seen.by, shadows)):
             train_one(
-                plan, job.initial, job.pool, members[s], job.signal_records, job.rounds, streams[s], see
-            )
+                plan, job.initial, job.pool, members[s], job.signal_records, job.rounds, streams[s], see,
+                job.raised,
+            )  # fmt: skip
     else:
         pools = stack.pool(job.pool), stack.pool(job.signal_records)
-        see = seen.by(0)
-        train_block(plan, stack, job.initial, pools[0], members, pools[1], job.rounds, streams, see, stop)
+        raised = None if job.raised is None else stack.pool(job.raised)
+        see, rounds = seen.by(0), job.rounds
+        train_block(plan, stack, job.initial, pools[0], members, pools[1], rounds, streams, see, stop, raised)
     return seen.block
 
 

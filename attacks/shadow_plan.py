@@ -39,6 +39,19 @@ class PartyTraining:
 
 
 @dataclass(frozen=True)
+class Ascent:
+    """What a party that ascends adds to its answers: rate · Σ ∇ℓ of the records it raises (`attacks.active`).
+
+    rounds: 1…T, in which it does; limit: how many times as long as what it learnt the step is at most
+    """
+
+    party: int
+    rounds: tuple[int, ...]
+    rate: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class FederationPlan:
     """The public settings of a federation.
 
@@ -46,6 +59,7 @@ class FederationPlan:
     training: common to all parties, see `training_of`
     participants: number of parties that train in a round
     options: of the strategy, by Flower's names; what is missing has Flower's default
+    ascent: of the adversary, where it ascends
 
     Raises:
         InputError: shadows cannot follow the strategy.
@@ -61,6 +75,7 @@ class FederationPlan:
     participants: int
     strategy: str = "fedavg"
     options: Mapping[str, float] = field(default_factory=dict)
+    ascent: Ascent | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -89,6 +104,10 @@ class FederationPlan:
     def option(self, name: str) -> float:
         """Return the value of an option of the strategy."""
         return float(self.options.get(name, STRATEGIES[self.strategy][name]))
+
+    def ascends(self, party: int, t: int) -> bool:
+        """Return whether the party ascends in round t, 1…T."""
+        return self.ascent is not None and party == self.ascent.party and t in self.ascent.rounds
 
     @property
     def proximal_mu(self) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attacks import active
 from attacks.noise import uniform
 from attacks.shadow_defences import draw_heldout
 from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule
@@ -35,6 +36,7 @@ def train_one(
     rounds: Sequence[int],
     streams: Streams,
     observe: Observe,
+    raised: Records | None = None,
 ) -> dict[str, Tensor]:
     """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
     module = models.build(plan.model, plan.input_shape, plan.classes)
@@ -68,10 +70,26 @@ def train_one(
             for k in np.flatnonzero(schedule.active[0]).tolist():
                 module.load_state_dict(dict(zip(names, current, strict=True)))
                 parties[k].train(module, schedule)
+                if plan.ascends(k, t + 1):
+                    _ascend(plan, module, dict(zip(names, current, strict=True)), raised)
                 for sum_, answer in zip(mean, module.state_dict().values(), strict=True):
                     sum_ += plan.parties[k].size / total * answer
             current = aggregate(current, mean)
     return {name: w[None] for name, w in zip(names, current, strict=True)}
+
+
+def _ascend(
+    plan: FederationPlan, module: nn.Module, sent: Mapping[str, Tensor], raised: Records | None
+) -> None:
+    """Add the ascent to the answer ``module`` to the model ``sent``, in place."""
+    assert plan.ascent is not None and raised is not None
+    answer = module.state_dict()
+    learnt = active.length({name: (answer[name] - w).numpy() for name, w in sent.items()})
+    step = active.ascent(module, raised, plan.ascent.rate)
+    step = active.shortened(step, plan.ascent.limit * learnt)
+    module.train()
+    for name, each in step.items():
+        answer[name] += torch.from_numpy(each)
 
 
 def _rows(data: Data, rows: np.ndarray) -> Data:

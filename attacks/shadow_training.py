@@ -17,7 +17,18 @@ from attacks.noise import NoiseSource
 from attacks.shadow_cohort import Cohort, gather, with_empty_row
 from attacks.shadow_defences import EarlyStopping, Regularisation, draw_heldout, shape_updates
 from attacks.shadow_plan import FederationPlan, Schedule, Streams, draw_schedule
-from attacks.stacked import Batches, Gradient, Noise, Parameters, Penalties, Pool, Stack, Workspace, optimizer
+from attacks.stacked import (
+    Batches,
+    Gradient,
+    Noise,
+    Parameters,
+    Penalties,
+    Pool,
+    Stack,
+    Workspace,
+    optimizer,
+    up,
+)
 
 Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
 """Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
@@ -34,19 +45,21 @@ def train_block(
     streams: Sequence[Streams],
     observe: Observe,
     stop: Callable[[], bool] = lambda: False,
+    raised: Pool | None = None,
 ) -> dict[str, Tensor]:
     """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
 
     members: (S, parties, largest size) int, rows of ``pool``, −1 after a smaller party's
     observe: is given the logits of ``signal_pool`` at w_t for every t of ``rounds``
     stop: asked before every round
+    raised: the records that the plan's ascent raises
 
     Raises:
         CancelledError: ``stop`` said so.
     """
     with torch.no_grad():
         current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
-        block = _block(plan, stack, pool, members, streams)
+        block = _block(plan, stack, pool, members, streams, raised)
         aggregate = server(plan)
         for t in range(plan.rounds + 1):
             if stop():
@@ -54,7 +67,7 @@ def train_block(
             if t in rounds:
                 observe(t, stack.logits(current, signal_pool), stack.state(stack.pieces(current)))
             if t < plan.rounds:
-                current = aggregate(current, _mean(block, current, draw_schedule(plan, streams)))
+                current = aggregate(current, _mean(block, current, draw_schedule(plan, streams), t + 1))
         return stack.state(stack.pieces(current))
 
 
@@ -65,6 +78,7 @@ class _Block:
     members: as `with_empty_row` returns them
     heldout: per party that stops early, the records of the pool that it looks at, (S, R)
     norms: C of the next step of a private party, (S, parties) float64
+    raised: the records that the plan's ascent raises
     """
 
     plan: FederationPlan
@@ -75,10 +89,16 @@ class _Block:
     norms: Tensor
     key: tuple[int, int]
     scratch: Workspace
+    raised: Pool | None
 
 
 def _block(
-    plan: FederationPlan, stack: Stack, pool: Pool, members: np.ndarray, streams: Sequence[Streams]
+    plan: FederationPlan,
+    stack: Stack,
+    pool: Pool,
+    members: np.ndarray,
+    streams: Sequence[Streams],
+    raised: Pool | None,
 ) -> _Block:
     first = [party.dp.clipping_norm if party.dp else math.inf for party in plan.parties]
     return _Block(
@@ -90,11 +110,12 @@ def _block(
         torch.tensor(first, dtype=torch.float64).repeat(len(streams), 1),
         streams[0].key,
         Workspace(),
+        raised,
     )
 
 
-def _mean(block: _Block, current: Parameters, schedule: Schedule) -> Parameters:
-    """Return the mean of the parties' answers in one round, weighted by their records, (S, …)."""
+def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Parameters:
+    """Return the mean of the parties' answers in round t, weighted by their records, (S, …)."""
     plan = block.plan
     total = torch.from_numpy(schedule.active @ plan.sizes)
     mean = [torch.zeros_like(p) for p in current]
@@ -105,10 +126,35 @@ def _mean(block: _Block, current: Parameters, schedule: Schedule) -> Parameters:
         answers = _train(block, current, cohort)
         for k, start, stop in cohort.spans():
             shadows = cohort.shadow[start:stop]
+            if plan.ascends(k, t) and stop > start:
+                _ascend(block, [p[shadows] for p in current], [p[start:stop] for p in answers])
             share = (plan.parties[k].size / total[shadows]).float()
             for sum_, answer in zip(mean, answers, strict=True):
                 _add_share(sum_, shadows, share, answer[start:stop])
     return mean
+
+
+def _ascend(block: _Block, sent: Parameters, answers: Parameters) -> None:
+    """Add the ascent to the answers (M, …) to the models ``sent``, in place."""
+    ascent, raised, stack = block.plan.ascent, block.raised, block.stack
+    assert ascent is not None and raised is not None
+    rows = torch.arange(up(len(raised))).clamp_(max=len(raised)).expand(len(answers[0]), -1)
+    batches = Batches(rows, raised.labels[rows], (rows != len(raised)).float())
+    gradient = stack.trainer(answers, raised).gradient(batches)
+    step = [torch.zeros_like(p) for p in answers]
+    for i, each in enumerate(step):
+        gradient.add_to(i, each, 0.0, ascent.rate)
+    learnt = [answer - before for answer, before in zip(answers, sent, strict=True)]
+    long, longest = _length(stack, step), ascent.limit * _length(stack, learnt)
+    factor = torch.where(long > longest, longest / long, 1.0).float()
+    for answer, each in zip(answers, step, strict=True):
+        answer += each * factor.view(-1, *[1] * (each.dim() - 1))
+
+
+def _length(stack: Stack, update: Parameters) -> Tensor:
+    """Return the Euclidean length of each model's update, (M,) float64."""
+    squares = [piece.double().square().flatten(1).sum(1) for piece in stack.pieces(update)]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> None:

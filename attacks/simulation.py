@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attacks import shadow, signals
+from attacks import active, shadow, shadow_plan, signals
 from attacks.observer import ParticipantView
 from attacks.signal_matrix import SignalMatrix
 from fedsim.data.records import Pool, Records
@@ -94,6 +94,7 @@ def simulate(
         game=game,
         keep_logits=view.settings.classes > 2,
         weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
+        raised=view.raised,
         workers=laboratory.workers,
         max_bytes=laboratory.max_bytes,
         cache=laboratory.cache,
@@ -119,8 +120,12 @@ def early_shadows(view: ParticipantView) -> int:
 
 
 def observed_rounds(view: ParticipantView) -> list[int]:
-    """Return the rounds at which target and shadows are compared, of those that the adversary saw."""
-    seen, last = np.array(view.trained_rounds), view.final_round
+    """Return the rounds at which target and shadows are compared, of those that the adversary saw.
+
+    Of an ascending one those right after its ascents, and the last.
+    """
+    last = view.final_round
+    seen = np.array([t for t in view.trained_rounds if t in view.ascents or t == last or not view.ascents])
     wanted = np.linspace(last / OBSERVED_ROUNDS, last, OBSERVED_ROUNDS)
     nearest = [int(seen[np.abs(seen - t).argmin()]) for t in wanted]
     return sorted(set(nearest))
@@ -142,7 +147,15 @@ def federation_plan(view: ParticipantView, rounds: int) -> shadow.FederationPlan
         participants=settings.participants,
         strategy=settings.strategy,
         options=settings.options,
+        ascent=None if view.raised is None else _ascent(view, rounds),
     )
+
+
+def _ascent(view: ParticipantView, rounds: int) -> shadow_plan.Ascent:
+    own, settings = view.settings.own, view.assumptions
+    every = active.ascent_rounds(settings, view.settings.rounds)
+    past = tuple(t for t in every if t <= rounds)
+    return shadow_plan.Ascent(own, past, settings.ascent_rate, settings.ascent_limit)
 
 
 def _flat_weights(view: ParticipantView, t: int) -> np.ndarray:

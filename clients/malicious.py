@@ -37,6 +37,8 @@ def introduce(party: Party, context: Context) -> RecordDict:
     )
     if party.scenario.adversary.active == "poisoning":
         observer.record_poison(_notebook(party), _poison(party))
+    if party.scenario.adversary.active == "gradient-ascent":
+        observer.record_raised(_notebook(party), _ascent_targets(party))
     return participant.introduce(trained_on, context)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import final_sha, finished_run, prepared_run, scenario
 
-from attacks import active, observer, shadow, simulation
+from attacks import active, observer, shadow, shadow_plan, simulation
 from clients.training import train as train_locally
 from fedsim import files, models, rng, runner, server_app
 from fedsim.data.records import Records
@@ -140,6 +141,29 @@ def test_poison_in_target_and_shadows_alike(tmp_path: Path) -> None:
     answers = view_of(honest).logits(6, candidates)
     without = simulation.signals.scaled_logit(answers, candidates.labels)
     assert without.mean() > shadows.mean() + 3 * shadows.mean(axis=1).std()
+
+
+def test_an_ascent_in_target_and_shadows_alike(tmp_path: Path) -> None:
+    """The raised target looks like one more of its shadows, and unlike shadows in which nobody ascends."""
+    heavy = {"ascent_every": 2, "ascent_rate": 10.0, "ascent_limit": 40.0, "candidates": 10, "shadows": 64}
+    settings = {"active": "gradient-ascent", "attacks": ["lira"], **heavy}
+    run = finished_run(tmp_path, n=150, adversary=settings, federation={"rounds": 8})
+    view, candidates = view_of(run), observer.load_candidates(run.observations(0))
+    own = [side.take(np.arange(5)) for side in (view.own_train, view.own_heldout)]
+    pushed = Records.concatenate([candidates, *own])
+    assert view.raised is not None
+    np.testing.assert_array_equal(view.raised.features, pushed.features)
+    plan = simulation.federation_plan(view, 8)
+    assert plan.ascent == shadow_plan.Ascent(view.settings.own, (2, 4, 6), 10.0, 40.0)
+    assert simulation.observed_rounds(view) == [2, 4, 6, 8], "right after the ascents, and at the end"
+    matrix = simulation.simulate(view, candidates, run.scenario.seed)
+    honest = simulation.simulate(replace(view, raised=None), candidates, run.scenario.seed)
+    phi = matrix.target[0, :10]
+    away = [
+        np.abs((phi - shadows.mean(axis=0)) / shadows.std(axis=0)).mean()
+        for shadows in (matrix.shadows[:, 0, :10], honest.shadows[:, 0, :10])
+    ]
+    assert away[0] < 2 and away[1] > 5
 
 
 def test_an_ascent_is_added_to_its_honest_answer_in_the_chosen_rounds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from attacks import (
     signals,
 )
 from attacks.shadow import FederationPlan, Membership, PartyTraining, draw_members, simulate
-from attacks.shadow_plan import Streams
+from attacks.shadow_plan import Ascent, Streams
 from clients import defences as clients_defences
 from clients import dp as clients_dp
 from clients import training as clients_training
@@ -90,7 +91,13 @@ def members_of(plan: FederationPlan, shadows: int, pool: Records) -> Membership:
     return draw_members(shadows, plan.sizes.tolist(), np.full(len(pool), -1), seed=4)
 
 
-def one_by_one(plan: FederationPlan, pool: Records, membership: Membership, rounds: Sequence[int]) -> tuple:
+def one_by_one(
+    plan: FederationPlan,
+    pool: Records,
+    membership: Membership,
+    rounds: Sequence[int],
+    raised: Records | None = None,
+) -> tuple:
     """φ (S, rounds, n) and w_T (S, p) by the reference."""
     phi = np.empty((len(membership), len(rounds), len(pool)))
     weights = []
@@ -101,7 +108,9 @@ def one_by_one(plan: FederationPlan, pool: Records, membership: Membership, roun
             phi[s, list(rounds).index(t)] = signals.scaled_logit(logits, pool.labels)
 
         streams = Streams(11, 0, s)
-        state = shadow_reference.train_one(plan, w_0(plan), pool, members, pool, rounds, streams, observe)
+        state = shadow_reference.train_one(
+            plan, w_0(plan), pool, members, pool, rounds, streams, observe, raised
+        )
         weights.append(np.concatenate([w.numpy().ravel() for w in state.values()]))
     return phi, np.stack(weights)
 
@@ -173,6 +182,13 @@ SETTINGS = {
         },
     },
     "cnn with dropout": {"model": CNN, "input_shape": (1, 6, 6), "defences": {0: {"dropout": 0.5}}},
+    "ascent": {"ascent": Ascent(1, (1, 3), 0.05, 1.0), "classes": 3},
+    "ascent up to the limit, two take part": {"ascent": Ascent(2, (1, 2), 1e3, 0.5), "participants": 2},
+    "ascent of a private party": {"ascent": Ascent(0, (2,), 0.2, 4.0), "private": (0, 1)},
+    "ascent after an update that is shaped": {
+        "ascent": Ascent(0, (2, 3), 0.2, 2.0), "defences": {0: {"clip_update": 0.2, "sparsify": 0.4}},
+    },
+    "ascent of a cnn": {"ascent": Ascent(0, (1, 2, 3), 0.1, 0.8), "model": CNN, "input_shape": (1, 6, 6)},
     "cnn": {"model": CNN, "input_shape": (1, 6, 6)},
     "private cnn": {"model": CNN, "input_shape": (1, 6, 6), "private": (0,)},
 }  # fmt: skip
@@ -183,8 +199,11 @@ def test_stacked_equals_one_by_one(changes: dict) -> None:
     plan = small_plan(**changes)
     pool = some_pool(plan)
     membership = members_of(plan, 3, pool)
-    found = simulate(plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, weight_rounds=[3])
-    phi, weights = one_by_one(plan, pool, membership, [0, 2, 3])
+    raised = pool.take(np.arange(7)) if plan.ascent else None
+    found = simulate(
+        plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, weight_rounds=[3], raised=raised
+    )
+    phi, weights = one_by_one(plan, pool, membership, [0, 2, 3], raised)
     assert found.weights is not None
     assert np.abs(weights - shadow.flat_weights(w_0(plan))).max() > 0.01  # something was learnt
     np.testing.assert_allclose(found.weights[:, 0], weights, rtol=1e-3, atol=2e-5)
@@ -379,6 +398,39 @@ def test_noise_of_a_table_spreads_the_shadows_as_fresh_noise_does(monkeypatch: p
     # Of 400 shadows, a mean is known to deviation/20 and a deviation to 1/28 of itself.
     assert np.abs((mean_table - mean) / deviation).max() < 5 * np.sqrt(2) / 20
     assert np.abs(np.log(deviation_table / deviation)).max() < 5 * np.sqrt(2) / 28
+
+
+def test_an_ascent_lifts_the_loss_of_what_it_raises_and_is_no_longer_than_its_limit() -> None:
+    """One party, no learning to speak of in its second round: what moves the model is the ascent."""
+    plan = small_plan((12,), training={"lr": 1e-9}, rounds=2, classes=3)
+    pool, kept = some_pool(plan, 24), Membership(np.arange(12, dtype=np.int32)[None, None], 24)
+    raised = pool.take(np.arange(12, 18))
+
+    def ended(rate: float, limit: float) -> tuple[np.ndarray, np.ndarray]:
+        rising = dataclasses.replace(plan, ascent=Ascent(0, (2,), rate, limit))
+        found = simulate(rising, w_0(plan), pool, kept, pool, rounds=[1, 2], seed=0, raised=raised,
+                         weight_rounds=[1, 2])  # fmt: skip
+        assert found.weights is not None
+        return found.phi[0, 1] - found.phi[0, 0], found.weights[0, 1] - found.weights[0, 0]
+
+    lifted, step = ended(1e-2, np.inf)
+    assert lifted[12:18].sum() < 0 and np.linalg.norm(step) > 1e-3
+    _, bounded = ended(1e-2, 0.5)
+    assert np.linalg.norm(bounded) < 1e-6
+
+
+def test_an_ascent_and_what_it_raises_belong_together(tmp_path: Path) -> None:
+    plan = small_plan()
+    rising = dataclasses.replace(plan, ascent=Ascent(0, (2,), 0.1, 1.0))
+    pool = some_pool(plan)
+    membership = members_of(plan, 2, pool)
+    for wrong, raised in ((plan, pool), (rising, None)):
+        with pytest.raises(ValueError, match="needs records"):
+            simulate(wrong, w_0(plan), pool, membership, pool, rounds=[3], seed=0, raised=raised)
+    for n in (3, 4, 4):
+        raised = pool.take(np.arange(n))
+        simulate(rising, w_0(plan), pool, membership, pool, rounds=[3], seed=0, raised=raised, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2, "kept apart by what is raised"
 
 
 # What chance decides.
