@@ -26,7 +26,7 @@ from fedsim.results import RunDirectory
 from fedsim.scenario import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-ATTACKS = ("loss", "lira", "gradient-ascent")
+ATTACKS = ("loss", "lira", "lira-rounds", "gradient-ascent")
 METRICS = {"auc": "AUC", "tpr_at_fpr_0.1": "TPR at 10 % FPR", "tpr_at_fpr_0.01": "TPR at 1 % FPR"}
 ACTS = {
     "honest but curious": [],
