@@ -30,6 +30,9 @@ from attacks.stacked import (
     up,
 )
 
+RAISED_TOGETHER = 64
+"""Records of an ascent whose gradients are formed at a time; a multiple of 4."""
+
 Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
 """Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
 
@@ -138,12 +141,13 @@ def _ascend(block: _Block, sent: Parameters, answers: Parameters) -> None:
     """Add the ascent to the answers (M, …) to the models ``sent``, in place."""
     ascent, raised, stack = block.plan.ascent, block.raised, block.stack
     assert ascent is not None and raised is not None
-    rows = torch.arange(up(len(raised))).clamp_(max=len(raised)).expand(len(answers[0]), -1)
-    batches = Batches(rows, raised.labels[rows], (rows != len(raised)).float())
-    gradient = stack.trainer(answers, raised).gradient(batches)
+    trainer = stack.trainer(answers, raised)
     step = [torch.zeros_like(p) for p in answers]
-    for i, each in enumerate(step):
-        gradient.add_to(i, each, 0.0, ascent.rate)
+    for some in torch.arange(up(len(raised))).clamp_(max=len(raised)).split(RAISED_TOGETHER):
+        rows = some.expand(len(answers[0]), -1)
+        gradient = trainer.gradient(Batches(rows, raised.labels[rows], (rows != len(raised)).float()))
+        for i, each in enumerate(step):
+            gradient.add_to(i, each, 1.0, ascent.rate)
     learnt = [answer - before for answer, before in zip(answers, sent, strict=True)]
     long, longest = _length(stack, step), ascent.limit * _length(stack, learnt)
     factor = torch.where(long > longest, longest / long, 1.0).float()

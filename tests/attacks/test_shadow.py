@@ -195,11 +195,12 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
-def test_stacked_equals_one_by_one(changes: dict) -> None:
+def test_stacked_equals_one_by_one(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(**changes)
     pool = some_pool(plan)
     membership = members_of(plan, 3, pool)
     raised = pool.take(np.arange(7)) if plan.ascent else None
+    monkeypatch.setattr(shadow_training, "RAISED_TOGETHER", 4)
     found = simulate(
         plan, w_0(plan), pool, membership, pool, rounds=[0, 2, 3], seed=11, weight_rounds=[3], raised=raised
     )
