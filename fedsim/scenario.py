@@ -329,7 +329,9 @@ class AdversarySettings(Settings):
     party: str | None = Field(None, description="the malicious party; default: the first one")
     attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
     candidates: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="at most this many candidates, drawn at random; default: all records, 20 if active"
+        None,
+        description="at most this many candidates, drawn at random; default: all records, of a "
+        "person with several one; 20 if active",
     )
     knows_party: bool | None = Field(
         None,

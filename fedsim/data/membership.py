@@ -57,7 +57,8 @@ def draw_game(
     rows: party → (n_k,) row indices of ``encoded``, from `deal`.
     member_share: share of a party's records that it trains on. A person with several records is on one side
         with all of them, in all parties, so that the share is met to within one person.
-    settings.candidates: at most this many, half of them members as nearly as there are enough.
+    settings.candidates: at most this many, half of them members as nearly as there are enough. Of a person
+        with several records at most one is a candidate: more would be no independent evidence.
     settings.coalition: parties whose records are no candidates, whoever observes.
 
     Raises:
@@ -72,6 +73,10 @@ def draw_game(
     kept_back = _keep_back(others, settings, stream)
     known = np.flatnonzero(others["party"].isin(settings.coalition))  # to an observer who is to be compared
     never = np.union1d(kept_back, known)
+    if encoded.person is not None:
+        units = units_of(encoded)[0][others["record"].to_numpy(dtype=np.int64)]
+        stream = rng.generator(seed, "candidates/persons", game=game)
+        never = np.union1d(never, _further(units, never, stream))
     stream = rng.generator(seed, "candidates", game=game)
     chosen = _choose(others["member"].to_numpy(dtype=bool), never, settings.candidates, stream)
     owned = kept_back if settings.auxiliary == "disjoint" else _unchosen(others, chosen, settings, stream)
@@ -104,6 +109,16 @@ def _keep_back(others: pd.DataFrame, settings: AdversarySettings, stream: np.ran
             f"candidates; with {len(heldout)} held-out records it can be 2 to {most}"
         )
     return stream.permutation(heldout)[:size]
+
+
+def _further(units: np.ndarray, never: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """Return the rows that are left of each unit when one, drawn at random, is taken; ``never`` aside.
+
+    units: (n,) int, the person of each row
+    """
+    order = stream.permutation(np.setdiff1d(np.arange(len(units)), never))
+    _, first = np.unique(units[order], return_index=True)
+    return np.delete(order, first)
 
 
 def _unchosen(

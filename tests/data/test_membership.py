@@ -62,7 +62,11 @@ def test_the_game(n: int, count: int, share: float, game: int, persons: int | No
     assert drawn.candidates.records.labels.tolist() == truth["label"].tolist()
     assert [record in trained for record in truth["record"]] == truth["member"].tolist()
     assert all(record in rows[party] for record, party in zip(truth["record"], truth["party"], strict=True))
-    victims = n - len(rows["h-0"])
+    asked_of = np.concatenate([rows[name] for name in rows if name != "h-0"])
+    victims = len(asked_of)
+    if encoded.person is not None:  # one record of each: a person's records are no independent evidence
+        victims = len(set(encoded.person[asked_of]))
+        assert len(set(encoded.person[truth["record"]])) == len(truth)
     assert len(truth) == min(most or n, victims) and "h-0" not in set(truth["party"])
     assert truth["record"].is_unique
     if most == 7:
@@ -102,6 +106,16 @@ def test_candidates_are_shuffled() -> None:
     half = len(drawn.truth) // 2
     assert 0.35 < drawn.truth["member"][:half].mean() < 0.65
     assert drawn.truth["party"][:half].nunique() == 3
+
+
+def test_any_record_of_a_person_may_be_the_candidate_and_the_adversary_owns_the_others() -> None:
+    encoded, rows = make_encoded(60, persons=20), split(60, 2)
+    games = [draw(encoded, rows, game=game) for game in range(60)]
+    asked = set().union(*(game.truth["record"] for game in games))
+    assert asked == set(rows["h-1"])
+    for game in games:
+        owned = rows_of(game.auxiliary.records) + game.truth["record"].tolist()
+        assert sorted(owned) == sorted(rows["h-1"])
 
 
 def test_candidates_do_not_depend_on_how_many_are_kept_of_the_other_parties_records() -> None:
