@@ -1,7 +1,7 @@
 """How much joint inference finds, part by part, against LiRA on the same shadows and games.
 
     python experiments/studies/joint.py --data-dir DATA                # makes experiments/results/joint.md
-    python experiments/studies/joint.py --only heart --shadows 256 1024
+    python experiments/studies/joint.py --only heart --shadows 64 256 1024
 
 The games share w_0 and the adversary's own records, so that one set of shadows serves all of them; they
 differ in who the others' members are. Open world: the adversary owns a random half of the others' records,
@@ -211,8 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--shadows", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--games", type=int, default=16, help="12 or more, for rates of 0.1 %%")
+    parser.add_argument("--shadows", type=int, nargs="+", default=[256])
+    parser.add_argument("--games", type=int, default=12, help="12 or more, for rates of 0.1 %%")
     parser.add_argument("--table", type=Path, default=EXPERIMENTS / "results" / "joint.md")
     options = parser.parse_args()
     lines = [
