@@ -41,12 +41,11 @@ WEIGHTS_BYTES = 2**28
 class Laboratory:
     """What simulations may cost, and where they are kept; none of it changes a result.
 
-    workers: processes of one thread each; max_bytes: of memory; cache: folder of earlier simulations, or None
+    workers: cores; cache: folder of earlier simulations, or None
     progress: called with shadows done and in all
     """
 
     workers: int = 1
-    max_bytes: int = 2**30
     cache: Path | None = None
     progress: Callable[[int, int], object] | None = None
 
@@ -96,7 +95,7 @@ def simulate(
         weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
         raised=view.raised,
         workers=laboratory.workers,
-        max_bytes=laboratory.max_bytes,
+        max_bytes=int(view.assumptions.memory * 2**30),
         cache=laboratory.cache,
         progress=laboratory.progress,
     )

@@ -354,6 +354,9 @@ class AdversarySettings(Settings):
     shadows: Annotated[int, Field(ge=16)] = Field(
         256, description="shadow federations that it simulates, if an attack asks for them"
     )
+    memory: Positive = Field(
+        1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
+    )
     observers: list[Literal["outsider", "participant", "coalition", "server"]] = Field(
         ["participant"], description="whose attacks to score on the same candidates; 'participant' always is"
     )

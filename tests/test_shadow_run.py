@@ -72,6 +72,23 @@ def test_candidates_are_in_half_of_the_shadows_and_own_records_in_none_of_the_co
     )
 
 
+def test_less_memory_trains_fewer_at_a_time_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, block_size = [], shadow.block_size
+
+    def spy(*settings: object) -> int:
+        asked.append(block_size(*settings))  # type: ignore[arg-type]
+        return asked[-1]
+
+    monkeypatch.setattr(shadow, "block_size", spy)
+    run = finished_run(tmp_path, adversary={"attacks": ["lira"], **FEW})
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "nothing simulated before"))
+    tight = finished_run(tmp_path, out="tight", adversary={"attacks": ["lira"], "memory": 1e-6, **FEW})
+    assert asked == [32, 1]
+    pd.testing.assert_frame_equal(run.table("scores"), tight.table("scores"))
+
+
 def test_workers_and_cache_change_nothing(tmp_path: Path) -> None:
     run = finished_run(tmp_path, adversary={"attacks": ["lira"], **FEW})
     alone, _ = matrix_of(run)
