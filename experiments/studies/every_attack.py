@@ -26,8 +26,8 @@ from fedsim.results import RunDirectory
 from fedsim.scenario import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-GAMES = {"hospitals": 12, "heart": 8, "digits": 8, "location": 8}
-"""Games of each scenario: at least 8, and 1000 held-out candidates in either world."""
+GAMES = {"hospitals": (12, 12), "heart": (8, 8), "digits": (8, 8), "location": (8, 4)}
+"""Games of each scenario in the closed and in the open world, each of 1000 held-out candidates and more."""
 BASELINE = "lira"
 STRONGEST = ("lira", "first-update", "joint")
 """The attacks that are set side by side, and timed."""
@@ -180,9 +180,9 @@ def main(
 ) -> None:
     found: list[tuple[RunDirectory, str, dict[str, str]]] = []
     for name in only or GAMES:
-        sizes = [f"games={games or GAMES[name]}", f"adversary.shadows={shadows}"]
-        for world in ("closed", "open"):
+        for world, repeats in zip(("closed", "open"), GAMES[name], strict=True):
             started = time.monotonic()
+            sizes = [f"games={games or repeats}", f"adversary.shadows={shadows}"]
             run = finished_run(name, world, out, data_dir, workers, [*sizes, "adversary.attacks=['all']"])
             found.append((run, world, rows(run)))
             click.echo(f"{name}, {world} world: {time.monotonic() - started:.0f} s")
