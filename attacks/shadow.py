@@ -156,7 +156,7 @@ class Shadows:
     """What is kept of S shadow federations, observed at w_t for each t of ``rounds``.
 
     phi: (S, rounds, n) float32, the scaled logit of every signal record
-    logits: (S, rounds, n, classes) float32, where asked for
+    logits: (S, K, n, classes) float32, at the K rounds asked for
     weights: (S, K, p) float32, w_t in the order of the module's state at the K rounds asked for
     membership: who was in which shadow
     """
@@ -183,7 +183,7 @@ def simulate(
     rounds: Sequence[int],
     seed: int,
     game: int = 0,
-    keep_logits: bool = False,
+    logit_rounds: Sequence[int] = (),
     weight_rounds: Sequence[int] = (),
     raised: Records | None = None,
     workers: int = 1,
@@ -194,7 +194,8 @@ def simulate(
     """Train one shadow federation per row of ``membership`` from w_0 = ``initial`` and observe it.
 
     pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
-    rounds: t of the models w_t to observe, in 0…T; weight_rounds: those of them whose weights are kept.
+    rounds: t of the models w_t to observe, in 0…T.
+    logit_rounds, weight_rounds: those of them of which logits, and weights, are kept as well.
     raised: the records up whose loss a party moves its answers, where the plan has an ascent.
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
     max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
@@ -213,8 +214,9 @@ def simulate(
         )
     if not rounds or list(rounds) != sorted(set(rounds)) or not 0 <= rounds[0] <= rounds[-1] <= plan.rounds:
         raise ValueError(f"rounds {list(rounds)} are not increasing in 0…{plan.rounds}")
-    if list(weight_rounds) != [t for t in rounds if t in weight_rounds]:
-        raise ValueError(f"weight_rounds {list(weight_rounds)} are not increasing in {list(rounds)}")
+    for name, some in (("logit_rounds", logit_rounds), ("weight_rounds", weight_rounds)):
+        if list(some) != [t for t in rounds if t in some]:
+            raise ValueError(f"{name} {list(some)} are not increasing in {list(rounds)}")
     if (plan.ascent is None) != (raised is None):
         raise ValueError("an ascent needs records that it raises, and they need an ascent")
     job = _Job(
@@ -225,7 +227,7 @@ def simulate(
         tuple(rounds),
         seed,
         game,
-        keep_logits,
+        tuple(logit_rounds),
         tuple(weight_rounds),
         raised,
     )
@@ -254,14 +256,15 @@ class _Job:
     rounds: tuple[int, ...]
     seed: int
     game: int
-    keep_logits: bool
+    logit_rounds: tuple[int, ...]
     weight_rounds: tuple[int, ...]
     raised: Records | None
 
     def key(self, membership: Membership) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
         plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
-        settings = [VERSION, plan, self.rounds, self.seed, self.game, self.keep_logits, self.weight_rounds]
+        kept = [self.rounds, self.logit_rounds, self.weight_rounds]
+        settings = [VERSION, plan, *kept, self.seed, self.game]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         named = {
             **self.initial,
@@ -399,8 +402,9 @@ class _Seen:
         self._job = job
         shape = (shadows, len(job.rounds), len(job.signal_records))
         self.block: Block = {"phi": np.empty(shape, np.float32)}
-        if job.keep_logits:
-            self.block["logits"] = np.empty((*shape, job.plan.classes), np.float32)
+        if job.logit_rounds:
+            asked = (len(job.logit_rounds), len(job.signal_records), job.plan.classes)
+            self.block["logits"] = np.empty((shadows, *asked), np.float32)
         if job.weight_rounds:
             size = sum(array.size for array in job.initial.values())
             self.block["weights"] = np.empty((shadows, len(job.weight_rounds), size), np.float32)
@@ -418,8 +422,8 @@ class _Seen:
                 flat = logits[part].reshape(-1, logits.shape[2]).astype(np.float64)
                 phi = signals.scaled_logit(flat, np.tile(labels, len(part)))
                 self.block["phi"][first + part, place] = phi.reshape(len(part), -1)
-            if self._job.keep_logits:
-                self.block["logits"][s, place] = logits
+            if t in self._job.logit_rounds:
+                self.block["logits"][s, self._job.logit_rounds.index(t)] = logits
             if t in self._job.weight_rounds:
                 flat = np.concatenate([w.numpy().reshape(len(w), -1) for w in weights.values()], axis=1)
                 kept = self.block["weights"][first : first + len(flat)]
@@ -486,6 +490,10 @@ def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
     return 4 * (a_round + 6 * stack.parameters + observed)
 
 
+CACHE_BYTES = 8 * 2**30
+"""What simulations may take on disk; of more, those are removed that were not used for longest."""
+
+
 def cache_folder() -> Path:
     """Return the folder for `simulate`'s cache: $FEDSIM_CACHE, or fedsim/shadows in the user's cache."""
     own = os.environ.get("FEDSIM_CACHE")
@@ -503,6 +511,8 @@ def _read_cache(file: Path, membership: Membership) -> Block:
     if not np.array_equal(digest, _digest(members, arrays)):
         warnings.warn(f"{file} is damaged; the shadows are trained again", RuntimeWarning, stacklevel=3)
         return {}
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        file.touch()  # used now: see `_forget_oldest`
     n = min(len(members), len(membership))
     same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
     first = n if same.all() else int(np.argmin(same))
@@ -513,8 +523,22 @@ def _write_cache(file: Path, membership: Membership, arrays: Block) -> None:
     members = membership.members
     try:
         write_arrays(file, {**arrays, "members": members, "digest": _digest(members, arrays)})
+        _forget_oldest(file)
     except InputError as error:  # a full disk must not cost the result
         warnings.warn(f"the shadows are not kept for next time: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _forget_oldest(newest: Path) -> None:
+    """Remove the files beside ``newest`` that were not used for longest, until all take `CACHE_BYTES`."""
+    used = []
+    for file in newest.parent.glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            used.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    total = 0
+    for _, size, file in sorted(used, reverse=True):
+        total += size
+        if total > CACHE_BYTES and file != newest:
+            file.unlink(missing_ok=True)
 
 
 def _digest(members: np.ndarray, arrays: Block) -> np.ndarray:

@@ -91,7 +91,7 @@ def simulate(
         rounds=rounds,
         seed=seed,
         game=game,
-        keep_logits=view.settings.classes > 2,
+        logit_rounds=rounds[-1:] if view.settings.classes > 2 and not early else (),
         weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
         raised=view.raised,
         workers=laboratory.workers,

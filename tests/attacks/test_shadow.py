@@ -575,7 +575,7 @@ def test_blocks_and_threads_change_no_bit(defences: dict) -> None:
     )
     pool = some_pool(plan)
     membership = members_of(plan, 7, pool)
-    asked = {"rounds": [1, 3], "seed": 3, "keep_logits": True, "weight_rounds": [1, 3]}
+    asked = {"rounds": [1, 3], "seed": 3, "logit_rounds": [1, 3], "weight_rounds": [1, 3]}
     whole = simulate(plan, w_0(plan), pool, membership, pool, **asked)  # type: ignore[arg-type]
     for how in ({"max_bytes": 1}, {"max_bytes": 100_000}, {"workers": 2}):
         parts = simulate(plan, w_0(plan), pool, membership, pool, **asked, **how)  # type: ignore[arg-type]
@@ -674,9 +674,17 @@ def test_what_is_observed() -> None:
         asked,
         rounds=[0, 3],
         seed=3,
-        keep_logits=True,
+        logit_rounds=[0, 3],
         weight_rounds=[0, 3],
     )
+    for one in ("logit_rounds", "weight_rounds"):
+        last = simulate(plan, w_0(plan), pool, membership, asked, rounds=[0, 3], seed=3, **{one: [3]})  # type: ignore[arg-type]
+        kept = last.logits if one == "logit_rounds" else last.weights
+        all_of_them = found.logits if one == "logit_rounds" else found.weights
+        assert kept is not None and all_of_them is not None
+        np.testing.assert_array_equal(kept[:, 0], all_of_them[:, 1])
+        with pytest.raises(ValueError, match=f"{one} .* are not increasing in"):
+            simulate(plan, w_0(plan), pool, membership, asked, rounds=[0, 3], seed=3, **{one: [2]})  # type: ignore[arg-type]
     assert found.logits is not None and found.weights is not None
     assert (found.phi.shape, found.logits.shape) == ((4, 2, 3), (4, 2, 3, 3))
     assert found.phi.dtype == found.logits.dtype == found.weights.dtype == np.float32
@@ -785,6 +793,28 @@ def test_defaults_of_the_strategies_are_flowers() -> None:
 
 
 # The cache.
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership, counting = members_of(plan, 2, pool), Counting(monkeypatch)
+
+    def ask(seed: int) -> int:
+        before = counting.trained
+        simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=seed, cache=tmp_path)
+        return counting.trained - before
+
+    assert ask(1) == 2
+    [first] = tmp_path.iterdir()
+    monkeypatch.setattr(shadow, "CACHE_BYTES", 2.5 * first.stat().st_size)
+    assert [ask(2), ask(1), ask(3)] == [2, 0, 2]  # 2 is the one not used for longest
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [ask(1), ask(3), ask(2)] == [0, 0, 2]
+    monkeypatch.setattr(shadow, "CACHE_BYTES", 1)
+    assert ask(4) == 2 and ask(4) == 0, "what was simulated last is kept, however large"
 
 
 class Counting:
