@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
+
+# As in a run, and before NumPy is imported: on matrices this small threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import click
 import numpy as np

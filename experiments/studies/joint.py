@@ -12,9 +12,13 @@ there are 8 S of the first two rounds, as in a run.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+# As in a run, and before NumPy is imported: on matrices this small threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 from scipy.stats import rankdata
