@@ -1,13 +1,18 @@
-"""What all tests share: where the real data are, and one thread for torch."""
+"""What all tests share: where the real data are, one thread for torch, a Ctrl-C that is heard."""
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background jobs are deaf to Ctrl-C, and so would be the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
