@@ -71,7 +71,7 @@ class Evidence:
 def rehearse(matrix: SignalMatrix, rng: np.random.Generator) -> Evidence:
     """Return the log-odds by all parts together of the target and of the shadows `held_back`."""
     held, known = held_back(matrix), _decodable(matrix.member)
-    parts = _evidence(matrix)
+    parts = _evidence(matrix, held)
     parts = [parts[0], *(part for part in parts[1:] if not _surprising(part))]
     weights, intercept = _stacking(parts, matrix.member[held], known, rng)
     target = intercept + sum(w * _tempered(part) for w, part in zip(weights, parts, strict=True))
@@ -149,10 +149,9 @@ _FOUND: WeakKeyDictionary[SignalMatrix, list[Evidence]] = WeakKeyDictionary()
 """What was made of a matrix, as long as it lives: more than one attack asks for it."""
 
 
-def _evidence(matrix: SignalMatrix) -> list[Evidence]:
+def _evidence(matrix: SignalMatrix, held: np.ndarray) -> list[Evidence]:
     """Return what each part makes of the target and of the shadows `held_back`, by both kinds of shadows."""
     if matrix not in _FOUND:
-        held = held_back(matrix)
         _FOUND[matrix] = [part for each in _federations(matrix) for part in _weighed(each, held)]
     return _FOUND[matrix]
 

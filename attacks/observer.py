@@ -325,12 +325,12 @@ def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) ->
 
 def record_poison(folder: Path, poison: Records) -> None:
     """Write what the owner trains on beside its own records."""
-    write_arrays(folder / "poison.safetensors", {"features": poison.features, "labels": poison.labels})
+    _write_records(folder / "poison.safetensors", poison)
 
 
 def record_raised(folder: Path, records: Records) -> None:
     """Write the records whose loss the owner raises."""
-    write_arrays(folder / "raised.safetensors", {"features": records.features, "labels": records.labels})
+    _write_records(folder / "raised.safetensors", records)
 
 
 def record_ascent(folder: Path, round: int, step: Weights) -> None:
@@ -454,6 +454,10 @@ def _pool(file: Path) -> Pool:
         return Pool.from_arrays(read_arrays(file))
     except KeyError as error:
         raise InputError(f"cannot read {file}: it has no array {error}") from error
+
+
+def _write_records(file: Path, records: Records) -> None:
+    write_arrays(file, {"features": records.features, "labels": records.labels})
 
 
 def _records(file: Path, prefix: str = "") -> Records:

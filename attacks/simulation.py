@@ -124,7 +124,8 @@ def observed_rounds(view: ParticipantView) -> list[int]:
     Of an ascending one those right after its ascents, and the last.
     """
     last = view.final_round
-    seen = np.array([t for t in view.trained_rounds if t in view.ascents or t == last or not view.ascents])
+    looked_at = (*view.ascents, last) if view.ascents else view.trained_rounds
+    seen = np.array([t for t in view.trained_rounds if t in looked_at])
     wanted = np.linspace(last / OBSERVED_ROUNDS, last, OBSERVED_ROUNDS)
     nearest = [int(seen[np.abs(seen - t).argmin()]) for t in wanted]
     return sorted(set(nearest))

@@ -57,7 +57,7 @@ def test_swapping_members_and_held_out_at_random_leaves_nothing(hospitals: RunDi
 
 
 def test_epsilon_one_everywhere_leaves_nothing(tmp_path: Path) -> None:
-    run = run_experiment("hospitals", tmp_path / "run", "adversary.shadows=64", dp=("all=1",))
+    run = run_experiment("hospitals", tmp_path / "run", dp=("all=1",))
     spent = run.table("rounds").query("party != 'all' and round == 40")["epsilon"]
     assert ((spent > 0.98) & (spent <= 1)).all()
     for attack in run.table("scores")["attack"].unique():

@@ -161,7 +161,7 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_table(
         time.sleep(delay)
         workers, asked = children(process), time.monotonic()
         process.send_signal(signal.SIGINT if attempt == 0 else signal.SIGKILL)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=20)
         if process.returncode == 0:
             break  # it was quicker than the signal
         while any(map(alive, workers)) and time.monotonic() < asked + 10:

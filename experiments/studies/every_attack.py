@@ -71,14 +71,20 @@ def interval(row: pd.Series) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def against_baseline(run: RunDirectory, attack: str, fpr: float) -> str:
-    """The paired difference to the baseline's TPR at this FPR; nothing where n is too small for it."""
-    if attack == BASELINE:
-        return ""
+def scores_with_truth(run: RunDirectory) -> pd.DataFrame:
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
     truth = membership.read_truth(run.path)
-    found = evaluation.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
+    return evaluation.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
+
+
+def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
+    """The paired difference to the baseline's TPR at this FPR; nothing where n is too small for it.
+
+    found: the scores of all attacks, joined with the truth
+    """
+    if attack == BASELINE:
+        return ""
     games = comparison.scored(found, [attack, BASELINE])
     if not evaluation.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
         return ""
@@ -110,11 +116,11 @@ def rows(run: RunDirectory) -> dict[str, str]:
     """Attack → the cells of its row, in the order of the suite."""
     leakage = run.table("leakage")
     overall = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")]
-    found = {}
+    joined, found = scores_with_truth(run), {}
     for attack, metrics in overall.groupby("attack", sort=False):
         by_metric = metrics.set_index("metric")
         cells = [interval(by_metric.loc[m]) for m in ("auc", *(f"tpr_at_fpr_{rate:g}" for rate in RATES))]
-        cells += [against_baseline(run, str(attack), rate) for rate in RATES]
+        cells += [against_baseline(joined, str(attack), rate) for rate in RATES]
         found[str(attack)] = " | ".join(cells) + " |"
     return found
 
