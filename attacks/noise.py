@@ -36,24 +36,23 @@ class NoiseSource:
 
     def __init__(self, key: tuple[int, int], size: int) -> None:
         """Key: (seed, game), which decides the table."""
-        self._size = size
+        self.size = size
         self._windows = None
         if size <= LARGEST:
-            self._windows = np.lib.stride_tricks.sliding_window_view(_table(*key), size)
+            self._windows = _table(*key).unfold(0, size, 1)
 
-    def draw(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return noise (M, size) float32 and the signs (M,) that it is to be multiplied by.
+    def draw(self, numbers: np.ndarray, out: Tensor) -> Tensor:
+        """Write noise into ``out`` (M, size) float32; return the signs (M,) that it is to be multiplied by.
 
         numbers: (M,) uint64, uniform; the same number gives the same noise.
         """
         if self._windows is None:
-            return torch.stack([self._fresh(int(number)) for number in numbers]), torch.ones(len(numbers))
+            for number, row in zip(numbers, out, strict=True):
+                row.normal_(generator=rng.torch_generator(int(number), "shadows/noise"))
+            return torch.ones(len(numbers))
         places = (numbers >> np.uint64(1)) % np.uint64(len(self._windows))
-        signs = np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1))
-        return torch.from_numpy(self._windows[places.astype(np.intp)]), torch.from_numpy(signs)
-
-    def _fresh(self, number: int) -> Tensor:
-        return torch.empty(self._size).normal_(generator=rng.torch_generator(number, "shadows/noise"))
+        torch.index_select(self._windows, 0, torch.from_numpy(places.astype(np.int64)), out=out)
+        return torch.from_numpy(np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1)))
 
 
 def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
@@ -70,9 +69,9 @@ def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _table(seed: int, game: int) -> np.ndarray:
+def _table(seed: int, game: int) -> Tensor:
     stream = rng.torch_generator(seed, "shadows/noise table", game=game)
-    return torch.empty(TABLE).normal_(generator=stream).numpy()
+    return torch.empty(TABLE).normal_(generator=stream)
 
 
 @lru_cache(maxsize=2)

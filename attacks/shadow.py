@@ -45,7 +45,7 @@ __all__ = [
     "FederationPlan", "Membership", "PartyTraining", "Shadows", "cache_folder", "draw_members", "simulate",
 ]  # fmt: skip
 
-VERSION = 4
+VERSION = 5
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]

@@ -56,6 +56,15 @@ class Cohort:
         """Return how many models make this step: always the first ones."""
         return sum(count for count, steps in zip(self.counts, self.steps, strict=True) if steps > step)
 
+    def by_step(self, values: Tensor) -> list[Tensor]:
+        """Cut (steps, M, width) into what each step needs of it, (models that make it, its width)."""
+        _, models, widest = values.shape
+        cuts = [(self.training(step), width) for step, width in enumerate(self.widths)]
+        return [
+            whole if cut == (models, widest) else whole[: cut[0], : cut[1]]
+            for whole, cut in zip(values.unbind(), cuts, strict=True)
+        ]
+
     def per_model(self, of: Callable[[int], float]) -> Tensor:
         """Return a value that a party has, for each of the models, (M,) float32."""
         values = torch.tensor([of(k) for k in self.parties], dtype=torch.float32)

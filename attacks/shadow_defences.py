@@ -100,6 +100,7 @@ class EarlyStopping:
         self, plan: FederationPlan, cohort: Cohort, stack: Stack, pool: Pool, heldout: dict[int, np.ndarray]
     ) -> None:
         self._plan, self._cohort, self._stack, self._pool, self._heldout = plan, cohort, stack, pool, heldout
+        self._spans = [span for span in cohort.spans() if plan.parties[span[0]].defence.patience is not None]
         self._lowest = torch.full((cohort.models,), math.inf, dtype=torch.float64)
         self._waited = torch.zeros(cohort.models)
         self._best: Parameters = []
@@ -107,7 +108,7 @@ class EarlyStopping:
 
     def after(self, steps: int, local: Parameters) -> None:
         """Look at the models of which an epoch, or the round, ends with this number of steps."""
-        for k, start, stop in self._cohort.spans():
+        for k, start, stop in self._spans:
             patience, last = self._plan.parties[k].defence.patience, self._plan.steps(k)
             due = steps == last or (steps < last and steps % self._plan.batches_per_epoch(k) == 0)
             if patience is None or not due or stop == start:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -126,10 +126,14 @@ class FederationPlan:
 
     def steps(self, party: int) -> int:
         """Return the number of optimizer steps of the party in a round, unless it stops early."""
-        dp = self.parties[party].dp
-        return (
-            dp.steps_per_round if dp else steps_per_round(self.training_of(party), self.parties[party].size)
-        )
+        return self._steps[party]
+
+    @cached_property
+    def _steps(self) -> list[int]:
+        return [
+            party.dp.steps_per_round if party.dp else steps_per_round(self.training_of(k), party.size)
+            for k, party in enumerate(self.parties)
+        ]
 
     def batches_per_epoch(self, party: int) -> int:
         """Return ⌈n / batch⌉."""
@@ -225,7 +229,9 @@ def _numbers(
     plan: FederationPlan, needed: Sequence[int], streams: Sequence[np.random.Generator]
 ) -> np.ndarray:
     """Return a number for every step of every party, (S, parties, steps); no steps if no party needs any."""
-    return _raw(streams, (len(plan.parties), max([plan.steps(k) for k in needed], default=0)))
+    if not needed:
+        return np.empty((len(streams), len(plan.parties), 0), np.uint64)
+    return _raw(streams, (len(plan.parties), max(plan.steps(k) for k in needed)))
 
 
 def _mixing(
@@ -295,9 +301,10 @@ def permutations(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def cut(orders: np.ndarray, batch: int) -> np.ndarray:
     """Cut permutations (S, epochs, n) into batches, (S, epochs · ⌈n / batch⌉, batch)."""
-    shadows, _, n = orders.shape
-    padding = ((0, 0), (0, 0), (0, -n % batch))
-    return np.pad(orders, padding, constant_values=-1).reshape(shadows, -1, batch)
+    shadows, epochs, n = orders.shape
+    whole = np.full((shadows, epochs, -(-n // batch) * batch), -1, orders.dtype)
+    whole[:, :, :n] = orders
+    return whole.reshape(shadows, -1, batch)
 
 
 def positions(drawn: np.ndarray, width: int) -> np.ndarray:
@@ -305,11 +312,13 @@ def positions(drawn: np.ndarray, width: int) -> np.ndarray:
 
     A batch larger than ``width`` widens them all: none of its records may be dropped.
     """
-    rank = drawn.cumsum(axis=-1) - 1
-    widest = int(rank.max(initial=-1)) + 1
-    batches = np.full((*drawn.shape[:-1], max(width, widest)), -1, np.int64)
-    shadow, step, position = np.nonzero(drawn)
-    batches[shadow, step, rank[drawn]] = position
+    n = drawn.shape[-1]
+    widest = int(drawn.sum(axis=-1).max(initial=0))
+    places = np.where(drawn, np.arange(n, dtype=np.int32), np.int32(n))
+    places.sort(axis=-1)  # those drawn, in order, and then the others
+    batches = np.full((*drawn.shape[:-1], max(width, widest)), -1, np.int32)
+    first = places[..., : batches.shape[-1]]
+    batches[..., : first.shape[-1]] = np.where(first < n, first, -1)
     return batches
 
 

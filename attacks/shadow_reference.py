@@ -187,7 +187,9 @@ class _Party:
         Then move C, where it adapts (Andrew et al. 2021, algorithm 1).
         """
         dp = self._plan.dp(self._party)
-        flat, sign = noise_source(self._key, layout).draw(np.array([number]))
+        source = noise_source(self._key, layout)
+        flat = torch.empty(1, source.size)
+        sign = source.draw(np.array([number]), out=flat)
         flat *= sign
         noise = layout.state(layout.split(flat[:, :-1]))
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from attacks.stacked import (
     Penalties,
     Pool,
     Stack,
+    Trainer,
     Workspace,
     optimizer,
     up,
@@ -93,6 +94,14 @@ class _Block:
     key: tuple[int, int]
     scratch: Workspace
     raised: Pool | None
+    trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
+
+    def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
+        """Return parameters of so many models, to be written into, and what trains them; kept for later."""
+        if models not in self.trainers:
+            local = [self.scratch(f"local {i}", models, *p.shape[1:]) for i, p in enumerate(like)]
+            self.trainers[models] = local, self.stack.trainer(local, self.pool)
+        return self.trainers[models]
 
 
 def _block(
@@ -122,7 +131,7 @@ def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Par
     plan = block.plan
     total = torch.from_numpy(schedule.active @ plan.sizes)
     mean = [torch.zeros_like(p) for p in current]
-    for parties in (plan.plain, plan.private):
+    for parties in filter(None, (plan.plain, plan.private)):
         cohort = gather(plan, parties, schedule, block.members, len(block.pool))
         if cohort.models == 0:
             continue
@@ -173,27 +182,25 @@ def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> 
 def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     """Return the parties' answers after a round's local training, (M, …), valid until the next call."""
     plan, stack, pool = block.plan, block.stack, block.pool
-    local = [block.scratch(f"local {i}", cohort.models, *p.shape[1:]) for i, p in enumerate(current)]
+    local, trainer = block.trainer(current, cohort.models)
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
-    trainer = stack.trainer(local, pool)
     update = optimizer(local, plan.training, _penalties(plan, cohort))
     private = _Private(block, cohort) if plan.parties[cohort.parties[0]].dp else None
     regularisation = Regularisation(plan, cohort, stack, pool, block.key)
     stopping = EarlyStopping(plan, cohort, stack, pool, block.heldout)
-    labels, present = pool.labels[cohort.rows], (cohort.rows != len(pool)).float()
+    labels = pool.labels.index_select(0, cohort.rows.flatten()).view_as(cohort.rows)
+    present = cohort.rows != len(pool)
     size = present.sum(2, keepdim=True).clamp_(min=1) if private is None else private.expected_batch
-    weight = present / size
-    for step, width in enumerate(cohort.widths):
-        n = cohort.training(step)
-        rows, y, w = (part[step, :n, :width] for part in (cohort.rows, labels, weight))
+    steps = zip(*(cohort.by_step(each) for each in (cohort.rows, labels, present / size)), strict=True)
+    for step, (rows, y, w) in enumerate(steps):
         batches = regularisation.applied_to(Batches(rows, y, w), step)
         if private is None:
-            update(trainer.gradient(batches), n)
+            update(trainer.gradient(batches), len(rows))
         else:
             gradient = trainer.gradient(private.applied_to(batches, step))
-            update(gradient, n)
-            private.follow(gradient, present[step, :n, :width] > 0, ~stopping.ended[:n])
+            update(gradient, len(rows))
+            private.follow(gradient, w, stopping.ended)
         stopping.after(step + 1, local)
     stopping.finish(local)
     if private is not None:
@@ -226,37 +233,39 @@ class _Private:
         self.expected_batch = batch[:, None]
         self._deviation = cohort.per_model(lambda k: plan.dp(k).gradient_noise).double() / batch
         self._adapts = cohort.per_model(lambda k: plan.dp(k).clipping == "adaptive") > 0
+        self._some_adapt = bool(self._adapts.any())
         self._count_noise = cohort.per_model(lambda k: plan.dp(k).count_noise)
         self._quantile = cohort.per_model(lambda k: plan.dp(k).clipping_quantile)
         self._rate = cohort.per_model(lambda k: plan.dp(k).clipping_rate)
         self._numbers = cohort.noise
-        self._stack = block.stack
-        self._source = noise_source(block.key, block.stack)
+        source = noise_source(block.key, block.stack)
+        self._source, self._flat = source, block.scratch("noise", cohort.models, source.size)
+        self._pieces = block.stack.split(self._flat[:, :-1])
         self._count = torch.empty(0)
 
     def applied_to(self, batches: Batches, step: int) -> Batches:
         """Return the batches of a step with the clipping norms and the noise of the models that make it."""
         n = len(batches.rows)
-        flat, signs = self._source.draw(self._numbers[step, :n])
-        self._count = flat[:, -1] * signs
-        scale = signs * (self._deviation[:n] * self.norm[:n]).float()
-        noise = Noise(self._stack.split(flat[:, :-1]), scale)
-        return replace(batches, clipping_norm=self.norm[:n, None].float(), noise=noise)
+        signs = self._source.draw(self._numbers[step, :n], out=self._flat[:n])
+        self._count = self._flat[:n, -1] * signs
+        pieces = self._pieces if n == len(self._flat) else [piece[:n] for piece in self._pieces]
+        noise = Noise(pieces, signs * (self._deviation[:n] * self.norm[:n]).float())
+        norm = self.norm[:n, None].float()
+        return replace(batches, clipping_norm=norm, noise=noise)
 
-    def follow(self, gradient: Gradient, present: Tensor, running: Tensor) -> None:
+    def follow(self, gradient: Gradient, weight: Tensor, ended: Tensor) -> None:
         """Move the norms that adapt after a step, by a noisy count of the gradients that were not longer.
 
-        present: (n, B) bool, which records there are; running: (n,) bool, whose round has not ended
+        weight: (n, B), 0 where there is no record; ended: (M,) bool, whose round has ended
         """
-        n = len(present)
-        adapts = self._adapts[:n] & running
-        if not adapts.any():
+        if not self._some_adapt:
             return
+        n, present = len(weight), weight > 0
         shorter = (gradient.norms <= self.norm[:n, None].float()) & present
         count = shorter.sum(1) - present.sum(1) / 2 + self._count_noise[:n] * self._count
         share = (0.5 + count / self.expected_batch[:n, 0]).clamp(0, 1)
         moved = self.norm[:n] * torch.exp(-self._rate[:n] * (share - self._quantile[:n])).double()
-        self.norm[:n] = torch.where(adapts, moved, self.norm[:n])
+        self.norm[:n] = torch.where(self._adapts[:n] & ~ended[:n], moved, self.norm[:n])
 
 
 def noise_source(key: tuple[int, int], stack: Stack) -> NoiseSource:

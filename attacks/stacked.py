@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -73,11 +72,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.labels) - 1
-
-    @cached_property
-    def length(self) -> Tensor:
-        """‖x‖ of every row, (n + 1,)."""
-        return torch.linalg.vector_norm(self.features.flatten(1), dim=1)
 
 
 @dataclass(frozen=True)
@@ -435,7 +429,11 @@ class LayerPass:
         self._back = list(zip(back, sums, real, active, strict=True))
         self._factors = [(x.mT, error) for x, error in zip(self.inputs, sums, strict=False)]
         self._factors += [(self.errors[-1], self.inputs[-1])]
+        self._lengths = scratch("lengths", len(layers), models, width)
+        self._products = scratch("products", len(layers), models, width)
         self._noise: Noise | None = None
+        # What noise is added to, in pieces: nearly always to the same tensors.
+        self._targets: list[tuple[Tensor | None, tuple[Tensor, ...]]] = [(None, ())] * len(layers)
 
     def run(self, pool: Pool, batches: Batches) -> None:
         """Compute the errors of all layers, weighted and where asked for clipped."""
@@ -460,7 +458,7 @@ class LayerPass:
         else:
             self._real_error.copy_(error)
             self._propagate(kept)
-            self._clip(pool.length[batches.rows], batches.weight, batches.clipping_norm)
+            self._clip(batches.weight, batches.clipping_norm)
         self._noise = batches.noise
 
     def _propagate(self, kept: Sequence[Tensor] | None) -> None:
@@ -471,23 +469,21 @@ class LayerPass:
             if kept is not None:
                 real.mul_(kept[i])
 
-    def _clip(self, x_length: Tensor, weight: Tensor, clipping_norm: Tensor) -> None:
+    def _clip(self, weight: Tensor, clipping_norm: Tensor) -> None:
         """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² ‖(a_l, 1)‖².
-
-        x_length: ‖(a_0, 1)‖, (M, B).
 
         A linear layer's gradient for one record is the outer product of δ_l and (a_l, 1), so that its norm
         is known without forming it (Goodfellow 2015, arXiv:1510.01799).
         """
         norm = torch.linalg.vector_norm
-        inputs = [x_length, *(norm(below, dim=2) for below in self.inputs[1:])]
-        # Along the classes, which are not next to each other in memory, a norm is slow, a sum is not.
-        last = self.errors[-1].square().sum(1).sqrt_()
-        errors = [*(norm(error, dim=2) for error in self.errors[:-1]), last]
-        square = torch.zeros_like(weight)  # (M, B)
-        for a, delta in zip(inputs, errors, strict=True):
-            square += delta.mul_(a).square_()
-        self.norms = square.sqrt_()
+        lengths, products = self._lengths, self._products  # (layers, M, B)
+        for below, a, error, delta in zip(self.inputs, lengths, self.errors[:-1], products, strict=False):
+            norm(below, dim=2, out=a)
+            norm(error, dim=2, out=delta)
+        norm(self.inputs[-1], dim=2, out=lengths[-1])
+        # Over what is not next to each other in memory a norm is slow, a sum is not.
+        torch.sum(self.errors[-1].square(), 1, out=products[-1]).sqrt_()
+        self.norms = products.mul_(lengths).square_().sum(0).sqrt_()
         factor = (clipping_norm / (self.norms + 1e-6)).clamp_(max=1.0).mul_(weight)
         for delta in self.errors[:-1]:
             delta.mul_(factor[:, :, None])
@@ -498,7 +494,9 @@ class LayerPass:
         target.baddbmm_(*self._factors[i], beta=beta, alpha=alpha)
         if self._noise is None:
             return
-        for piece, part in enumerate(self._layers[i].parts(target), start=2 * i):
+        if self._targets[i][0] is not target:
+            self._targets[i] = target, self._layers[i].parts(target)
+        for piece, part in enumerate(self._targets[i][1], start=2 * i):
             self._noise.add_to(part, piece, alpha)
 
 

@@ -145,6 +145,20 @@ def train_plainly(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
             optimizer.step()
 
 
+def train_from_loader(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The same with torch's own loader of batches, as tutorials and Flower's examples have it."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    criterion = nn.CrossEntropyLoss()
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+    for _ in range(EPOCHS):
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            criterion(module(batch), labels).backward()
+            optimizer.step()
+
+
 def train_with_opacus(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
@@ -173,8 +187,10 @@ def against_one_by_one(shadows: int, repeats: int) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     cases: list[tuple[str, bool, Train]] = [
-        ("torch.nn + torch.optim.SGD", False, train_plainly), ("Opacus DP-SGD", True, train_with_opacus)
-    ]  # fmt: skip
+        ("torch.nn, torch.optim.SGD", False, train_plainly),
+        ("the same from a DataLoader", False, train_from_loader),
+        ("Opacus DP-SGD", True, train_with_opacus),
+    ]
     for name, private, train in cases:
         plan = federation_plan(private)
         for cores in dict.fromkeys((1, CORES)):
