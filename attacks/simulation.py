@@ -11,6 +11,7 @@ own          nothing but its own records: candidates are in no shadow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ OBSERVED_ROUNDS = 4
 
 WEIGHTS_BYTES = 2**28
 """Memory that the weights of shadows may take; of more shadows they are not kept."""
+
+
+MOST_CORES = 4
+"""Cores that shadows take unasked; what more of them bring was not measured."""
+
+
+def cores() -> int:
+    """Return on how many cores to train shadows where nobody says it: those there are, up to `MOST_CORES`."""
+    return min(MOST_CORES, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,11 @@ _data_dir = click.option(
 @_data_dir
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<name>]")
 @click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes for the parties, cores for the shadows. [default: 1, and all up to 4]",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 def run(
     scenario: Path,
@@ -74,7 +78,7 @@ def run(
     data_dir: Path | None,
     out: Path | None,
     engine: str,
-    workers: int,
+    workers: int | None,
     resume: bool,
 ) -> None:
     """Run SCENARIO (a TOML file, or the folder of an earlier run) and show the result.
@@ -206,8 +210,8 @@ def runs(parent: Path) -> None:
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
 @click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
-def attack(folder: Path, attacks: str | None, rounds: str, workers: int) -> None:
+@click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
+def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) -> None:
     """Repeat the attacks of RUN offline, from what the adversary kept.
 
     \b

@@ -181,23 +181,24 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def federate(run: RunDirectory, engine: str = "inprocess", workers: int = 1) -> None:
+def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
     """Run every game that is not finished, then evaluate all of them.
+
+    workers: processes for the parties, and cores for the shadows; None: 1, and `simulation.cores`.
 
     Raises:
         FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
     """
     if not run.manifest.get("prepared"):
         raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
-    run.update_manifest(engine=engine, workers=workers)
+    laboratory = simulation.Laboratory(workers or simulation.cores(), cache=shadow.cache_folder())
+    run.update_manifest(engine=engine, workers=laboratory.workers)
     for game in range(run.scenario.games):
         if _finished(run, game):
             continue
         started = time.monotonic()
-        _run_game(run, game, engine, workers)
-        _observe(
-            run, observers.see(run, game), None, simulation.Laboratory(workers, cache=shadow.cache_folder())
-        )
+        _run_game(run, game, engine, workers or 1)
+        _observe(run, observers.see(run, game), None, laboratory)
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)
     run.update_manifest(complete=True)
@@ -241,14 +242,14 @@ def evaluate(run: RunDirectory) -> None:
 def attack(
     run: RunDirectory,
     names: list[str] | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Callable[[int, int], object] | None = None,
     rounds: str = "",
 ) -> None:
     """Repeat the attacks offline, from what the adversary kept and nothing else, and evaluate them.
 
     names: attacks to run, default those of the scenario; other attacks' scores are kept.
-    workers, progress: of the shadow federations (`simulation.Laboratory`).
+    workers, progress: of the shadow federations (`simulation.Laboratory`); None: `simulation.cores`.
     rounds: those whose models attacks look at, such as '1,5,10-20,last'; default: adversary.rounds.
 
     Raises:
@@ -257,7 +258,8 @@ def attack(
     wanted = names or run.scenario.adversary.attacks
     suite.attacks_of(run.scenario, wanted)
     chosen = trajectory.parse_rounds(rounds, run.scenario.federation.rounds) if rounds else None
-    laboratory = simulation.Laboratory(workers, cache=shadow.cache_folder(), progress=progress)
+    cores = workers or simulation.cores()
+    laboratory = simulation.Laboratory(cores, cache=shadow.cache_folder(), progress=progress)
     for game in range(run.scenario.games):
         folder = run.observations(game)
         if not (folder / "candidates.safetensors").exists():

@@ -14,6 +14,7 @@ import tomli_w
 from click.testing import CliRunner, Result
 from support import document, final_sha, finished_run, write_table
 
+from attacks import shadow, simulation
 from fedsim.cli import main
 from fedsim.results import RunDirectory
 
@@ -51,6 +52,22 @@ def test_run_show_attack_runs(tmp_path: Path) -> None:
     again = fedsim("run", "runs/tiny")  # an earlier run's scenario repeats the run
     assert again.exit_code == 0
     assert final_sha(RunDirectory.open(tmp_path / "runs" / "tiny-2")) == final_sha(run)
+
+
+def test_shadows_take_several_cores_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, taken = shadow._threads, []
+    monkeypatch.setattr(simulation, "cores", lambda: 3)
+    monkeypatch.setattr(shadow, "_threads", lambda workers: taken.append(workers) or threads(workers))
+    path = write_scenario(tmp_path, adversary={"attacks": ["lira"], "shadows": 16})
+    scores = []
+    for cache, asked in (("a", ()), ("b", ("--workers", "1"))):
+        monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / cache))
+        assert fedsim("run", path, "--out", cache, *asked).exit_code == 0
+        scores.append(RunDirectory.open(tmp_path / cache).table("scores"))
+    assert taken == [3] and scores[0].equals(scores[1])
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "c"))
+    assert fedsim("attack", "b").exit_code == 0
+    assert taken == [3, 3] and RunDirectory.open(tmp_path / "b").table("scores").equals(scores[0])
 
 
 def test_options_reach_the_scenario(tmp_path: Path) -> None:
