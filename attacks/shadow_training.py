@@ -97,8 +97,14 @@ class _Block:
     trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
 
     def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
-        """Return parameters of so many models, to be written into, and what trains them; kept for later."""
+        """Return parameters of so many models, to be written into, and what trains them.
+
+        Those of the private parties and of the others are kept, as long as their numbers stay the same; of
+        every number there has been they would hold on to too much memory.
+        """
         if models not in self.trainers:
+            if len(self.trainers) == 2:
+                self.trainers.clear()
             local = [self.scratch(f"local {i}", models, *p.shape[1:]) for i, p in enumerate(like)]
             self.trainers[models] = local, self.stack.trainer(local, self.pool)
         return self.trainers[models]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from attacks import (
     shadow_reference,
     shadow_training,
     signals,
+    stacked,
 )
 from attacks.shadow import FederationPlan, Membership, PartyTraining, draw_members, simulate
 from attacks.shadow_plan import Ascent, Streams
@@ -583,6 +585,23 @@ def test_blocks_and_threads_change_no_bit(defences: dict) -> None:
             np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
     few = simulate(plan, w_0(plan), pool, membership.first(3), pool, **asked)  # type: ignore[arg-type]
     np.testing.assert_array_equal(few.phi, whole.phi[:3])
+
+
+def test_trainers_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds on to memory; where parties take turns, nearly every round has another number of models."""
+    plan = small_plan(private=(1,), participants=1, rounds=20)
+    pool = some_pool(plan)
+    trainer, made, alive = stacked.StackedLayers.trainer, [], []
+
+    def spy(self: stacked.StackedLayers, *of: object) -> stacked.LayerTrainer:
+        found = trainer(self, *of)  # type: ignore[arg-type]
+        made.append(weakref.ref(found))
+        alive.append(sum(each() is not None for each in made))
+        return found
+
+    monkeypatch.setattr(stacked.StackedLayers, "trainer", spy)
+    simulate(plan, w_0(plan), pool, members_of(plan, 30, pool), pool, rounds=[20], seed=1)
+    assert len(made) > 10 and max(alive) <= 2
 
 
 def test_processes_change_no_bit(tmp_path: Path) -> None:
