@@ -30,7 +30,7 @@ from fedsim.results import RunDirectory
 from fedsim.scenario import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-GAMES = {"hospitals": (12, 12), "heart": (8, 8), "digits": (8, 8), "location": (8, 4)}
+GAMES = {"hospitals": (12, 12), "heart": (8, 8), "digits": (8, 8), "location": (8, 8)}
 """Games of each scenario in the closed and in the open world, each of 1000 held-out candidates and more."""
 BASELINE = "lira"
 STRONGEST = ("lira", "first-update", "joint")
@@ -129,13 +129,12 @@ def section(run: RunDirectory, world: str, cells: dict[str, str]) -> list[str]:
     leakage = run.table("leakage")
     sizes = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")].iloc[0]
     scenario = run.scenario
-    seconds = sum(game["seconds"] for game in run.manifest["games"].values())
     return [
         f"## {scenario.name}, {world} world",
         "",
         f"{scenario.games} games of {scenario.adversary.shadows} shadows; {sizes['n_members']:.0f} members "
         f"and {sizes['n_nonmembers']:.0f} held-out candidates in all games; auxiliary records "
-        f"'{scenario.adversary.auxiliary}'; {seconds:.0f} s in all with {run.manifest['workers']} workers.",
+        f"'{scenario.adversary.auxiliary}'.",
         "",
         f"| attack | {HEADER[0]}",
         f"|---|{HEADER[1]}",
