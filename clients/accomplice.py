@@ -9,14 +9,14 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 
-from attacks import observer
+from attacks.views import observations
 from clients import messages, participant
 from clients.party import Party
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Introduce itself like anyone else, and share its records."""
-    observer.record_own(_shared(party), party.records.train, party.records.heldout)
+    observations.record_own(_shared(party), party.records.train, party.records.heldout)
     return participant.introduce(party, context)
 
 
@@ -25,7 +25,7 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
     answer = participant.train(party, message, context)
     if "arrays" in answer:
         reply = messages.to_numpy(answer.array_records["arrays"])
-        observer.record_reply(_shared(party), messages.server_round(message), reply)
+        observations.record_reply(_shared(party), messages.server_round(message), reply)
     return answer
 
 

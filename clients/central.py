@@ -10,7 +10,6 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from clients import messages
 from clients.party import party_of
-from fedsim.strategy import NORM_BIT
 
 
 def clip(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -29,7 +28,7 @@ def clip(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     reply.content["arrays"] = messages.to_arrays(weights)
     central = party_of(context).scenario.federation.central_dp
     if central is not None and central.clipping == "adaptive":
-        reply.content.metric_records["metrics"][NORM_BIT] = int(clipped)
+        reply.content.metric_records["metrics"][messages.NORM_BIT] = int(clipped)
     return reply
 
 

@@ -4,7 +4,7 @@ It trains and answers as the protocol asks, writes every global model it receive
 sends to its own disk, and after the last round runs its attacks from that view alone (DESIGN §5). Its
 process is never given a membership bit of another party.
 
-Where the scenario makes it active it deviates in one of two ways (`attacks.active`): it poisons its own
+Where the scenario makes it active it deviates in one of two ways (`attacks.deviation`): it poisons its own
 training records, or it adds a step up the targets' loss to its answer. All else is as before.
 """
 
@@ -16,18 +16,23 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from attacks import active, observer, shadow, simulation, suite
+from attacks import deviation, registry
+from attacks.shadows import cache
+from attacks.shadows.laboratory import Laboratory
+from attacks.views import observations
+from attacks.views.settings import PublicSettings, Weights
 from clients import messages, participant
 from clients.party import Party
-from fedsim import privacy, rng
-from fedsim.data.records import Pool, Records
-from fedsim.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
+from fedsim.core import rng
+from fedsim.core.data.records import Pool, Records
+from fedsim.core.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
+from fedsim.core.privacy.plan import Plan, make_plan
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Introduce itself like anyone else, and open its notebook."""
     trained_on = _with_poison(party)
-    observer.record_settings(
+    observations.record_settings(
         _notebook(party),
         _public_settings(trained_on),
         party.records.train,
@@ -36,16 +41,16 @@ def introduce(party: Party, context: Context) -> RecordDict:
         read_pool(party.folder, AUXILIARY),
     )
     if party.scenario.adversary.active == "poisoning":
-        observer.record_poison(_notebook(party), _poison(party))
+        observations.record_poison(_notebook(party), _poison(party))
     if party.scenario.adversary.active == "gradient-ascent":
-        observer.record_raised(_notebook(party), _ascent_targets(party))
+        observations.record_raised(_notebook(party), _ascent_targets(party))
     return participant.introduce(trained_on, context)
 
 
-def _public_settings(party: Party) -> observer.PublicSettings:
+def _public_settings(party: Party) -> PublicSettings:
     scenario = party.scenario
     federation, parties = scenario.federation, len(party.sizes)
-    return observer.PublicSettings(
+    return PublicSettings(
         model=scenario.model,
         input_shape=party.records.train.shape,
         classes=party.classes,
@@ -63,7 +68,7 @@ def _public_settings(party: Party) -> observer.PublicSettings:
     )
 
 
-def _privacy(party: Party, partition: int) -> privacy.Plan | None:
+def _privacy(party: Party, partition: int) -> Plan | None:
     """Return what party ``partition`` plans: it follows from public settings and its public size.
 
     When it would stop training is its own affair; the adversary expects it to take part to the end.
@@ -73,21 +78,21 @@ def _privacy(party: Party, partition: int) -> privacy.Plan | None:
     if settings is None:
         return None
     rounds = scenario.federation.rounds
-    plan = privacy.plan(settings, scenario.training_of(name), party.sizes[partition], rounds)
+    plan = make_plan(settings, scenario.training_of(name), party.sizes[partition], rounds)
     return dataclasses.replace(plan, budget=plan.epsilon)
 
 
 def train(party: Party, message: Message, context: Context) -> RecordDict:
     """Keep the model it was sent, train as asked, ascend if it is to, keep its own answer."""
     round = messages.server_round(message)
-    observer.record_model(_notebook(party), round - 1, messages.global_model(message))
+    observations.record_model(_notebook(party), round - 1, messages.global_model(message))
     answer = participant.train(_with_poison(party), message, context)
     if "arrays" in answer:
         if _ascends(party, round):
             sent = messages.global_model(message)
             answer["arrays"] = _ascended(party, round, sent, answer.array_records["arrays"])
         reply = messages.to_numpy(answer.array_records["arrays"])
-        observer.record_reply(_notebook(party), round, reply)
+        observations.record_reply(_notebook(party), round, reply)
     return answer
 
 
@@ -105,12 +110,12 @@ def _poison(party: Party) -> Records:
     """Return the mislabelled copies, the same whenever it is asked."""
     targets, copies = read_pool(party.folder, TARGETS).records, party.scenario.adversary.poison_copies
     stream = rng.generator(party.scenario.seed, "poison", game=party.game, party=party.name)
-    return active.poison(targets, copies, party.classes, stream)
+    return deviation.poison(targets, copies, party.classes, stream)
 
 
 def _ascends(party: Party, round: int) -> bool:
     adversary, rounds = party.scenario.adversary, party.scenario.federation.rounds
-    return adversary.active == "gradient-ascent" and round in active.ascent_rounds(adversary, rounds)
+    return adversary.active == "gradient-ascent" and round in deviation.ascent_rounds(adversary, rounds)
 
 
 def _ascent_targets(party: Party) -> Records:
@@ -124,35 +129,35 @@ def _ascent_targets(party: Party) -> Records:
     return Records.concatenate([targets, *sides])
 
 
-def _ascended(party: Party, round: int, sent: observer.Weights, arrays: ArrayRecord) -> ArrayRecord:
+def _ascended(party: Party, round: int, sent: Weights, arrays: ArrayRecord) -> ArrayRecord:
     """Add the ascent to the answer, whose weights the party's module still has, and keep a note of it."""
     honest, settings = messages.to_numpy(arrays), party.scenario.adversary
-    step = active.ascent(party.module, _ascent_targets(party), settings.ascent_rate)
-    learnt = active.length({name: array - sent[name] for name, array in honest.items()})
-    step = active.shortened(step, settings.ascent_limit * learnt)
-    observer.record_ascent(_notebook(party), round, step)
+    step = deviation.ascent(party.module, _ascent_targets(party), settings.ascent_rate)
+    learnt = deviation.length({name: array - sent[name] for name, array in honest.items()})
+    step = deviation.shortened(step, settings.ascent_limit * learnt)
+    observations.record_ascent(_notebook(party), round, step)
     return messages.to_arrays({name: array + step.get(name, 0) for name, array in honest.items()})
 
 
 def evaluate(party: Party, message: Message) -> RecordDict:
     """Keep the model it was sent, evaluate as asked."""
     round = messages.server_round(message)
-    observer.record_model(_notebook(party), round, messages.global_model(message))
+    observations.record_model(_notebook(party), round, messages.global_model(message))
     return participant.evaluate(party, message)
 
 
 def attack(party: Party, message: Message) -> RecordDict:
     """Run the attacks on the candidates of the message; answer scores and thresholds."""
     candidates = Pool.from_arrays(messages.to_numpy(message.content.array_records["candidates"]))
-    observer.record_candidates(_notebook(party), candidates)
-    view = observer.load_view(_notebook(party))
+    observations.record_candidates(_notebook(party), candidates)
+    view = observations.load_view(_notebook(party))
     scenario = party.scenario
-    laboratory = simulation.Laboratory(
+    laboratory = Laboratory(
         workers=messages.workers(message),
-        cache=shadow.cache_folder(),
-        progress=observer.progress_note(_notebook(party)),
+        cache=cache.cache_folder(),
+        progress=observations.progress_note(_notebook(party)),
     )
-    findings = suite.run(
+    findings = registry.run(
         view, candidates.records, scenario.adversary.attacks, scenario.seed, party.game, laboratory
     )
     scores = {name: finding.scores for name, finding in findings.items()}

@@ -10,7 +10,10 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedsim.strategy import CLIPPING_NORM
+NORM_BIT = "norm_bit"
+"""Flower's name for the metric 'my update was clipped', which adaptive clipping at the parties asks for."""
+CLIPPING_NORM = "clipping_norm"
+"""Flower's name for the norm in the server's message, where the parties clip."""
 
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

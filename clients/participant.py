@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from clients import defences, dp, messages
+from clients import messages
 from clients.party import Party
-from clients.training import evaluate as measure
-from clients.training import train as train_locally
-from fedsim import models, privacy, rng
+from fedsim.core import rng
+from fedsim.core.models import private, weights
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.privacy.plan import Plan, make_plan, would_exceed
+from fedsim.core.training import dp, updates
+from fedsim.core.training.metrics import evaluate as measure
+from fedsim.core.training.sgd import train as train_locally
 
 
 def introduce(party: Party, context: Context) -> RecordDict:
@@ -23,7 +27,7 @@ def introduce(party: Party, context: Context) -> RecordDict:
     introduction: dict[str, Any] = {"partition-id": party.partition, "party": party.name}
     plan = _plan(party, context)
     if plan is not None:
-        models.check_dp_ready(party.module, party.records.train.shape)
+        private.check_dp_ready(party.module, party.records.train.shape)
         introduction |= dataclasses.asdict(plan)
     return RecordDict({"introduction": ConfigRecord(introduction)})
 
@@ -31,13 +35,13 @@ def introduce(party: Party, context: Context) -> RecordDict:
 def train(party: Party, message: Message, context: Context) -> RecordDict:
     """Train the global model on the party's members; refuse where its ε budget would be exceeded."""
     started = time.perf_counter()
-    models.load_weights(party.module, messages.global_model(message))
+    weights.load_weights(party.module, messages.global_model(message))
     plan = _plan(party, context)
     if plan is None:
         metrics = _train_openly(party, message)
     else:
         ledger = _ledger(context)
-        if privacy.would_exceed(ledger, plan):
+        if would_exceed(ledger, plan):
             spent = ledger.epsilon(plan.delta, plan.accountant)
             return messages.refusal(f"ε = {spent:.4g} of {plan.budget:.4g} is spent")
         metrics = _train_privately(party, message, context, plan, ledger)
@@ -49,7 +53,7 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
 
 def evaluate(party: Party, message: Message) -> RecordDict:
     """Measure the global model on the party's held-out records."""
-    models.load_weights(party.module, messages.global_model(message))
+    weights.load_weights(party.module, messages.global_model(message))
     metrics = measure(party.module, party.records.heldout, device=party.scenario.device)
     metrics["num-examples"] = len(party.records.heldout)
     return RecordDict({"metrics": messages.metrics(metrics)})
@@ -61,13 +65,13 @@ def _shaped(party: Party, message: Message) -> dict[str, np.ndarray]:
     The module is given these weights. Buffers, which no gradient moves, are sent as they are.
     """
     if party.defence.changes_update:
-        sent, trained = messages.global_model(message), models.weights(party.module)
+        sent, trained = messages.global_model(message), weights.weights_of(party.module)
         parameters = [name for name, p in party.module.named_parameters() if p.requires_grad]
         update = {name: trained[name] - sent[name] for name in parameters}
         stream = _numpy_stream(party, "quantisation", messages.server_round(message))
-        shaped = defences.shaped(update, party.defence, stream)
-        models.load_weights(party.module, trained | {name: sent[name] + shaped[name] for name in parameters})
-    return models.weights(party.module)
+        shaped = updates.shaped(update, party.defence, stream)
+        weights.load_weights(party.module, trained | {name: sent[name] + shaped[name] for name in parameters})
+    return weights.weights_of(party.module)
 
 
 def _train_openly(party: Party, message: Message) -> dict[str, float]:
@@ -86,7 +90,7 @@ def _train_openly(party: Party, message: Message) -> dict[str, float]:
 
 
 def _train_privately(
-    party: Party, message: Message, context: Context, plan: privacy.Plan, ledger: privacy.Ledger
+    party: Party, message: Message, context: Context, plan: Plan, ledger: Ledger
 ) -> dict[str, float]:
     """Train under DP-SGD; enter its steps into the ledger, which spans all rounds, as an adapted C does."""
     round, settings = messages.server_round(message), party.dp
@@ -129,11 +133,11 @@ def _clipping_norm(context: Context) -> float | None:
     return float(cast(float, context.state.config_records["clipping"]["norm"]))
 
 
-def _ledger(context: Context) -> privacy.Ledger:
-    return privacy.Ledger.from_config(dict(context.state.config_records["ledger"]))
+def _ledger(context: Context) -> Ledger:
+    return Ledger.from_config(dict(context.state.config_records["ledger"]))
 
 
-def _plan(party: Party, context: Context) -> privacy.Plan | None:
+def _plan(party: Party, context: Context) -> Plan | None:
     """Return the plan made before round 1; it lives in ``Context.state``, as the ledger does.
 
     On a real deployment every message is a new process, which must not solve for σ again.
@@ -142,7 +146,7 @@ def _plan(party: Party, context: Context) -> privacy.Plan | None:
         return None
     if "plan" not in context.state:
         n, rounds = len(party.records.train), party.scenario.federation.rounds
-        plan = privacy.plan(party.dp, party.training, n, rounds)
+        plan = make_plan(party.dp, party.training, n, rounds)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(plan))
-        context.state["ledger"] = ConfigRecord(cast(Any, privacy.Ledger().to_config()))
-    return privacy.Plan(**cast(Any, dict(context.state.config_records["plan"])))
+        context.state["ledger"] = ConfigRecord(cast(Any, Ledger().to_config()))
+    return Plan(**cast(Any, dict(context.state.config_records["plan"])))

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
-from fedsim import models
-from fedsim.data.records import Records
-from fedsim.data.store import PartyRecords, read_party, read_public
-from fedsim.errors import InputError
-from fedsim.results import RunDirectory
-from fedsim.scenario import NO_DEFENCE, DefenceSettings, DPSettings, Scenario, TrainingSettings
+from fedsim.core.data.records import Records
+from fedsim.core.data.store import PartyRecords, read_party, read_public
+from fedsim.core.errors import InputError
+from fedsim.core.models import zoo
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings, DPSettings
+from fedsim.core.scenario.settings import Scenario
+from fedsim.core.scenario.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _load(folder: Path, game: int, partition: int) -> Party:
         raise InputError(f"{run.path}: there is no party with partition id {partition} in game {game}")
     records, info = read_party(found[0])
     scenario = run.scenario
-    module = models.build(scenario.model, records.train.shape, info["classes"])
+    module = zoo.build(scenario.model, records.train.shape, info["classes"])
     return Party(
         name=records.name,
         partition=partition,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedsim.scenario import ModelSettings
+from fedsim.core.scenario.training import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ from rich.table import Table
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from clients import dp, training
-from fedsim import models, privacy, rng
-from fedsim.data.records import Records
-from fedsim.scenario import DPSettings, ModelSettings, TrainingSettings
+from fedsim.core import rng
+from fedsim.core.data.records import Records
+from fedsim.core.models import zoo
+from fedsim.core.privacy.plan import make_plan
+from fedsim.core.scenario.protection import DPSettings
+from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+from fedsim.core.training import dp, metrics, sgd
 
 # (model, shape of a record, classes, hidden, records, batch, epochs, repetitions)
 CASES = [
@@ -63,9 +66,9 @@ def timed(round_of_training: Callable[[], int]) -> Callable[[], float]:
 
 
 def torch_loop(module: torch.nn.Module, records: Records, settings: TrainingSettings) -> int:
-    optimizer = training.make_optimizer(settings, list(module.parameters()))
+    optimizer = sgd.make_optimizer(settings, list(module.parameters()))
     stream, steps = rng.torch_generator(0, "training"), 0
-    for x, y in training.minibatches(training.tensors(records), settings, stream):
+    for x, y in sgd.minibatches(metrics.tensors(records), settings, stream):
         optimizer.zero_grad()
         functional.cross_entropy(module(x), y).backward()
         optimizer.step()
@@ -80,9 +83,9 @@ def opacus_loop(module: torch.nn.Module, records: Records, settings: TrainingSet
     module = copy.deepcopy(module).train()
     wrapped = PrivacyEngine().make_private(
         module=module,
-        optimizer=training.make_optimizer(settings, list(module.parameters())),
+        optimizer=sgd.make_optimizer(settings, list(module.parameters())),
         criterion=torch.nn.CrossEntropyLoss(),
-        data_loader=DataLoader(TensorDataset(*training.tensors(records)), batch_size=settings.batch),
+        data_loader=DataLoader(TensorDataset(*metrics.tensors(records)), batch_size=settings.batch),
         noise_multiplier=1.0,
         max_grad_norm=1.0,
         grad_sample_mode=mode,
@@ -104,11 +107,11 @@ def measure(name: str, shape: tuple[int, ...], classes: int, hidden: list[int], 
     stream = np.random.default_rng(0)
     records = Records(stream.normal(size=(n, *shape)).astype(np.float32), stream.integers(0, classes, n))
     settings = TrainingSettings(batch=batch, epochs=epochs, lr=0.01)
-    plan = privacy.plan(DPSettings(noise_multiplier=1.0, accountant="rdp"), settings, n, 1)
-    module = models.build(ModelSettings(name=name, hidden=hidden), shape, classes)
+    plan = make_plan(DPSettings(noise_multiplier=1.0, accountant="rdp"), settings, n, 1)
+    module = zoo.build(ModelSettings(name=name, hidden=hidden), shape, classes)
 
     def plain() -> int:
-        return training.train(module, records, settings, rng.torch_generator(0, "training")).steps
+        return sgd.train(module, records, settings, rng.torch_generator(0, "training")).steps
 
     def private(module: torch.nn.Module, gradients: dp.Gradients) -> Callable[[], int]:
         def run() -> int:

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.results import RunDirectory
+from fedsim.core.run_directory import RunDirectory
 
 SCENARIO = Path(__file__).resolve().parents[1] / "hospitals.toml"
 

@@ -36,11 +36,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from attacks.shadow import FederationPlan, PartyTraining, draw_members, simulate
-from fedsim import models
-from fedsim.data.records import Records
-from fedsim.privacy import Plan
-from fedsim.scenario import ModelSettings, TrainingSettings
+from attacks.shadows.members import draw_members
+from attacks.shadows.plan import FederationPlan, PartyTraining
+from attacks.shadows.simulate import simulate
+from fedsim.core.data.records import Records
+from fedsim.core.models import weights, zoo
+from fedsim.core.privacy.plan import Plan
+from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
 PARTIES, RECORDS, ROUNDS, EPOCHS, BATCH, LR = 5, 44, 40, 5, 16, 0.1
 FEATURES, HIDDEN, CLASSES = 10, (64, 64), 2
@@ -103,9 +105,16 @@ def stacked(plan: FederationPlan, shadows: int, workers: int) -> None:
     sizes = plan.sizes.tolist()
     pool = random_records(2 * sum(sizes))
     membership = draw_members(shadows, sizes, np.repeat(np.arange(len(sizes)), 2 * plan.sizes), seed=0)
-    module = models.build(plan.model, plan.input_shape, plan.classes)
+    module = zoo.build(plan.model, plan.input_shape, plan.classes)
     simulate(
-        plan, models.weights(module), pool, membership, pool, rounds=[plan.rounds], seed=0, workers=workers
+        plan,
+        weights.weights_of(module),
+        pool,
+        membership,
+        pool,
+        rounds=[plan.rounds],
+        seed=0,
+        workers=workers,
     )
 
 
@@ -346,7 +355,7 @@ def plain_training(plan: FederationPlan, processes: int) -> float:
 
 def plain_rate(plan: FederationPlan, seconds: float) -> float:
     torch.set_num_threads(1)
-    module = models.build(plan.model, plan.input_shape, plan.classes)
+    module = zoo.build(plan.model, plan.input_shape, plan.classes)
     x, y = torch.randn(BATCH, *plan.input_shape), torch.randint(plan.classes, (BATCH,))
     steps, start = 0, time.perf_counter()
     while time.perf_counter() < start + seconds:
@@ -384,7 +393,7 @@ def running_and_in_all(plan: FederationPlan, shadows: int, workers: int) -> tupl
     features = stream.normal(size=(n, *plan.input_shape)).astype(np.float32)
     pool = Records(features, stream.integers(0, plan.classes, n))
     membership = draw_members(shadows, sizes, np.repeat(np.arange(len(sizes)), 2 * plan.sizes), seed=0)
-    initial = models.weights(models.build(plan.model, plan.input_shape, plan.classes))
+    initial = weights.weights_of(zoo.build(plan.model, plan.input_shape, plan.classes))
     finished: list[tuple[int, float]] = []
     start = time.perf_counter()
     simulate(

@@ -19,11 +19,16 @@ import click
 import numpy as np
 import pandas as pd
 
-from attacks import active, evaluation, observer
-from fedsim import rng, runner
-from fedsim.data import membership
-from fedsim.results import RunDirectory
-from fedsim.scenario import load
+from attacks import deviation
+from attacks.deviation import FEW
+from attacks.membership import active
+from attacks.views import observations
+from fedsim.core import rng
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.reading import load
+from fedsim.evaluation import truth
+from fedsim.evaluation.leakage import evaluate
+from fedsim.runs import play, prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 ATTACKS = ("loss", "lira", "lira-rounds", "gradient-ascent")
@@ -44,9 +49,11 @@ def finished_run(
     if (folder / "manifest.json").exists():
         run = RunDirectory.open(folder)
     else:
-        run = runner.prepare(runner.check(load(EXPERIMENTS / f"{scenario}.toml", settings), data_dir), folder)
+        run = prepare.prepare(
+            prepare.check(load(EXPERIMENTS / f"{scenario}.toml", settings), data_dir), folder
+        )
     if not run.manifest.get("complete"):
-        runner.federate(run, workers=workers)
+        play.federate(run, workers=workers)
     return run
 
 
@@ -54,16 +61,16 @@ def watched(run: RunDirectory) -> pd.DataFrame:
     """What the score of gradient ascent finds in a run in which nobody ascended."""
     settings, parts = run.scenario.adversary, []
     for game in range(run.scenario.games):
-        view = observer.load_view(run.observations(game))
-        candidates = observer.load_candidates(run.observations(game))
-        nothing = {t: view.models[t] for t in active.ascent_rounds(settings, view.final_round)}
+        view = observations.load_view(run.observations(game))
+        candidates = observations.load_candidates(run.observations(game))
+        nothing = {t: view.models[t] for t in deviation.ascent_rounds(settings, view.final_round)}
         stream = rng.generator(run.scenario.seed, "study", game=game)
         score = active.recovery(dataclasses.replace(view, ascents=nothing), candidates, stream)
         row = {"game": game, "attack": "gradient-ascent", "candidate": np.arange(len(score)), "score": score}
         parts.append(pd.DataFrame(row))
     scores = pd.concat(parts, ignore_index=True)
     thresholds = scores[["game", "attack"]].drop_duplicates().assign(threshold=0.0)
-    return evaluation.evaluate(scores, thresholds, membership.read_truth(run.path))
+    return evaluate(scores, thresholds, truth.read_truth(run.path))
 
 
 def leakage(run: RunDirectory) -> list[str]:
@@ -106,7 +113,7 @@ def visibility(run: RunDirectory) -> list[str]:
     usual = others.groupby(["game", "round"])["update_norm"].median()
     ratio = mine.set_index(["game", "round"])["update_norm"] / usual
     settings = run.scenario.adversary
-    acts = active.ascent_rounds(settings, run.scenario.federation.rounds)
+    acts = deviation.ascent_rounds(settings, run.scenario.federation.rounds)
     if settings.active == "gradient-ascent":
         shown = mine["round"].isin(list(acts))
         ratio = ratio[ratio.index.get_level_values("round").isin(list(acts))]
@@ -141,7 +148,7 @@ def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
 @click.option("--workers", default=1, show_default=True)
 @click.option("--games", default=24, show_default=True)
 @click.option("--shadows", default=128, show_default=True)
-@click.option("--candidates", default=active.FEW, show_default=True)
+@click.option("--candidates", default=FEW, show_default=True)
 @click.option("--table", default=EXPERIMENTS / "results" / "active.md", type=click.Path(path_type=Path))
 def main(
     out: Path,

@@ -23,11 +23,16 @@ import click
 import numpy as np
 import pandas as pd
 
-from attacks import comparison, evaluation, simulation, suite
-from fedsim import observers, rng, runner
-from fedsim.data import membership
-from fedsim.results import RunDirectory
-from fedsim.scenario import load
+from attacks import registry
+from attacks.shadows.laboratory import Laboratory
+from fedsim.core import rng
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.reading import load
+from fedsim.evaluation import comparison, estimates
+from fedsim.evaluation import leakage as evaluation_leakage
+from fedsim.evaluation.truth import read_truth
+from fedsim.runs import observers, play, prepare
+from fedsim.runs.prepare import Prepared
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 GAMES = {"hospitals": (12, 12), "heart": (8, 8), "digits": (8, 8), "location": (8, 8)}
@@ -47,16 +52,16 @@ def finished_run(
     if (folder / "manifest.json").exists():
         run = RunDirectory.open(folder)
     else:
-        prepared = runner.check(load(EXPERIMENTS / f"{name}.toml", overrides), data_dir)
+        prepared = prepare.check(load(EXPERIMENTS / f"{name}.toml", overrides), data_dir)
         if world == "open":
             prepared = with_half_of_the_records_unknown(prepared)
-        run = runner.prepare(prepared, folder)
+        run = prepare.prepare(prepared, folder)
     if not run.manifest.get("complete"):
-        runner.federate(run, workers=workers)
+        play.federate(run, workers=workers)
     return run
 
 
-def with_half_of_the_records_unknown(prepared: runner.Prepared) -> runner.Prepared:
+def with_half_of_the_records_unknown(prepared: Prepared) -> Prepared:
     """Open world: the adversary owns half of the other parties' records, the candidates, and no more."""
     others = sum(len(rows) for name, rows in prepared.rows.items() if name != prepared.adversary)
     told = {"candidates": others // 2, "auxiliary_size": 0, "attacks": list(OPEN)}
@@ -74,8 +79,8 @@ def interval(row: pd.Series) -> str:
 def scores_with_truth(run: RunDirectory) -> pd.DataFrame:
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
-    truth = membership.read_truth(run.path)
-    return evaluation.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
+    truth = read_truth(run.path)
+    return evaluation_leakage.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
 
 
 def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
@@ -86,7 +91,7 @@ def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
     if attack == BASELINE:
         return ""
     games = comparison.scored(found, [attack, BASELINE])
-    if not evaluation.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
+    if not estimates.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
         return ""
     result = comparison.compare_tpr(games, fpr, rng.generator(0, "study", party=attack), draws=1000)
     return f"{100 * result.value:+.1f} ({100 * result.low:+.1f} to {100 * result.high:+.1f})"
@@ -99,8 +104,8 @@ def seconds_a_game(run: RunDirectory, workers: int) -> dict[str, float]:
         seen, seed = observers.see(run, 0), run.scenario.seed
         seconds = {}
         for attack in STRONGEST:
-            started, laboratory = time.monotonic(), simulation.Laboratory(workers)
-            suite.run(seen.participant, seen.candidates, [attack], seed, 0, laboratory)
+            started, laboratory = time.monotonic(), Laboratory(workers)
+            registry.run(seen.participant, seen.candidates, [attack], seed, 0, laboratory)
             seconds[attack] = time.monotonic() - started
         file.write_text(json.dumps(seconds), encoding="utf-8")
     return {name: float(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}

@@ -19,9 +19,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from attacks import evaluation
-from fedsim import files, live, sweep
+from fedsim.core import files
+from fedsim.evaluation.guarantees import tpr_bound
+from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES
 from fedsim.report import svg
+from fedsim.sweeps.file import load
+from fedsim.sweeps.points import plan, run
+from fedsim.sweeps.table import write
+from fedsim.terminal import live
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 SWEEPS = ("epsilon", "own_dp", "defences")
@@ -30,7 +35,7 @@ QUICK = (
     "adversary.candidates=120", "training.epochs=1",
 )  # fmt: skip
 EPSILON = "dp.all.epsilon"
-RATES = evaluation.FALSE_POSITIVE_RATES
+RATES = FALSE_POSITIVE_RATES
 TOLERANCE = 0.02
 """Difference of utility up to which two cells are called matched, if its interval holds 0."""
 
@@ -176,7 +181,7 @@ def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
     arguments = list(zip(rows["rate"], rows["epsilon"], rows["delta"], strict=True))
     rows = rows.assign(
         allowed=[region(*each) for each in arguments],
-        in_game=[evaluation.tpr_bound(*each) for each in arguments],
+        in_game=[tpr_bound(*each) for each in arguments],
     )
     columns = ["sweep", "scenario", "cell", "attack", "party", "rate", "epsilon", "delta"]
     return rows[[*columns, "value", "low", "high", "allowed", "in_game"]]
@@ -439,10 +444,10 @@ def swept(
     console = Console(stderr=True)
     file = EXPERIMENTS / "sweeps" / f"{name}.toml"
     with live.bar(f"checking {name}", console) as progress:
-        points = sweep.plan(file, out / "cells", data_dir, overrides, progress)
+        points = plan(file, out / "cells", data_dir, overrides, progress)
     with live.sweep(points, workers, console) as watch:
-        failed = sweep.run(points, workers, watch=watch)
-    found = sweep.write(points, out / name, failed)
+        failed = run(points, workers, watch=watch)
+    found = write(points, out / name, failed)
     return found.assign(sweep=name), {
         f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed
     }
@@ -466,7 +471,7 @@ def main(
     headlines: dict[str, list[str]] = {}
     for name in only or SWEEPS:
         found, failed = swept(name, out.resolve(), data_dir, workers, QUICK if quick else ())
-        headlines[name] = sweep.load(EXPERIMENTS / "sweeps" / f"{name}.toml").headline
+        headlines[name] = load(EXPERIMENTS / "sweeps" / f"{name}.toml").headline
         tables[name], failures = found, failures | failed
         parts += ["", *sections[name](found, headlines[name])]
     whole = pd.concat(tables.values(), ignore_index=True)

@@ -23,13 +23,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from scipy.stats import rankdata
 
-from attacks import joint, lira, shadow
-from attacks.comparison import Scored, compare_auc, compare_tpr, delong
-from attacks.evaluation import tpr_at_fpr
-from attacks.signal_matrix import SignalMatrix
-from attacks.simulation import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
-from fedsim import models, rng, runner
-from fedsim.scenario import load
+from attacks.matrix import lira
+from attacks.matrix.joint import parts, stacking
+from attacks.matrix.signal_matrix import SignalMatrix
+from attacks.shadows import members, simulate
+from attacks.shadows.laboratory import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
+from attacks.shadows.members import Membership
+from attacks.shadows.plan import FederationPlan, PartyTraining
+from fedsim.core import rng
+from fedsim.core.models import zoo
+from fedsim.core.models.weights import weights_of
+from fedsim.core.scenario.reading import load
+from fedsim.evaluation.comparison import Scored, compare_auc, compare_tpr, delong
+from fedsim.evaluation.estimates import tpr_at_fpr
+from fedsim.runs import prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 NAMES = ("hospitals", "heart")
@@ -40,21 +47,21 @@ Score = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
 
 def of_first_rounds(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
     assert matrix.early is not None
-    return joint.first_update(matrix.early, stream)
+    return parts.first_update(matrix.early, stream)
 
 
 def of_whole_runs(matrix: SignalMatrix, stream: np.random.Generator) -> np.ndarray:
-    return joint.score(replace(matrix, early=None), stream)
+    return stacking.score(replace(matrix, early=None), stream)
 
 
 ATTACKS: dict[str, Score] = {
     "LiRA": lira.online,
-    "factor-adjusted LiRA": joint.factor_adjusted_lira,
-    "ridge decoding": joint.ridge_decoding,
-    "weight decoding": joint.weight_decoding,
+    "factor-adjusted LiRA": parts.factor_adjusted_lira,
+    "ridge decoding": parts.ridge_decoding,
+    "weight decoding": parts.weight_decoding,
     "these together": of_whole_runs,
     "first update": of_first_rounds,
-    "joint": joint.score,
+    "joint": stacking.score,
 }
 
 
@@ -62,13 +69,13 @@ ATTACKS: dict[str, Score] = {
 class Laboratory:
     """A prepared scenario, with the adversary's members fixed at the end of the pool."""
 
-    prepared: runner.Prepared
+    prepared: prepare.Prepared
     others: np.ndarray
     party: np.ndarray
     own: np.ndarray
 
     @staticmethod
-    def of(prepared: runner.Prepared) -> Laboratory:
+    def of(prepared: prepare.Prepared) -> Laboratory:
         scenario, names = prepared.scenario, list(prepared.rows)
         others = np.concatenate([prepared.rows[name] for name in names if name != prepared.adversary])
         holder = {row: k for k, name in enumerate(names) for row in prepared.rows[name]}
@@ -87,22 +94,20 @@ class Laboratory:
         scenario, encoded = self.prepared.scenario, self.prepared.encoded
         seed, last = scenario.seed, scenario.federation.rounds
         shape, classes = encoded.features.shape[1:], len(encoded.classes)
-        module = models.build(
-            scenario.model, shape, classes, seed=rng.integer(seed, "initial weights", bits=31)
-        )
+        module = zoo.build(scenario.model, shape, classes, seed=rng.integer(seed, "initial weights", bits=31))
         rounds = list(range(1, EARLY + 1)) if early else observed(last)
-        plan = shadow.FederationPlan(
+        plan = FederationPlan(
             model=scenario.model,
             input_shape=shape,
             classes=classes,
             rounds=rounds[-1],
             training=scenario.training,
-            parties=tuple(shadow.PartyTraining(size) for size in membership.sizes),
+            parties=tuple(PartyTraining(size) for size in membership.sizes),
             participants=len(self.prepared.rows),
         )
         asked = encoded.records(self.others)
-        found = shadow.simulate(
-            plan, models.weights(module), encoded.records(pool), membership, asked, rounds=rounds,
+        found = simulate.simulate(
+            plan, weights_of(module), encoded.records(pool), membership, asked, rounds=rounds,
             seed=rng.integer(seed, purpose, bits=31), weight_rounds=rounds[-1:],
         )  # fmt: skip
         inside = np.full((count, len(self.others)), -1, np.int16)
@@ -119,12 +124,12 @@ class Laboratory:
             shadow_weights=found.weights,
         )
 
-    def _drawn(self, count: int, known: np.ndarray, purpose: str) -> tuple[shadow.Membership, np.ndarray]:
+    def _drawn(self, count: int, known: np.ndarray, purpose: str) -> tuple[Membership, np.ndarray]:
         """Return who is a member where, and the rows of the records that this is about."""
         scenario, names = self.prepared.scenario, list(self.prepared.rows)
         k, share = names.index(self.prepared.adversary), scenario.parties.member_share
         rows = np.concatenate([self.others[known], self.own])
-        membership = shadow.draw_members(
+        membership = members.draw_members(
             count,
             [round(share * len(self.prepared.rows[name])) for name in names],
             np.concatenate([self.party[known], np.full(len(self.own), k)]),
@@ -190,7 +195,7 @@ def pooled_tpr(pairs: list[Scored], rate: float) -> float:
 
 
 def section(name: str, world: str, data_dir: Path | None, shadows: list[int], repeats: int) -> Iterator[str]:
-    laboratory = Laboratory.of(runner.check(load(EXPERIMENTS / f"{name}.toml"), data_dir))
+    laboratory = Laboratory.of(prepare.check(load(EXPERIMENTS / f"{name}.toml"), data_dir))
     seed, n = laboratory.prepared.scenario.seed, len(laboratory.others)
     pool = rng.generator(seed, "study/pool").permutation(n) < (n // 2 if world == "open" else n)
     everyone, most = np.ones(n, bool), max(shadows)

@@ -26,7 +26,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig  # isort: skip
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedsim.results import RunDirectory
+from fedsim.core.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     """Run one game of ``run`` in this process, with ``workers`` processes for the parties."""
     import torch
 
-    from fedsim import server_app
+    from fedsim.server import server_app
 
     torch.set_num_threads(1)
     _quiet_flower()

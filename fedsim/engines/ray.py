@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
-from fedsim.errors import FedsimError
-from fedsim.results import RunDirectory
+from fedsim.core.errors import FedsimError
+from fedsim.core.run_directory import RunDirectory
 
 _STARTUP_SECONDS = 60.0
 

@@ -9,6 +9,6 @@ html.py       the page
 
 from __future__ import annotations
 
-from fedsim.report.html import write
+from fedsim.report.page import write
 
 __all__ = ["write"]

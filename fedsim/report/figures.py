@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from attacks import evaluation
+from fedsim.evaluation import guarantees
 from fedsim.report.svg import SERIES, Frame, Scale, chart, legend, number, text
 
 
@@ -44,7 +44,7 @@ def roc(
     entries = [(name, f"s{style}") for style, name in enumerate(names)] + [("guessing", "chance")]
     if guarantee is not None:
         rates = np.geomspace(floor, 1, 100).tolist()
-        allowed = [(rate, evaluation.tpr_bound(rate, *guarantee)) for rate in rates]
+        allowed = [(rate, guarantees.tpr_bound(rate, *guarantee)) for rate in rates]
         parts.append(frame.line(allowed, "allowed", "the most that DP allows"))
         entries.append(("most DP allows", "allowed"))
     parts.append(legend(444, 44, entries))
@@ -174,7 +174,7 @@ def _interval(x: Scale, y: float, value: float, low: float, high: float, bound: 
 def vulnerability(table: pd.DataFrame) -> str:
     """Draw how many records have which difference of rank, and how chance alone would spread them.
 
-    table: columns value and error, of `attacks.comparison.vulnerability`.
+    table: columns value and error, of `fedsim.evaluation.comparison.vulnerability`.
     """
     from scipy.stats import norm
 

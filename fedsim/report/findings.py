@@ -9,13 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from attacks import comparison, evaluation, outsider
-from attacks.comparison import Comparison
-from fedsim import rng
-from fedsim.data import membership
-from fedsim.errors import InputError
-from fedsim.privacy import Ledger
-from fedsim.results import RunDirectory
+from attacks.membership import outsider
+from fedsim.core import rng
+from fedsim.core.errors import InputError
+from fedsim.core.privacy import output
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation import comparison, guarantees
+from fedsim.evaluation import leakage as evaluation_leakage
+from fedsim.evaluation.comparison import Comparison
+from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS, ppv_table, roc_table
+from fedsim.evaluation.truth import read_truth
 
 PARTICIPANT = "participant"
 OBSERVERS = ("outsider", PARTICIPANT, "coalition", "server")
@@ -44,7 +48,7 @@ class Party:
 
     epsilon, delta: what it has spent; None where DP-SGD is off. bound: the AUC that they allow.
     accuracy, auc, loss: of the final model on its held-out records, mean over games; NaN before round 0.
-    plan: its DP-SGD as planned before round 1 (`fedsim.privacy.Plan` by field), None where DP-SGD is off.
+    plan: its DP-SGD as planned before round 1 (`core.privacy.plan.Plan` by field), None where DP-SGD is off.
     rounds: status → rounds, in all games.
     party_epsilon: what central DP has spent on it as a whole, None where that is off.
     """
@@ -79,7 +83,7 @@ class Party:
         """The largest AUC, on average over draws, that the guarantee allows any attack."""
         if self.epsilon is None or self.delta is None:
             return None
-        return evaluation.auc_bound(self.epsilon, self.delta)
+        return guarantees.auc_bound(self.epsilon, self.delta)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Findings:
     """Everything of one run; tables are empty where the run has not come that far.
 
     overall: the participant's strongest attack on all parties' candidates.
-    leakage: as in the run. ppv, roc, differences, records: see `attacks.evaluation`, `attacks.comparison`;
+    leakage: as in the run. ppv, roc, differences, records: see `fedsim.evaluation`;
     roc, differences and records are the participant's.
     attacks: the participant's, by AUC over all parties, the largest first.
     observers: in the order in which they see more. sources: as in the run. answers: (attack, answers that it
@@ -149,7 +153,7 @@ class Findings:
 
 
 def gather(
-    run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = evaluation.PRIORS
+    run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = PRIORS
 ) -> Findings:
     """Read the run's tables and work out what the report shows.
 
@@ -166,9 +170,9 @@ def gather(
     leakage = run.table("leakage")
     scores = run.table("scores")
     thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
-    truth = membership.read_truth(run.path)
+    truth = read_truth(run.path)
     plain = scores[["game", "attack", "candidate", "score"]]
-    everyones = evaluation.joined(plain, thresholds, truth)
+    everyones = evaluation_leakage.joined(plain, thresholds, truth)
     joined = everyones[everyones["attack"].map(observer_of) == PARTICIPANT]
     leaks = _leaks(run, joined)
     attacks = _ranked(leakage)
@@ -180,8 +184,8 @@ def gather(
         overall=leaks["all"],
         attacks=attacks,
         leakage=leakage,
-        ppv=evaluation.ppv_table(leakage, priors),
-        roc=evaluation.roc_table(plain[shown], thresholds, truth),
+        ppv=ppv_table(leakage, priors),
+        roc=roc_table(plain[shown], thresholds, truth),
         differences=_differences(run, joined, leaks["all"].attack, attacks),
         records=comparison.vulnerability(best),
         matrix=_matrix(run, leakage, others),
@@ -236,7 +240,7 @@ def empirical(findings: Findings, most: int = 6) -> list[dict[str, Any]]:
         by_metric = {row["metric"]: row for row in _over_all(findings.leakage, attack)}
         tpr, fpr = by_metric["tpr_at_threshold"], by_metric["fpr"]
         if math.isfinite(tpr["low"]) and math.isfinite(fpr["high"]):
-            needed = evaluation.epsilon_needed(tpr["low"], fpr["high"], findings.delta)
+            needed = guarantees.epsilon_needed(tpr["low"], fpr["high"], findings.delta)
             found.append({"attack": attack, "tpr": tpr, "fpr": fpr, "epsilon": needed})
     return found
 
@@ -263,7 +267,7 @@ def _over_all(leakage: pd.DataFrame, attack: str) -> list[dict[str, Any]]:
 
 def _tpr(leakage: pd.DataFrame, attack: str) -> list[dict[str, Any]]:
     by_metric = {row["metric"]: row for row in _over_all(leakage, attack)}
-    return [by_metric[f"tpr_at_fpr_{alpha}"] for alpha in evaluation.FALSE_POSITIVE_RATES]
+    return [by_metric[f"tpr_at_fpr_{alpha}"] for alpha in FALSE_POSITIVE_RATES]
 
 
 def _gain(joined: pd.DataFrame, leak: Leak, participant: Leak) -> Comparison | None:
@@ -283,7 +287,7 @@ def _answers(run: RunDirectory, joined: pd.DataFrame) -> list[tuple[str, int, fl
         if observer_of(attack) == "outsider":
             candidates = int(joined[joined["attack"] == attack].groupby("game").size().max())
             asked = outsider.answers_asked(attack, candidates, policy.queries)
-            spent = outsider.spent(policy, asked)
+            spent = output.spent(policy, asked)
             if spent is not None:
                 found.append((attack, asked, *spent))
     return found

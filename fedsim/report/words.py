@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attacks import active, evaluation, suite
-from clients.sectors import SECTORS
+from attacks import deviation, registry
+from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy
+from fedsim.core.scenario.settings import Scenario
+from fedsim.evaluation import guarantees
 from fedsim.report.findings import Findings, Leak, Party
-from fedsim.scenario import DefenceSettings, DPSettings, OutputPolicy, Scenario
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def confident(findings: Findings, record: str) -> str:
 def world(findings: Findings, record: str) -> str:
     """Say what the strongest attack assumes its owner to hold: how far its figures carry."""
     assert findings.overall is not None
-    settings, attack = findings.run.scenario.adversary, suite.SUITE.get(findings.overall.attack)
+    settings, attack = findings.run.scenario.adversary, registry.SUITE.get(findings.overall.attack)
     name = findings.overall.attack
     if attack is None or not attack.shadows:
         central = findings.run.scenario.federation.central_dp
@@ -154,9 +155,8 @@ def delta(value: float | None) -> str:
     return "10⁻" + str(int(shown[3:])).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str) -> list[str]:
-    """Describe the experiment: who, what, how, and who attacks."""
-    sector = SECTORS[scenario.parties.sector]
+def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str, record: str) -> list[str]:
+    """Describe the experiment: who, what, how, and who attacks; record: what one is called."""
     records = sum(party.records for party in parties)
     federation, training = scenario.federation, scenario.training
     work = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
@@ -167,7 +167,7 @@ def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str) 
             "means over these games."
         )
     return [
-        f"{len(parties)} {sector.name}s hold {records} {sector.record} records in all, from "
+        f"{len(parties)} {scenario.parties.sector}s hold {records} {record} records in all, from "
         f"{_source(scenario)}. Each trains on {_percent(scenario.parties.member_share)} of its records (the "
         "members) and holds the others out (the non-members).",
         f"Together they train a {_model(scenario)} for {federation.rounds} rounds with "
@@ -180,7 +180,7 @@ def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str) 
 
 
 def _character(scenario: Scenario) -> str:
-    acts = active.assumption(scenario.adversary).strip().removesuffix(".")
+    acts = deviation.assumption(scenario.adversary).strip().removesuffix(".")
     if acts:
         return f"malicious. {acts}. Otherwise it does what the protocol asks"
     return "curious. It does what the protocol asks"
@@ -257,7 +257,7 @@ def answers(findings: Findings) -> str:
     attack, asked, epsilon, most = max(findings.answers, key=lambda row: row[1])
     each = f"ε = {policy.epsilon:g}" + (f", δ = {delta(policy.delta)}" if policy.policy == "gaussian" else "")
     total = f"ε = {epsilon:.6g}" + (f", δ = {most:.2g}" if most else "")
-    bound = evaluation.auc_bound(epsilon, most)
+    bound = guarantees.auc_bound(epsilon, most)
     return (
         f"One answer of the released model costs {each}, and answers add up (basic composition): an attack "
         f"that asks most, {attack.split('/')[-1]}, asks {asked} times in a game, which is {total} in all, "
@@ -290,7 +290,7 @@ def sees(findings: Findings, observer: str) -> str:
 def acting(findings: Findings) -> str:
     """Say what an active adversary does."""
     adversary = findings.run.manifest.get("adversary")
-    said = active.assumption(findings.run.scenario.adversary).strip()
+    said = deviation.assumption(findings.run.scenario.adversary).strip()
     return f"{adversary} does not only watch. {said}"
 
 
@@ -322,7 +322,7 @@ def ordinal(place: int, what: str) -> str:
 def assumptions(findings: Findings) -> list[tuple[str, str]]:
     """Say what the adversary sees, owns and is assumed to know: (what, words)."""
     settings = findings.run.scenario.adversary
-    deviates = active.assumption(settings).strip() or "no: it trains honestly and sends what it should"
+    deviates = deviation.assumption(settings).strip() or "no: it trains honestly and sends what it should"
     facts = [
         ("Observer", "participant: every global model that it is sent, its own records and updates"),
         ("Knows", "the public settings: architecture, rounds, local training, number of parties, strategy"),

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients import central, messages
+from fedsim.core.scenario.protection import CentralDPSettings
+from fedsim.core.scenario.settings import FederationSettings
 from fedsim.engines import flower_internals
-from fedsim.scenario import CentralDPSettings, FederationSettings
-from fedsim.strategy import NORM_BIT
 
 CONTEXT = Context(1, 2, {}, RecordDict(), {})
 Answer = Callable[[Message, Context], Message]
@@ -67,7 +67,7 @@ def test_it_does_what_flowers_mods_do(
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
         assert ours.dtype == np.float32
     metrics = [dict(each.content.metric_records["metrics"]) for each in (mine, theirs)]
-    assert metrics[0] == metrics[1] and (NORM_BIT in metrics[0]) == (clipping == "adaptive")
+    assert metrics[0] == metrics[1] and (messages.NORM_BIT in metrics[0]) == (clipping == "adaptive")
 
 
 def test_layers_in_another_order_and_updates_of_nothing_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_layers_in_another_order_and_updates_of_nothing_are_no_error(monkeypatch
             *(each.content.array_records["arrays"][name].numpy() for each in (swapped, straight))
         )
     still = central.clip(request(1.5), CONTEXT, answering(0.0))
-    assert still.content.metric_records["metrics"][NORM_BIT] == 0
+    assert still.content.metric_records["metrics"][messages.NORM_BIT] == 0
 
 
 def test_what_is_no_model_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_no_update_is_longer_than_the_norm_nor_turned(entries: list[float], norm
 
 
 def test_a_federation_is_clipped_by_its_parties(tmp_path: Path) -> None:
-    from support import finished_run
+    from support.runs import finished_run
 
     dp = {"where": "client", "noise_multiplier": 0.1, "clipping_norm": 0.05}
     run = finished_run(tmp_path, federation={"rounds": 2, "central_dp": dp}, adversary={"attacks": ["loss"]})

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import final_sha, finished_run, prepared_run
+from support.runs import final_sha, finished_run, prepared_run
 
-from fedsim import runner
-from fedsim.results import RunDirectory
+from fedsim.core.run_directory import RunDirectory
+from fedsim.runs import play
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ DP = {"all": {"noise_multiplier": 1.0}, "hospital-2": "off"}
 def test_workers_do_not_change_a_bit(tmp_path: Path, dp: dict) -> None:
     alone = finished_run(tmp_path, out="a", dp=dp)
     run = prepared_run(tmp_path, out="b", dp=dp)
-    runner.federate(run, workers=3)
+    play.federate(run, workers=3)
     assert final_sha(run) == final_sha(alone)
     columns = ["round", "party", "epsilon", "loss", "auc"]
     pd.testing.assert_frame_equal(run.table("rounds")[columns], alone.table("rounds")[columns])
@@ -42,9 +42,9 @@ def test_workers_do_not_change_a_bit(tmp_path: Path, dp: dict) -> None:
 RUN_IT = """
 import sys
 from pathlib import Path
-from fedsim import runner
-from fedsim.results import RunDirectory
-runner.federate(RunDirectory.open(Path(sys.argv[1])))
+from fedsim.core.run_directory import RunDirectory
+from fedsim.runs import play
+play.federate(RunDirectory.open(Path(sys.argv[1])))
 """
 
 
@@ -66,7 +66,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> N
     again = RunDirectory.open(run.path)
     checkpoint = again.read_checkpoint(0)
     assert checkpoint is not None and checkpoint.round >= stopped_at - 1
-    runner.federate(again)
+    play.federate(again)
     assert final_sha(again) == final_sha(whole)
     columns = ["round", "party", "status", "epsilon", "loss"]
     pd.testing.assert_frame_equal(again.table("rounds")[columns], whole.table("rounds")[columns])
@@ -79,10 +79,10 @@ def test_a_client_keeps_its_ledger_in_the_context_alone(tmp_path: Path) -> None:
     rounds = run.table("rounds")
     spent = rounds[rounds["party"] == "hospital-2"].set_index("round")["epsilon"]
     assert spent[0] == 0 and (spent.diff().dropna() > 0).all()
-    from fedsim import privacy
+    from fedsim.core.privacy.ledger import Ledger
 
     plan = run.manifest["dp"]["hospital-2"]
     per_round = plan["steps_per_round"]
     for round in range(1, 5):
-        ledger = privacy.Ledger().add(1.0, plan["sample_rate"], per_round * round)
+        ledger = Ledger().add(1.0, plan["sample_rate"], per_round * round)
         assert spent[round] == pytest.approx(ledger.epsilon(plan["delta"], "prv"), rel=1e-9)

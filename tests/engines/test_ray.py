@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import final_sha, finished_run, prepared_run
+from support.runs import final_sha, finished_run, prepared_run
 
 import fedsim
-from fedsim import runner
+from fedsim.core.errors import FedsimError
 from fedsim.engines import ray
-from fedsim.errors import FedsimError
+from fedsim.runs import play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 
@@ -23,7 +23,7 @@ def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> Non
     settings = {"dp": {"hospital-2": {"noise_multiplier": 1.0}}, "federation": {"rounds": 3, "fraction": 0.7}}
     alone = finished_run(tmp_path, out="a", **settings)
     run = prepared_run(tmp_path, out="b", **settings)
-    runner.federate(run, engine="ray", workers=2)
+    play.federate(run, engine="ray", workers=2)
     assert final_sha(run) == final_sha(alone)
     columns = ["round", "party", "status", "epsilon", "loss", "auc"]
     pd.testing.assert_frame_equal(run.table("rounds")[columns], alone.table("rounds")[columns])
@@ -37,7 +37,7 @@ def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> N
     for folder in run.party_folder(0, 1, "hospital-2").parent.glob("001-*"):
         (folder / "records.safetensors").unlink()
     with pytest.raises(FedsimError, match=r"finished:failed.*records\.safetensors"):
-        runner.federate(run, engine="ray", workers=2)
+        play.federate(run, engine="ray", workers=2)
 
 
 def test_the_folder_is_a_flower_app() -> None:
@@ -45,7 +45,7 @@ def test_the_folder_is_a_flower_app() -> None:
     assert folder == Path(fedsim.__file__).parents[1]
     app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["components"] == {
-        "serverapp": "fedsim.server_app:app",
+        "serverapp": "fedsim.server.server_app:app",
         "clientapp": "clients.client_app:app",
     }
     assert all(isinstance(value, str | int | float | bool) for value in app["config"].values())

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients import dp
-from fedsim import privacy
-from fedsim.audit import AuditSettings, white_box
-from fedsim.data.records import Records
-from fedsim.privacy import Plan
-from fedsim.scenario import DPSettings, TrainingSettings
+from fedsim.audit.settings import AuditSettings
+from fedsim.audit.white_box import white_box
+from fedsim.core.data.records import Records
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.privacy.plan import Plan, make_plan
+from fedsim.core.scenario.protection import DPSettings
+from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.training import dp
 from mutations.world import FEATURES, a_context, a_party, metrics, module, one_round
 
 from flwr.app import ConfigRecord, Context  # isort: skip
@@ -45,7 +47,7 @@ class Finding:
 
 def audit(path: str) -> Finding:
     """Audit the party on ``path``."""
-    plan = privacy.plan(TARGET, TRAINING, N, ROUNDS)
+    plan = make_plan(TARGET, TRAINING, N, ROUNDS)
     stream = np.random.default_rng(1)
     records = Records(stream.normal(size=(N, FEATURES)).astype(np.float32), stream.integers(0, 3, N))
     party = _AuditedParty(path)
@@ -81,7 +83,7 @@ class _AuditedParty:
         if self.round in (0, plan.rounds):
             self.round, self.run, self.context = 0, self.run + 1, a_context()
             self.context.state["plan"] = ConfigRecord(cast(Any, dataclasses.asdict(plan)))
-            self.context.state["ledger"] = ConfigRecord(cast(Any, privacy.Ledger().to_config()))
+            self.context.state["ledger"] = ConfigRecord(cast(Any, Ledger().to_config()))
         self.round += 1
         party = a_party(self.path, game=self.run)
         party = replace(

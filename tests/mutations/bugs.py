@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from mutations.planting import Edit
 
-DEVIATION = "clients.dp:_Round.deviation"
-STACK = "clients.dp:_stack_steps"
-OPACUS = "clients.dp:_opacus_steps"
-CLIPPED_SUM = "clients.dp:write_clipped_sum"
-PER_SAMPLE_SUM = "clients.dp:write_per_sample_clipped_sum"
-GHOST_SUM = "clients.dp:write_ghost_clipped_sum"
+DEVIATION = "fedsim.core.training.dp:_Round.deviation"
+STACK = "fedsim.core.training.dp:_stack_steps"
+OPACUS = "fedsim.core.training.dp:_opacus_steps"
+CLIPPED_SUM = "fedsim.core.training.dp:write_clipped_sum"
+PER_SAMPLE_SUM = "fedsim.core.training.dp:write_per_sample_clipped_sum"
+GHOST_SUM = "fedsim.core.training.dp:write_ghost_clipped_sum"
 PARTICIPANT = "clients.participant"
 
 
@@ -39,7 +39,10 @@ class Bug:
     @property
     def in_training(self) -> bool:
         """Whether it sits in the steps themselves, which each path makes in its own way."""
-        return any(edit.where.startswith(("clients.dp:", "clients.training:")) for edit in self.edits)
+        return any(
+            edit.where.startswith(("fedsim.core.training.dp:", "fedsim.core.training.sgd:"))
+            for edit in self.edits
+        )
 
 
 def _bug(name: str, what: str, source: str, edits: list[Edit], checks: str, audited: bool = False) -> Bug:
@@ -165,7 +168,7 @@ BUGS = (
         "loops over torch's DataLoader, which has no empty batches",
         [
             Edit(
-                "clients.training:make_steps",
+                "fedsim.core.training.sgd:make_steps",
                 "enumerate(batches, 1)",
                 "enumerate((batch for batch in batches if len(batch[0])), 1)",
             )
@@ -200,7 +203,7 @@ BUGS = (
         "Chua et al. 2024 (arXiv:2403.17673); tensorflow/privacy issue 483; private-transformers issue 7",
         [
             Edit(
-                "clients.dp:poisson_batches",
+                "fedsim.core.training.dp:poisson_batches",
                 "index = (coins < plan.sample_rate).nonzero()",
                 "size = round(plan.sample_rate * n)\n"
                 "        first = _ * size % n\n"
@@ -218,7 +221,7 @@ BUGS = (
         "Andrew et al. 2021 (arXiv:1905.03871), section 2.2, whose point is that this count is private",
         [
             Edit(
-                "clients.dp:AdaptiveNorm.follow",
+                "fedsim.core.training.dp:AdaptiveNorm.follow",
                 "count + normal_(norms.new_empty(1), self._plan.count_noise, noise)",
                 "count",
             )
@@ -229,7 +232,7 @@ BUGS = (
         "adaptive clipping not paid",
         "The noisy count comes on top of gradients whose noise costs all of ε already.",
         "Andrew et al. 2021 (arXiv:1905.03871), theorem 1, left out",
-        [Edit("fedsim.privacy:Plan.gradient_noise", 'if self.clipping == "flat" or', "if True or")],
+        [Edit("fedsim.core.privacy.plan:Plan.gradient_noise", 'if self.clipping == "flat" or', "if True or")],
         "adaptive_clipping_is_paid",
     ),
     _bug(
@@ -240,7 +243,7 @@ BUGS = (
             Edit(
                 f"{PARTICIPANT}:_train_privately",
                 'return {"epsilon": ledger.epsilon',
-                'return {"epsilon": plan.spend(privacy.Ledger(), report.steps).epsilon',
+                'return {"epsilon": plan.spend(Ledger(), report.steps).epsilon',
             )
         ],
         "reported_epsilon_is_that_of_all_rounds",
@@ -253,8 +256,8 @@ BUGS = (
         [
             Edit(
                 f"{PARTICIPANT}:_ledger",
-                'return privacy.Ledger.from_config(dict(context.state.config_records["ledger"]))',
-                "return privacy.Ledger()",
+                'return Ledger.from_config(dict(context.state.config_records["ledger"]))',
+                "return Ledger()",
             )
         ],
         "reported_epsilon_is_that_of_all_rounds spent_budget_ends_training",
@@ -264,7 +267,7 @@ BUGS = (
         "rounds counted as steps",
         "The noise is solved for as many steps as there are rounds.",
         "FLamby's federated DP: epochs = rounds, of 100 batches each; a claimed ε = 1 was 1.5 to 4.5",
-        [Edit("fedsim.privacy:plan", "total = per_round * rounds", "total = rounds")],
+        [Edit("fedsim.core.privacy.plan:make_plan", "total = per_round * rounds", "total = rounds")],
         "planned_epsilon_is_that_of_all_rounds",
         audited=True,
     ),
@@ -272,7 +275,7 @@ BUGS = (
         "budget not enforced",
         "A party whose ε is spent goes on training.",
         "accountants that report and do not refuse, such as Opacus'",
-        [Edit(f"{PARTICIPANT}:train", "if privacy.would_exceed(ledger, plan):", "if False:")],
+        [Edit(f"{PARTICIPANT}:train", "if would_exceed(ledger, plan):", "if False:")],
         "spent_budget_ends_training",
     ),
     _bug(
@@ -280,8 +283,8 @@ BUGS = (
         "A model in which records see each other's features is trained as if each had a gradient of its own.",
         "refused by Opacus' ModuleValidator, which hand-written loops do not have",
         [
-            Edit("fedsim.models:check_dp_ready", "problem = _dp_problem(layer)", 'problem = ""'),
-            Edit("fedsim.models:check_dp_ready", "if input_shape is not None:", "if False:"),
+            Edit("fedsim.core.models.private:check_dp_ready", "problem = _dp_problem(layer)", 'problem = ""'),
+            Edit("fedsim.core.models.private:check_dp_ready", "if input_shape is not None:", "if False:"),
         ],
         "batch_norm_is_refused",
     ),
@@ -291,12 +294,12 @@ BUGS = (
         "any loop that keeps its optimizer while DP is switched on",
         [
             Edit(
-                "clients.training:_sgd",
+                "fedsim.core.training.linear_stack:_sgd",
                 "velocity = torch.zeros_like(flat)",
                 "velocity = _sgd.__dict__.setdefault(len(flat), torch.zeros_like(flat))",
             ),
             Edit(
-                "clients.training:make_optimizer",
+                "fedsim.core.training.sgd:make_optimizer",
                 "return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, "
                 "weight_decay=settings.l2)",
                 "made = torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, "
@@ -316,7 +319,7 @@ BUGS = (
         "every StandardScaler fitted on the training set",
         [
             Edit(
-                "fedsim.data.encode:_number",
+                "fedsim.core.data.encode:_number",
                 "values = numeric(cells)",
                 "values = numeric(cells)\n"
                 "    centre, spread = np.nanmean(values), np.nanstd(values)\n"

@@ -1,8 +1,8 @@
 """Unit checks of DP-SGD at a party: laws that any correct implementation keeps.
 
 Each returns None where the law holds, else a sentence. None of them knows of a bug: they ask the code as a
-federation does (`clients.participant`, `clients.dp.train_private`, `fedsim.data.encode`), on one of its
-paths, see `world.PATHS`. Statistical laws are tested at a level of 1e-7 with fixed streams.
+federation does (`clients.participant`, `core.training.dp`, `core.data.encode`), on one of its paths,
+see `world.PATHS`. Statistical laws are tested at a level of 1e-7 with fixed streams.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import nn
 
 from clients import participant
 from clients.party import Party
-from fedsim import rng
-from fedsim.data.encode import Encoded, encode
-from fedsim.data.records import Records
-from fedsim.data.schema import Column, Schema
-from fedsim.data.table import Table
-from fedsim.errors import InputError
-from fedsim.scenario import DataSettings
+from fedsim.core import rng
+from fedsim.core.data.encode import Encoded, encode
+from fedsim.core.data.records import Records
+from fedsim.core.data.schema import Column, Schema
+from fedsim.core.data.table import Table
+from fedsim.core.errors import InputError
+from fedsim.core.scenario.settings import DataSettings
 from mutations.world import (
     CLASSES,
     FEATURES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from fedsim import privacy
+from fedsim.core.privacy import accountants, calibration, ledger, plan
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for where in places:
             stack.enter_context(_planted_in(where, [edit for edit in edits if edit.where == where]))
-        if any(where.startswith("fedsim.privacy:") for where in places):
+        if any(where.startswith("fedsim.core.privacy.") for where in places):
             _forget()
             stack.callback(_forget)
         yield
@@ -82,7 +82,7 @@ def _code(source: str, name: str) -> CodeType:
 
 def _forget() -> None:
     """Empty the accounting's caches: they hold answers of the other code."""
-    for function in vars(privacy).values():
+    for function in [f for module in (accountants, calibration, ledger, plan) for f in vars(module).values()]:
         clear: Callable[[], None] | None = getattr(function, "cache_clear", None)
         if clear is not None:
             clear()

@@ -6,9 +6,10 @@ from functools import lru_cache
 
 import pytest
 
-from clients import training
-from fedsim import privacy
-from fedsim.scenario import TrainingSettings
+from fedsim.core.privacy import plan
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.privacy.plan import steps_per_round
+from fedsim.core.scenario.training import TrainingSettings
 from mutations import audited, checks
 from mutations.bugs import BUGS, Bug
 from mutations.planting import Edit, planted
@@ -68,19 +69,19 @@ def test_nothing_goes_unnoticed() -> None:
 
 def test_a_bug_is_met_by_whoever_imported_the_function_and_is_gone_afterwards() -> None:
     settings = TrainingSettings(batch=4, epochs=1)
-    edit = Edit("fedsim.privacy:steps_per_round", "training.steps or", "7 or")
+    edit = Edit("fedsim.core.privacy.plan:steps_per_round", "training.steps or", "7 or")
     with planted((edit,)):
-        assert training.steps_per_round(settings, 10) == 7
-    assert training.steps_per_round(settings, 10) == 3
+        assert plan.steps_per_round(settings, 10) == 7
+    assert plan.steps_per_round(settings, 10) == 3
 
 
 def test_a_bug_may_have_several_edits_and_the_accountants_forget_it() -> None:
-    spent = privacy.Ledger().add(1.0, 0.1, 10)
+    spent = Ledger().add(1.0, 0.1, 10)
     right = spent.epsilon(1e-5)
     edits = (
-        Edit("fedsim.privacy:_spent", "if not entries:", "if True:"),
-        Edit("fedsim.privacy:_spent", "return 0.0,", "return 100.0,"),
-        Edit("fedsim.privacy:Ledger.epsilon", "[0]", "[0] + 1"),
+        Edit("fedsim.core.privacy.ledger:spent", "if not entries:", "if True:"),
+        Edit("fedsim.core.privacy.ledger:spent", "return 0.0,", "return 100.0,"),
+        Edit("fedsim.core.privacy.ledger:Ledger.epsilon", "[0]", "[0] + 1"),
     )
     with planted(edits):
         assert spent.epsilon(1e-5) == 101
@@ -89,15 +90,17 @@ def test_a_bug_may_have_several_edits_and_the_accountants_forget_it() -> None:
 
 def test_what_a_bug_keeps_on_a_function_is_gone_with_it() -> None:
     edit = Edit(
-        "fedsim.privacy:steps_per_round", "training.steps or", "steps_per_round.__dict__.update(a=1) or"
+        "fedsim.core.privacy.plan:steps_per_round",
+        "training.steps or",
+        "steps_per_round.__dict__.update(a=1) or",
     )
     with planted((edit,)):
-        privacy.steps_per_round(TrainingSettings(), 10)
-        assert vars(privacy.steps_per_round) == {"a": 1}
-    assert vars(privacy.steps_per_round) == {}
+        steps_per_round(TrainingSettings(), 10)
+        assert vars(steps_per_round) == {"a": 1}
+    assert vars(steps_per_round) == {}
 
 
 def test_an_edit_of_code_that_has_changed_says_so() -> None:
-    edit = Edit("clients.dp:train_private", "no such text", "")
+    edit = Edit("fedsim.core.training.dp:train_private", "no such text", "")
     with pytest.raises(LookupError, match="stands 0 times"), planted((edit,)):
         pass

@@ -14,14 +14,19 @@ from fedsim.engines import flower_internals as internals  # before any other imp
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict  # isort: skip
 
-from clients import dp, messages, participant
+from clients import messages, participant
 from clients.party import Party
-from clients.training import TrainingReport
-from fedsim import models, rng
-from fedsim.data.records import Records
-from fedsim.data.store import PartyRecords
-from fedsim.privacy import Plan
-from fedsim.scenario import DPSettings, Scenario, TrainingSettings
+from fedsim.core import rng
+from fedsim.core.data.records import Records
+from fedsim.core.data.store import PartyRecords
+from fedsim.core.models import weights
+from fedsim.core.models.layers import linear_stack
+from fedsim.core.privacy.plan import Plan
+from fedsim.core.scenario.protection import DPSettings
+from fedsim.core.scenario.settings import Scenario
+from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.training import dp
+from fedsim.core.training.sgd import TrainingReport
 
 FEATURES, CLASSES = 10, 3
 
@@ -56,11 +61,11 @@ def module(path: str) -> nn.Module:
         torch.manual_seed(1)
         layers = [nn.Linear(FEATURES, FEATURES), nonlinear(), nn.Linear(FEATURES, FEATURES), nonlinear()]
         built = nn.Sequential(*layers, nn.Linear(FEATURES, CLASSES))
-    assert (models.linear_stack(built) is not None) == (path == "written out")
+    assert (linear_stack(built) is not None) == (path == "written out")
     return built
 
 
-# The paths of clients.dp, by the `gradients` that take them, given the module of the path.
+# The paths of fedsim.core.training.dp, by the `gradients` that take them, given the module of the path.
 PATHS: dict[str, dp.Gradients] = {"written out": "auto", "per-sample": "per-sample", "ghost": "ghost"}
 
 
@@ -78,8 +83,8 @@ def trained(
         noise=rng.torch_generator(0, "mutations: noise", round=draw),
         gradients=PATHS[path],
     )
-    before = models.weights(start)
-    return {name: array - before[name] for name, array in models.weights(after).items()}, report
+    before = weights.weights_of(start)
+    return {name: array - before[name] for name, array in weights.weights_of(after).items()}, report
 
 
 def a_party(path: str = "written out", name: str = "hospital-1", game: int = 0, **options: object) -> Party:
@@ -128,7 +133,7 @@ def one_round(party: Party, context: Context, round: int, start: nn.Module | Non
     start = start or module("written out")
     content = RecordDict(
         {
-            "arrays": messages.to_arrays(models.weights(start)),
+            "arrays": messages.to_arrays(weights.weights_of(start)),
             "config": ConfigRecord({"server-round": round}),
         }
     )
@@ -137,7 +142,7 @@ def one_round(party: Party, context: Context, round: int, start: nn.Module | Non
 
 def flat_update(answer: RecordDict, start: nn.Module) -> np.ndarray:
     """All parameters of the answer less those of ``start``, as one (p,) vector."""
-    sent, before = messages.to_numpy(answer.array_records["arrays"]), models.weights(start)
+    sent, before = messages.to_numpy(answer.array_records["arrays"]), weights.weights_of(start)
     return np.concatenate([(sent[name] - before[name]).ravel() for name in before])
 
 

@@ -1,0 +1,1 @@
+"""Membership inference that compares the target with shadow federations, by a matrix of signals."""

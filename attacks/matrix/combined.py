@@ -1,0 +1,74 @@
+"""All signals in one score: a classifier over the attacks' scores, trained on shadows only.
+
+Some shadows are attacked in the target's place by every part (`calibration.in_the_targets_place`; those of
+joint inference by its own). Their memberships, which the adversary knows, teach a logistic regression how
+much to trust which part. Parts that read the view alone (loss, confidence, entropy, …) are functions of the φ
+that is a part here itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from attacks.matrix import lira, lira_rounds, rmia, shokri
+from attacks.matrix.joint import stacking
+from attacks.matrix.rehearsal import MatrixScore, in_the_targets_place
+from attacks.matrix.signal_matrix import SignalMatrix
+
+REHEARSALS = 8
+
+
+def last_phi(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return φ of the final model, (n,) float64; what is not finite counts as the lowest."""
+    phi = matrix.target[-1].astype(np.float64)
+    finite = np.isfinite(phi)
+    return np.where(finite, phi, phi[finite].min() if finite.any() else 0.0)
+
+
+PARTS: Mapping[str, MatrixScore] = {
+    "phi": last_phi,
+    "shokri": shokri.score,
+    "lira": lira.online,
+    "lira-rounds": lira_rounds.score,
+    "rmia": rmia.online,
+}
+"""The parts beside joint inference."""
+
+
+def score(
+    matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore] = PARTS
+) -> np.ndarray:
+    """Return the classifier's log-odds of membership over joint inference and ``parts``, (n,) float64."""
+    decoded, rows = stacking.rehearse(matrix, rng), stacking.held_back(matrix)
+    chosen = rng.choice(len(rows), size=max(1, min(REHEARSALS, len(matrix) // 8)), replace=False)
+    taught, member = [], []
+    for k, (rehearsal, truth) in zip(chosen, in_the_targets_place(matrix, rows[chosen]), strict=True):
+        taught.append(_features(rehearsal, decoded.shadows[k], rng, parts))
+        member.append(truth)
+    weights, offset = _fit(np.concatenate(taught), np.concatenate(member))
+    return _features(matrix, decoded.target, rng, parts) @ weights + offset
+
+
+def _features(
+    matrix: SignalMatrix, decoded: np.ndarray, rng: np.random.Generator, parts: Mapping[str, MatrixScore]
+) -> np.ndarray:
+    """Return every part's scores as normal scores of their ranks within this target, (n, 1 + parts).
+
+    Ranks make targets comparable, and no part's few huge scores outweigh all the others.
+    """
+    from scipy.stats import norm, rankdata
+
+    scores = np.stack([decoded, *(part(matrix, rng) for part in parts.values())], axis=1)
+    return np.asarray(norm.ppf(rankdata(scores, axis=0) / (len(scores) + 1)))
+
+
+def _fit(features: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit the logistic regression; where the rehearsals have one class only, the parts' plain mean."""
+    if member.all() or not member.any():
+        return np.full(features.shape[1], 1 / features.shape[1]), 0.0
+    from sklearn.linear_model import LogisticRegression
+
+    found = LogisticRegression(C=1.0).fit(features, member)
+    return found.coef_[0], float(found.intercept_[0])

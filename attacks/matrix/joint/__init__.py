@@ -1,0 +1,1 @@
+"""Joint inference: the membership of all records decoded together."""

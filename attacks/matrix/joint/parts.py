@@ -1,0 +1,163 @@
+"""Joint inference: the membership of all records decoded together from what many shadow federations show.
+
+LiRA (Carlini et al. 2022) looks at one record's φ at a time, and what other records' membership does to it is
+noise. To a participant it is signal: every shadow starts from the w_0 that it was sent, so that what a
+membership moves is nearly linear, and moves alike in shadows and target. Let X (S, D) be the shadows'
+signals, centred and scaled, and Y (S, n) their memberships, centred. The best linear decoder of record i is
+(XᵀX + λ)⁻¹ Xᵀy_i (linear minimum mean squared error; for many senders on one channel, Verdú 1998, §6.2). All
+parts share it; they differ in their signals, and in what they trust of the influences Xᵀy_i, noisy estimates:
+
+ridge decoding        all of Xᵀy_i; the signals are the φ of all records, or the weights of a global model
+factor-adjusted LiRA  only the entries of Xᵀy_i at the record's own φ: each φ less what all other φ explain of
+                      it (factors are known as far as their variance is above λ)
+
+Early models tell the most: the first steps away from w_0 are nearly the sum of what each member adds to them.
+Shadows of the first rounds alone are cheap, so that there are many (`SignalMatrix.early`); they are read by
+the same parts.
+
+One decomposition of XXᵀ serves all records, every λ, and in closed form the predictions for each shadow by a
+fit without it. On these predictions λ is chosen, and every part is put on one scale, log likelihood ratios of
+membership. How much to trust which part is learnt on shadows that were held back from all of this (`score`).
+Time and memory are linear in the number of records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from attacks.matrix.design import Design, Prediction, chunks, decodable, empty_prediction
+from attacks.matrix.joint.decoder import Decoder, scaled
+from attacks.matrix.signal_matrix import SignalMatrix
+
+PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+"""λ from which ridge decoding chooses, in units of the mean eigenvalue of XᵀX."""
+FACTOR_PENALTIES = (0.1, 1.0, 10.0)
+"""λ of factor-adjusted LiRA; the stacking weighs them, since few and many factors err in different ways."""
+CHOOSING = 512
+"""Records on which λ is chosen, at most."""
+
+
+def ridge_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return the log likelihood ratio of each record decoded from the φ of all, (n,) float64."""
+    design = Design.of(matrix.member)
+    return design.likelihood_ratio(_decoded(Decoder.of(matrix.shadows, matrix.target[None]), design))[0]
+
+
+def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return the log likelihood ratio of each record decoded from the weights alone, (n,) float64.
+
+    With the weights of several rounds, of the round that separates left-out shadows best.
+
+    Raises:
+        ValueError: the matrix holds no weights.
+    """
+    if matrix.shadow_weights is None or matrix.target_weights is None:
+        raise ValueError("weight decoding needs the weights of target and shadows")
+    design = Design.of(matrix.member)
+    pairs = zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True)
+    found = (_decoded(Decoder.of(shadows, target[None]), design) for shadows, target in pairs)
+    return design.likelihood_ratio(max(found, key=design.separation))[0]
+
+
+def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return what shadows of the first rounds alone decode of the model after them, (n,) float64.
+
+    Where the weights of that many shadows would not fit into memory, φ has to do.
+    """
+    decode = ridge_decoding if matrix.shadow_weights is None else weight_decoding
+    return decode(matrix, rng)
+
+
+def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return the log likelihood ratio of each φ less what all the others explain, (n,) float64.
+
+    With the penalty that separates left-out shadows best.
+    """
+    asked = matrix.target[None]
+    decoder, design = Decoder.of(matrix.shadows, asked), Design.of(matrix.member)
+    found = (_adjusted(matrix.shadows, asked, decoder, design, penalty) for penalty in FACTOR_PENALTIES)
+    return design.likelihood_ratio(max(found, key=design.separation))[0]
+
+
+def all_parts(matrix: SignalMatrix, phi: np.ndarray, weights: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield each part's log likelihood ratios of T targets, (T, n); LiRA at the last round first.
+
+    phi: (T, R, n); weights: (T, K, P) or None, of the targets
+    """
+    design, decoder = Design.of(matrix.member), Decoder.of(matrix.shadows, phi)
+    yield design.likelihood_ratio(_plain(matrix.shadows[:, -1], phi[:, -1]))
+    yield design.likelihood_ratio(_decoded(decoder, design))
+    for penalty in FACTOR_PENALTIES:
+        yield design.likelihood_ratio(_adjusted(matrix.shadows, phi, decoder, design, penalty))
+    if matrix.shadow_weights is not None and weights is not None:
+        for known, asked in zip(matrix.shadow_weights.swapaxes(0, 1), weights.swapaxes(0, 1), strict=True):
+            yield design.likelihood_ratio(_decoded(Decoder.of(known, asked), design))
+
+
+def _plain(phi: np.ndarray, asked: np.ndarray) -> Prediction:
+    """Return φ of the shadows (S, n) and targets (T, n) itself: LiRA's signal."""
+    found = empty_prediction(len(phi), len(asked), phi.shape[1])
+    for some in chunks(phi.shape[1], len(phi)):
+        x = scaled(phi[:, some], asked[:, some], 1)
+        found.shadows[:, some], found.targets[:, some] = x[: len(phi)], x[len(phi) :]
+    return found
+
+
+def _decoded(decoder: Decoder, design: Design) -> Prediction:
+    """Return ridge decoding with the penalty that separates left-out shadows best.
+
+    It is chosen on at most `CHOOSING` records, evenly spread.
+    """
+    records = np.flatnonzero(decodable(design.member))
+    some = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
+    few = Design(design.member[:, some], design.partner)
+    best = max(PENALTIES, key=lambda penalty: few.separation(_ridge(decoder, few, penalty)))
+    return _ridge(decoder, design, best)
+
+
+def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
+    """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets."""
+    penalty = penalty * decoder.unit
+    inverse = (1 / (decoder.square + penalty)).astype(np.float32)
+    inside = decoder.q * (inverse * decoder.square).astype(np.float32)
+    targets = (decoder.along * inverse).astype(np.float32)
+    left_out = decoder.leaving_out(penalty, design)
+    found = empty_prediction(len(design.member), len(targets), design.member.shape[1])
+    for some in chunks(design.member.shape[1], len(design.member)):
+        y = design.centred(some)
+        along = decoder.q.T @ y  # (r, b)
+        found.shadows[:, some] = y - left_out(y - inside @ along)
+        found.targets[:, some] = targets @ along
+    return found
+
+
+def _adjusted(
+    phi: np.ndarray, asked: np.ndarray, decoder: Decoder, design: Design, penalty: float
+) -> Prediction:
+    """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and targets, b_i = Xᵀy_i at the record's own φ only.
+
+    phi: (S, R, n), the signals of ``decoder``; asked: (T, R, n). Outside the span of the shadows the inverse
+    is 1/λ.
+    """
+    penalty = penalty * decoder.unit
+    inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)
+    along = (decoder.along / decoder.square).astype(np.float32)
+    inside = (along / (decoder.square + penalty)).astype(np.float32)
+    left_out = decoder.leaving_out(penalty, design)
+    left = (len(phi) - 1 - design.paired).astype(np.float32)[:, None]
+    found = empty_prediction(len(phi), len(asked), phi.shape[2])
+    for some in chunks(phi.shape[2], len(phi)):
+        y = design.centred(some)
+        others = design.together(y) / left
+        for round in range(phi.shape[1]):
+            both = scaled(phi[:, round, some], asked[:, round, some], decoder.size)
+            x, t = both[: len(phi)], both[len(phi) :]
+            projected = decoder.q.T @ x  # (r, b)
+            influence = np.einsum("si,si->i", x, y)
+            seen = design.together(x * y) + design.together(x) * others
+            found.shadows[:, some] += left_out(inverse @ projected) * (influence - seen)
+            outside = (t - along @ projected) / np.float32(penalty)
+            found.targets[:, some] += (inside @ projected + outside) * influence
+    return found

@@ -1,0 +1,1 @@
+"""Membership inference that reads a view: models, updates or answers."""

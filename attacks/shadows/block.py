@@ -1,0 +1,280 @@
+"""A block of shadow federations trained together: the models of all parties of all its shadows are stacked
+and make every step together. `attacks.shadows.plain` trains a single one the plain way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.shadows.aggregation import server
+from attacks.shadows.cohort import Cohort, gather, with_empty_row
+from attacks.shadows.defences import EarlyStopping, Regularisation, draw_heldout, shape_updates
+from attacks.shadows.plan import FederationPlan
+from attacks.shadows.schedule import Schedule, Streams, draw_schedule
+from fedsim.core.training.stacked.batches import (
+    Batches,
+    Gradient,
+    Noise,
+    Parameters,
+    Pool,
+    Stack,
+    Trainer,
+    up,
+)
+from fedsim.core.training.stacked.layers import Workspace
+from fedsim.core.training.stacked.noise import NoiseSource
+from fedsim.core.training.stacked.optimizers import Penalties, optimizer
+
+RAISED_TOGETHER = 64
+"""Records of an ascent whose gradients are formed at a time; a multiple of 4."""
+
+Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
+"""Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
+
+
+def train_block(
+    plan: FederationPlan,
+    stack: Stack,
+    initial: Mapping[str, np.ndarray],
+    pool: Pool,
+    members: np.ndarray,
+    signal_pool: Pool,
+    rounds: Sequence[int],
+    streams: Sequence[Streams],
+    observe: Observe,
+    stop: Callable[[], bool] = lambda: False,
+    raised: Pool | None = None,
+) -> dict[str, Tensor]:
+    """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
+
+    members: (S, parties, largest size) int, rows of ``pool``, −1 after a smaller party's
+    observe: is given the logits of ``signal_pool`` at w_t for every t of ``rounds``
+    stop: asked before every round
+    raised: the records that the plan's ascent raises
+
+    Raises:
+        CancelledError: ``stop`` said so.
+    """
+    with torch.no_grad():
+        current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
+        block = _block(plan, stack, pool, members, streams, raised)
+        aggregate = server(plan)
+        for t in range(plan.rounds + 1):
+            if stop():
+                raise CancelledError
+            if t in rounds:
+                observe(t, stack.logits(current, signal_pool), stack.state(stack.pieces(current)))
+            if t < plan.rounds:
+                current = aggregate(current, _mean(block, current, draw_schedule(plan, streams), t + 1))
+        return stack.state(stack.pieces(current))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What all rounds of a block share.
+
+    members: as `with_empty_row` returns them
+    heldout: per party that stops early, the records of the pool that it looks at, (S, R)
+    norms: C of the next step of a private party, (S, parties) float64
+    raised: the records that the plan's ascent raises
+    """
+
+    plan: FederationPlan
+    stack: Stack
+    pool: Pool
+    members: np.ndarray
+    heldout: dict[int, np.ndarray]
+    norms: Tensor
+    key: tuple[int, int]
+    scratch: Workspace
+    raised: Pool | None
+    trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
+
+    def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
+        """Return parameters of so many models, to be written into, and what trains them.
+
+        Those of the private parties and of the others are kept, as long as their numbers stay the same; of
+        every number there has been they would hold on to too much memory.
+        """
+        if models not in self.trainers:
+            if len(self.trainers) == 2:
+                self.trainers.clear()
+            local = [self.scratch(f"local {i}", models, *p.shape[1:]) for i, p in enumerate(like)]
+            self.trainers[models] = local, self.stack.trainer(local, self.pool)
+        return self.trainers[models]
+
+
+def _block(
+    plan: FederationPlan,
+    stack: Stack,
+    pool: Pool,
+    members: np.ndarray,
+    streams: Sequence[Streams],
+    raised: Pool | None,
+) -> _Block:
+    first = [party.dp.clipping_norm if party.dp else math.inf for party in plan.parties]
+    return _Block(
+        plan,
+        stack,
+        pool,
+        with_empty_row(members, len(pool)),
+        draw_heldout(plan, members, len(pool), streams),
+        torch.tensor(first, dtype=torch.float64).repeat(len(streams), 1),
+        streams[0].key,
+        Workspace(),
+        raised,
+    )
+
+
+def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Parameters:
+    """Return the mean of the parties' answers in round t, weighted by their records, (S, …)."""
+    plan = block.plan
+    total = torch.from_numpy(schedule.active @ plan.sizes)
+    mean = [torch.zeros_like(p) for p in current]
+    for parties in filter(None, (plan.plain, plan.private)):
+        cohort = gather(plan, parties, schedule, block.members, len(block.pool))
+        if cohort.models == 0:
+            continue
+        answers = _train(block, current, cohort)
+        for k, start, stop in cohort.spans():
+            shadows = cohort.shadow[start:stop]
+            if plan.ascends(k, t) and stop > start:
+                _ascend(block, [p[shadows] for p in current], [p[start:stop] for p in answers])
+            share = (plan.parties[k].size / total[shadows]).float()
+            for sum_, answer in zip(mean, answers, strict=True):
+                _add_share(sum_, shadows, share, answer[start:stop])
+    return mean
+
+
+def _ascend(block: _Block, sent: Parameters, answers: Parameters) -> None:
+    """Add the ascent to the answers (M, …) to the models ``sent``, in place."""
+    ascent, raised, stack = block.plan.ascent, block.raised, block.stack
+    assert ascent is not None and raised is not None
+    trainer = stack.trainer(answers, raised)
+    step = [torch.zeros_like(p) for p in answers]
+    for some in torch.arange(up(len(raised))).clamp_(max=len(raised)).split(RAISED_TOGETHER):
+        rows = some.expand(len(answers[0]), -1)
+        gradient = trainer.gradient(Batches(rows, raised.labels[rows], (rows != len(raised)).float()))
+        for i, each in enumerate(step):
+            gradient.add_to(i, each, 1.0, ascent.rate)
+    learnt = [answer - before for answer, before in zip(answers, sent, strict=True)]
+    long, longest = _length(stack, step), ascent.limit * _length(stack, learnt)
+    factor = torch.where(long > longest, longest / long, 1.0).float()
+    for answer, each in zip(answers, step, strict=True):
+        answer += each * factor.view(-1, *[1] * (each.dim() - 1))
+
+
+def _length(stack: Stack, update: Parameters) -> Tensor:
+    """Return the Euclidean length of each model's update, (M,) float64."""
+    squares = [piece.double().square().flatten(1).sum(1) for piece in stack.pieces(update)]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> None:
+    """Add share·answer to the rows ``shadows`` of ``sum_`` in place; no shadow occurs twice."""
+    share = share.view(-1, *[1] * (answer.dim() - 1))
+    if len(shadows) == len(sum_):
+        sum_.addcmul_(answer, share)
+    else:
+        sum_[shadows] = torch.addcmul(sum_[shadows], answer, share)
+
+
+def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
+    """Return the parties' answers after a round's local training, (M, …), valid until the next call."""
+    plan, stack, pool = block.plan, block.stack, block.pool
+    local, trainer = block.trainer(current, cohort.models)
+    for p, start in zip(local, current, strict=True):
+        torch.index_select(start, 0, cohort.shadow, out=p)
+    update = optimizer(local, plan.training, _penalties(plan, cohort))
+    private = _Private(block, cohort) if plan.parties[cohort.parties[0]].dp else None
+    regularisation = Regularisation(plan, cohort, stack, pool, block.key)
+    stopping = EarlyStopping(plan, cohort, stack, pool, block.heldout)
+    labels = pool.labels.index_select(0, cohort.rows.flatten()).view_as(cohort.rows)
+    present = cohort.rows != len(pool)
+    size = present.sum(2, keepdim=True).clamp_(min=1) if private is None else private.expected_batch
+    steps = zip(*(cohort.by_step(each) for each in (cohort.rows, labels, present / size)), strict=True)
+    for step, (rows, y, w) in enumerate(steps):
+        batches = regularisation.applied_to(Batches(rows, y, w), step)
+        if private is None:
+            update(trainer.gradient(batches), len(rows))
+        else:
+            gradient = trainer.gradient(private.applied_to(batches, step))
+            update(gradient, len(rows))
+            private.follow(gradient, w, stopping.ended)
+        stopping.after(step + 1, local)
+    stopping.finish(local)
+    if private is not None:
+        block.norms[cohort.shadow, cohort.party] = private.norm
+    shape_updates(plan, cohort, stack, current, local, block.key)
+    return local
+
+
+def _penalties(plan: FederationPlan, cohort: Cohort) -> Penalties:
+    """Return the parties' penalties; numbers where all have the same, which is quicker."""
+
+    def one_or_each(of: Callable[[int], float]) -> float | Tensor:
+        values = {of(k) for k in cohort.parties}
+        return values.pop() if len(values) == 1 else cohort.per_model(of)
+
+    l1 = one_or_each(lambda k: plan.parties[k].defence.l1)
+    return Penalties(plan.proximal_mu, l1, one_or_each(lambda k: plan.training_of(k).l2))
+
+
+class _Private:
+    """What DP-SGD adds: clipping norms, which may adapt (Andrew et al. 2021), and noise on the mean gradient.
+
+    norm: C of the next step, (M,) float64; expected_batch: (M, 1) float32
+    """
+
+    def __init__(self, block: _Block, cohort: Cohort) -> None:
+        plan = block.plan
+        self.norm = block.norms[cohort.shadow, cohort.party]
+        batch = cohort.per_model(lambda k: plan.dp(k).expected_batch)
+        self.expected_batch = batch[:, None]
+        self._deviation = cohort.per_model(lambda k: plan.dp(k).gradient_noise).double() / batch
+        self._adapts = cohort.per_model(lambda k: plan.dp(k).clipping == "adaptive") > 0
+        self._some_adapt = bool(self._adapts.any())
+        self._count_noise = cohort.per_model(lambda k: plan.dp(k).count_noise)
+        self._quantile = cohort.per_model(lambda k: plan.dp(k).clipping_quantile)
+        self._rate = cohort.per_model(lambda k: plan.dp(k).clipping_rate)
+        self._numbers = cohort.noise
+        source = noise_source(block.key, block.stack)
+        self._source, self._flat = source, block.scratch("noise", cohort.models, source.size)
+        self._pieces = block.stack.split(self._flat[:, :-1])
+        self._count = torch.empty(0)
+
+    def applied_to(self, batches: Batches, step: int) -> Batches:
+        """Return the batches of a step with the clipping norms and the noise of the models that make it."""
+        n = len(batches.rows)
+        signs = self._source.draw(self._numbers[step, :n], out=self._flat[:n])
+        self._count = self._flat[:n, -1] * signs
+        pieces = self._pieces if n == len(self._flat) else [piece[:n] for piece in self._pieces]
+        noise = Noise(pieces, signs * (self._deviation[:n] * self.norm[:n]).float())
+        norm = self.norm[:n, None].float()
+        return replace(batches, clipping_norm=norm, noise=noise)
+
+    def follow(self, gradient: Gradient, weight: Tensor, ended: Tensor) -> None:
+        """Move the norms that adapt after a step, by a noisy count of the gradients that were not longer.
+
+        weight: (n, B), 0 where there is no record; ended: (M,) bool, whose round has ended
+        """
+        if not self._some_adapt:
+            return
+        n, present = len(weight), weight > 0
+        shorter = (gradient.norms <= self.norm[:n, None].float()) & present
+        count = shorter.sum(1) - present.sum(1) / 2 + self._count_noise[:n] * self._count
+        share = (0.5 + count / self.expected_batch[:n, 0]).clamp(0, 1)
+        moved = self.norm[:n] * torch.exp(-self._rate[:n] * (share - self._quantile[:n])).double()
+        self.norm[:n] = torch.where(self._adapts[:n] & ~ended[:n], moved, self.norm[:n])
+
+
+def noise_source(key: tuple[int, int], stack: Stack) -> NoiseSource:
+    """Return the source of a step's noise: one number per parameter, and one for a count of gradients."""
+    return NoiseSource(key, stack.parameters + 1)

@@ -1,0 +1,78 @@
+"""Shadows kept on disk, so that a repeated attack need not train them again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from attacks.shadows.members import Membership
+from fedsim.core.errors import InputError
+from fedsim.core.files import read_arrays, write_arrays
+
+Block = dict[str, np.ndarray]
+"""Arrays of `Shadows` for some of the shadows, by field."""
+
+
+CACHE_BYTES = 8 * 2**30
+"""What simulations may take on disk; of more, those are removed that were not used for longest."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for `simulate`'s cache: $FEDSIM_CACHE, or fedsim/shadows in the user's cache."""
+    own = os.environ.get("FEDSIM_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "fedsim" / "shadows"
+
+
+def read_cache(file: Path, membership: Membership) -> Block:
+    """Return the arrays of the leading shadows that are kept; none where the file is of no use."""
+    try:
+        arrays = read_arrays(file)
+        members, digest = arrays.pop("members"), arrays.pop("digest")
+    except (InputError, KeyError):
+        return {}
+    if not np.array_equal(digest, _digest(members, arrays)):
+        warnings.warn(f"{file} is damaged; the shadows are trained again", RuntimeWarning, stacklevel=3)
+        return {}
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        file.touch()  # used now: see `_forget_oldest`
+    n = min(len(members), len(membership))
+    same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
+    first = n if same.all() else int(np.argmin(same))
+    return {name: array[:first] for name, array in arrays.items()}
+
+
+def write_cache(file: Path, membership: Membership, arrays: Block) -> None:
+    """Keep the shadows' arrays in ``file``; where that fails, warn: a full disk must not cost the result."""
+    members = membership.members
+    try:
+        write_arrays(file, {**arrays, "members": members, "digest": _digest(members, arrays)})
+        _forget_oldest(file)
+    except InputError as error:
+        warnings.warn(f"the shadows are not kept for next time: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _forget_oldest(newest: Path) -> None:
+    """Remove the files beside ``newest`` that were not used for longest, until all take `CACHE_BYTES`."""
+    used = []
+    for file in newest.parent.glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            used.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    total = 0
+    for _, size, file in sorted(used, reverse=True):
+        total += size
+        if total > CACHE_BYTES and file != newest:
+            file.unlink(missing_ok=True)
+
+
+def _digest(members: np.ndarray, arrays: Block) -> np.ndarray:
+    """Return a SHA-256, (32,) uint8: safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256(np.ascontiguousarray(members).data)
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,0 +1,257 @@
+"""From what a participant saw to the shadows that it simulates: the adversary's own laboratory.
+
+It repeats the federation with the public settings, from the w_0 that it was sent, with its own training
+records where they were and everyone else's drawn from the records that it owns (DESIGN §9). What it
+owns decides what it can learn:
+
+population   the candidates and further records of the same parties: each is in about half of the shadows
+disjoint     records of the same parties of which none is a candidate: candidates are in no shadow
+own          nothing but its own records: candidates are in no shadow
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attacks import deviation
+from attacks.matrix.signal_matrix import SignalMatrix
+from attacks.shadows import members, plan
+from attacks.shadows import simulate as shadows_simulate
+from attacks.shadows.members import Membership
+from attacks.shadows.plan import FederationPlan, PartyTraining
+from attacks.shadows.simulate import Shadows, flat_weights
+from attacks.signals import outputs as signals
+from attacks.views.participant import ParticipantView
+from fedsim.core.data.records import Pool, Records
+from fedsim.core.scenario.protection import NO_DEFENCE
+
+EARLY = 2
+"""The first rounds, of which there are more shadows: w_2 shows a membership best, having moved furthest of
+the models that are still nearly linear in it."""
+
+EARLY_SHADOWS = 8
+"""Shadows of the first rounds alone for each shadow of all rounds, as long as they cost no more."""
+
+OBSERVED_ROUNDS = 4
+"""Rounds at which shadows are looked at: spread over the last three quarters, w_T last."""
+
+WEIGHTS_BYTES = 2**28
+"""Memory that the weights of shadows may take; of more shadows they are not kept."""
+
+
+MOST_CORES = 4
+"""Cores that shadows take unasked; what more of them bring was not measured."""
+
+
+def cores() -> int:
+    """Return on how many cores to train shadows where nobody says it: those there are, up to `MOST_CORES`."""
+    return min(MOST_CORES, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What simulations may cost, and where they are kept; none of it changes a result.
+
+    workers: cores; cache: folder of earlier simulations, or None
+    progress: called with shadows done and in all
+    """
+
+    workers: int = 1
+    cache: Path | None = None
+    progress: Callable[[int, int], object] | None = None
+
+
+def simulate(
+    view: ParticipantView,
+    candidates: Records,
+    seed: int,
+    game: int = 0,
+    laboratory: Laboratory | None = None,
+    *,
+    early: bool = False,
+) -> SignalMatrix:
+    """Simulate the shadows of ``view`` and return their signals beside the target's.
+
+    The columns are the candidates, in order, followed by the other records from which shadows were drawn.
+
+    early: more shadows (`early_shadows`) of the first rounds alone; the first of them are the same ones
+
+    Raises:
+        InputError: the strategy cannot be simulated, or the adversary owns too few records.
+    """
+    laboratory = laboratory or Laboratory()
+    rounds = early_rounds(view) if early else observed_rounds(view)
+    count = early_shadows(view) if early else view.assumptions.shadows
+    asked = Pool(candidates, _party_of(view, len(candidates)))
+    drawn_from, fixed = _records_to_draw(view, asked)
+    columns = Records.concatenate([candidates, *_beside(view)])
+    membership = members.draw_members(
+        count,
+        view.settings.sizes,
+        drawn_from.party,
+        fixed=fixed,
+        seed=seed,
+        game=game,
+    )
+    found = shadows_simulate.simulate(
+        federation_plan(view, rounds[-1]).resized(membership.sizes),
+        view.initial,
+        drawn_from.records,
+        membership,
+        columns,
+        rounds=rounds,
+        seed=seed,
+        game=game,
+        logit_rounds=rounds[-1:] if view.settings.classes > 2 and not early else (),
+        weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
+        raised=view.raised,
+        workers=laboratory.workers,
+        max_bytes=int(view.assumptions.memory * 2**30),
+        cache=laboratory.cache,
+        progress=laboratory.progress,
+    )
+    return _matrix(view, columns, found, _inside(view, membership, len(candidates), len(columns)))
+
+
+def early_rounds(view: ParticipantView) -> list[int]:
+    """Return the rounds up to `EARLY` that the adversary saw, else the first that it saw."""
+    seen = view.trained_rounds
+    return [t for t in seen if t <= EARLY] or seen[:1]
+
+
+def early_shadows(view: ParticipantView) -> int:
+    """Return how many shadows of the first rounds are simulated: as many as cost no more than the whole ones.
+
+    At least as many as these, at most `EARLY_SHADOWS` times, and as long as their weights fit into memory.
+    """
+    whole = view.assumptions.shadows
+    of_one_price = whole * view.final_round // early_rounds(view)[-1]
+    return max(whole, min(EARLY_SHADOWS * whole, of_one_price, _affordable_weights(view)))
+
+
+def observed_rounds(view: ParticipantView) -> list[int]:
+    """Return the rounds at which target and shadows are compared, of those that the adversary saw.
+
+    Of an ascending one those right after its ascents, and the last.
+    """
+    last = view.final_round
+    looked_at = (*view.ascents, last) if view.ascents else view.trained_rounds
+    seen = np.array([t for t in view.trained_rounds if t in looked_at])
+    wanted = np.linspace(last / OBSERVED_ROUNDS, last, OBSERVED_ROUNDS)
+    nearest = [int(seen[np.abs(seen - t).argmin()]) for t in wanted]
+    return sorted(set(nearest))
+
+
+def federation_plan(view: ParticipantView, rounds: int) -> FederationPlan:
+    """Return the public settings as a plan of the first ``rounds`` rounds, which shadows repeat."""
+    settings = view.settings
+    # A run of an earlier version, or a view made by hand, may not say what the parties do beside DP-SGD.
+    defences = settings.defences or (None,) * settings.parties
+    parties = zip(settings.sizes, settings.privacy, defences, strict=True)
+    return FederationPlan(
+        model=settings.model,
+        input_shape=tuple(settings.input_shape),
+        classes=settings.classes,
+        rounds=rounds,
+        training=settings.training,
+        parties=tuple(PartyTraining(n, dp, defence or NO_DEFENCE) for n, dp, defence in parties),
+        participants=settings.participants,
+        strategy=settings.strategy,
+        options=settings.options,
+        ascent=None if view.raised is None else _ascent(view, rounds),
+    )
+
+
+def _ascent(view: ParticipantView, rounds: int) -> plan.Ascent:
+    own, settings = view.settings.own, view.assumptions
+    every = deviation.ascent_rounds(settings, view.settings.rounds)
+    past = tuple(t for t in every if t <= rounds)
+    return plan.Ascent(own, past, settings.ascent_rate, settings.ascent_limit)
+
+
+def _flat_weights(view: ParticipantView, t: int) -> np.ndarray:
+    """Return w_t in the module's own order of parameters; on disk they are in alphabetical order."""
+    from fedsim.core.models import weights
+
+    return flat_weights(weights.weights_of(view.module(view.models[t])))
+
+
+def _affordable_weights(view: ParticipantView) -> int:
+    """Return of how many shadows the weights of a round take no more than `WEIGHTS_BYTES`."""
+    return WEIGHTS_BYTES // (4 * sum(array.size for array in view.final_model.values()))
+
+
+def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:
+    known = view.candidate_party
+    return np.full(candidates, -1) if known is None or len(known) != candidates else known
+
+
+def _beside(view: ParticipantView) -> list[Records]:
+    """Return the records besides the candidates that shadows are drawn from, and that are signals as well."""
+    if view.assumptions.auxiliary == "own":
+        return [view.own_heldout]
+    owned = view.auxiliary
+    return [owned.records] if owned is not None and len(owned) else []
+
+
+def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, dict[int, np.ndarray]]:
+    """Return the pool from which shadows are drawn, and party → the rows that it is known to train on.
+
+    These come last: the adversary's own members and its poison, where it poisons; in a coalition those of all
+    its parties. Under 'own' all own records are drawn from as well, to stand for the others'.
+    """
+    owned = view.auxiliary or Pool(asked.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    parts = {"population": [asked, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
+    if parts is None:
+        own = Records.concatenate([view.own_heldout, view.own_train])
+        parts = [Pool(own, np.full(len(own), -1))]
+    trained_on = Records.concatenate([view.own_train, *([view.poison] if view.poison is not None else [])])
+    trainer = np.full(len(trained_on), view.settings.own)
+    if view.own_party is not None:
+        trainer[: len(view.own_party)] = view.own_party
+    parts = [*parts, Pool(trained_on, trainer)]
+    pool = Pool(
+        Records.concatenate([part.records for part in parts]),
+        np.concatenate([part.party for part in parts]),
+    )
+    rows = np.arange(len(pool) - len(trained_on), len(pool))
+    return pool, {int(k): rows[trainer == k] for k in np.unique(trainer)}
+
+
+def _inside(view: ParticipantView, membership: Membership, candidates: int, columns: int) -> np.ndarray:
+    """Return the party of each column in each shadow, (S, columns) int16; −1 where it is in none."""
+    inside = np.full((len(membership), columns), -1, dtype=np.int16)
+    drawn = membership.inside
+    if view.assumptions.auxiliary == "population":
+        inside[:] = drawn[:, :columns]
+    else:
+        inside[:, candidates:] = drawn[:, : columns - candidates]
+    return inside
+
+
+def _matrix(view: ParticipantView, columns: Records, found: Shadows, inside: np.ndarray) -> SignalMatrix:
+    logits = [view.logits(t, columns) for t in found.rounds]
+    target = np.stack([signals.scaled_logit(each, columns.labels) for each in logits])
+    beside = sum(len(records) for records in _beside(view))
+    known = np.full(beside, -1)
+    if view.auxiliary is not None and len(view.auxiliary) == beside:
+        known = view.auxiliary.party
+    party = np.concatenate([_party_of(view, len(columns) - beside), known])
+    return SignalMatrix(
+        target=target.astype(np.float32),
+        shadows=found.phi,
+        inside=inside,
+        rounds=np.array(found.rounds),
+        labels=columns.labels,
+        party=party,
+        target_logits=None if found.logits is None else logits[-1].astype(np.float32),
+        shadow_logits=None if found.logits is None else found.logits[:, -1],
+        target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1])[None],
+        shadow_weights=found.weights,
+        features=columns.features,
+    )

@@ -1,0 +1,109 @@
+"""Who is in which shadow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.core import rng
+
+
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """Who is in which shadow.
+
+    members: (S, parties, largest size) int32, rows of the pool; −1 fills up a smaller party
+    records: size of the pool
+    """
+
+    members: np.ndarray
+    records: int
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of records of every party, the same in all shadows."""
+        return [int(n) for n in (self.members[0] >= 0).sum(axis=1)]
+
+    @property
+    def inside(self) -> np.ndarray:
+        """The party that holds a record in a shadow, −1 where none does, (S, records) int16."""
+        party = np.full((len(self), self.records), -1, np.int16)
+        shadow, k, slot = np.nonzero(self.members >= 0)
+        party[shadow, self.members[shadow, k, slot]] = k
+        return party
+
+    def first(self, shadows: int) -> Membership:
+        """Return the first of the shadows."""
+        return Membership(self.members[:shadows], self.records)
+
+
+MOST = 0.75
+"""At most this share of the records that could be in a party is in it, however large the party was."""
+
+
+def draw_members(
+    shadows: int,
+    sizes: Sequence[int],
+    party_of: np.ndarray,
+    *,
+    fixed: Mapping[int, np.ndarray] | None = None,
+    seed: int,
+    game: int = 0,
+) -> Membership:
+    """Draw which records of the pool are in which party of which shadow.
+
+    sizes: the target's party sizes; kept exactly where the pool has enough records, but at most `MOST` of the
+        records that could be in a party are drawn, so that each is left out of some shadows.
+    party_of: (records,) int, the only party that a record can be in, or −1 where it can be in any.
+    fixed: party → rows that are in it in every shadow, which the adversary knows to be there.
+
+    Shadows 2j and 2j + 1 are drawn from one permutation, from its two ends: where there are twice as many
+    records as places the second holds exactly what the first does not. The first S of more shadows are the
+    same as S shadows.
+
+    Raises:
+        ValueError: no record can be in some party.
+    """
+    held = [np.asarray((fixed or {}).get(k, []), np.int64) for k in range(len(sizes))]
+    free = np.ones(len(party_of), bool)
+    free[np.concatenate(held)] = False
+    own = [np.flatnonzero(free & (party_of == k)) for k in range(len(sizes))]
+    anyones = np.flatnonzero(free & (party_of < 0))
+    from_own = [_places(size - len(f), len(rows)) for size, f, rows in zip(sizes, held, own, strict=True)]
+    missing = [max(0, size - len(f) - n) for size, f, n in zip(sizes, held, from_own, strict=True)]
+    from_any = _shared_out(missing, _places(sum(missing), len(anyones)))
+    counts = [len(f) + a + b for f, a, b in zip(held, from_own, from_any, strict=True)]
+    if not all(counts):
+        raise ValueError(f"no record of the pool can be in party {counts.index(0)}")
+    members = np.full((shadows, len(sizes), max(counts)), -1, np.int32)
+    for s in range(shadows):
+        if s % 2 == 0:
+            stream = rng.generator(seed, f"shadow/{s}/members", game=game)
+            orders, common = [stream.permutation(rows) for rows in own], stream.permutation(anyones)
+        else:
+            orders, common = [order[::-1] for order in orders], common[::-1]
+        dealt = np.split(common[: sum(from_any)], np.cumsum(from_any)[:-1])
+        for k, count in enumerate(counts):
+            members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k]])
+    return Membership(members, len(party_of))
+
+
+def _places(wanted: int, available: int) -> int:
+    return min(wanted, max(1, int(MOST * available))) if wanted > 0 and available > 0 else 0
+
+
+def _shared_out(wanted: Sequence[int], total: int) -> list[int]:
+    """Return ``wanted`` scaled down to the sum ``total``, by largest remainders."""
+    if sum(wanted) <= total:
+        return list(wanted)
+    exact = [w * total / sum(wanted) for w in wanted]
+    shares = [int(x) for x in exact]
+    by_remainder = sorted(range(len(wanted)), key=lambda k: shares[k] - exact[k])
+    for k in by_remainder[: total - sum(shares)]:
+        shares[k] += 1
+    return shares

@@ -1,0 +1,1 @@
+"""Source inference: which party holds a record?"""

@@ -1,0 +1,78 @@
+"""What several parties saw that pool their records and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from attacks.views.observations import read_records, read_rounds
+from attacks.views.participant import ParticipantView
+from attacks.views.settings import Weights
+from fedsim.core.data.records import Pool, Records
+
+
+@dataclass(frozen=True, eq=False)
+class Accomplice:
+    """What another party shares with the adversary: its records, and round → its answer."""
+
+    partition: int
+    train: Records
+    heldout: Records
+    replies: dict[int, Weights]
+
+
+def pool(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
+    """Return the coalition's view: ``view`` as if its owner had all of its accomplices' records and answers.
+
+    What is pooled as 'own reply' of round t is the model of which `others_update` takes the owner's share, so
+    that it takes out Σ_k share_k · (w^k_t − w_{t−1}) over the coalition's k.
+    """
+    settings = view.settings
+    replies = {settings.own: view.own_replies} | {each.partition: each.replies for each in accomplices}
+    factor = {k: replace(settings, own=k).own_share / settings.own_share for k in replies}
+    pooled: dict[int, Weights] = {}
+    for t in sorted({t for each in replies.values() for t in each if t - 1 in view.models}):
+        before = {name: array.astype(np.float64) for name, array in view.models[t - 1].items()}
+        answers = [(factor[k], each[t]) for k, each in replies.items() if t in each]
+        pooled[t] = {
+            name: start + sum(weight * (answer[name] - start) for weight, answer in answers)
+            for name, start in before.items()
+        }
+    trains = [view.own_train, *(each.train for each in accomplices)]
+    parties = [settings.own, *(each.partition for each in accomplices)]
+    return replace(
+        view,
+        own_replies=pooled,
+        own_train=Records.concatenate(trains),
+        own_heldout=Records.concatenate([view.own_heldout, *(each.heldout for each in accomplices)]),
+        own_party=np.repeat(parties, [len(train) for train in trains]),
+        auxiliary=None if view.auxiliary is None else _beside(view.auxiliary, accomplices),
+        _kept={},
+    )
+
+
+def _beside(auxiliary: Pool, accomplices: Sequence[Accomplice]) -> Pool:
+    """Return the auxiliary records that are no accomplice's: whose those are is no longer open."""
+    known = {key for each in accomplices for side in (each.train, each.heldout) for key in _keys(side)}
+    open_rows = np.array([key not in known for key in _keys(auxiliary.records)], dtype=bool)
+    return Pool(auxiliary.records.take(open_rows), auxiliary.party[open_rows])
+
+
+def _keys(records: Records) -> list[bytes]:
+    return [
+        x.tobytes() + bytes(str(y), "ascii") for x, y in zip(records.features, records.labels, strict=True)
+    ]
+
+
+def load_accomplice(folder: Path, partition: int) -> Accomplice:
+    """Read what party ``partition`` shared in ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    own = folder / "own.safetensors"
+    replies = read_rounds(folder, "reply")
+    return Accomplice(partition, read_records(own, "train_"), read_records(own, "heldout_"), replies)

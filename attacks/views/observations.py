@@ -1,0 +1,174 @@
+"""The folder in which the adversary keeps what it saw: written while the federation runs, read by attacks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from attacks.views.participant import ParticipantView
+from attacks.views.settings import PublicSettings, Weights
+from fedsim.core.data.records import Pool, Records
+from fedsim.core.errors import InputError
+from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.core.scenario.adversary import AdversarySettings
+
+PROGRESS = "progress.json"
+
+
+def record_own(folder: Path, train: Records, heldout: Records) -> None:
+    """Write a party's own records."""
+    write_arrays(
+        folder / "own.safetensors",
+        {
+            "train_features": train.features,
+            "train_labels": train.labels,
+            "heldout_features": heldout.features,
+            "heldout_labels": heldout.labels,
+        },
+    )
+
+
+def record_settings(
+    folder: Path,
+    settings: PublicSettings,
+    own_train: Records,
+    own_heldout: Records,
+    assumptions: AdversarySettings | None = None,
+    auxiliary: Pool | None = None,
+) -> None:
+    """Write what the owner has before round 1."""
+    write_json(folder / "settings.json", TypeAdapter(PublicSettings).dump_python(settings, mode="json"))
+    record_own(folder, own_train, own_heldout)
+    assumed = assumptions or AdversarySettings()
+    write_json(folder / "assumptions.json", assumed.model_dump(mode="json"))
+    nothing = Pool(own_train.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    write_arrays(folder / "auxiliary.safetensors", (auxiliary or nothing).arrays())
+
+
+def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
+    """Write w_t of t = ``round`` as it was sent; writing it again changes nothing."""
+    write_arrays(folder / f"round-{round:03d}.safetensors", weights)
+
+
+def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the owner's answer in ``round`` (1..T); writing it again changes nothing."""
+    write_arrays(folder / f"reply-{round:03d}.safetensors", weights)
+
+
+def record_poison(folder: Path, poison: Records) -> None:
+    """Write what the owner trains on beside its own records."""
+    _write_records(folder / "poison.safetensors", poison)
+
+
+def record_raised(folder: Path, records: Records) -> None:
+    """Write the records whose loss the owner raises."""
+    _write_records(folder / "raised.safetensors", records)
+
+
+def record_ascent(folder: Path, round: int, step: Weights) -> None:
+    """Write what the owner added to its answer in ``round``; writing it again changes nothing."""
+    write_arrays(folder / f"ascent-{round:03d}.safetensors", step)
+
+
+def record_candidates(folder: Path, candidates: Pool) -> None:
+    """Write the records whose membership is asked."""
+    write_arrays(folder / "candidates.safetensors", candidates.arrays())
+
+
+def progress_note(folder: Path) -> Callable[[int, int], None]:
+    """Return a function that notes (done, in all) in ``progress.json``, at most twice a second.
+
+    The adversary may work in a process of its own: whoever waits for it reads the note.
+    """
+    last = 0.0
+
+    def note(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.5 or done == total:
+            last = now
+            write_json(folder / PROGRESS, {"done": done, "total": total})
+
+    return note
+
+
+def load_view(folder: Path) -> ParticipantView:
+    """Read what the owner kept in ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt, or no trained model was ever seen.
+    """
+    file = folder / "settings.json"
+    try:
+        settings = TypeAdapter(PublicSettings).validate_python(read_json(file))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"cannot read {file}: {key}: {problem['msg'].lower()}") from error
+    models = read_rounds(folder, "round")
+    if not any(t > 0 for t in models):
+        raise InputError(f"{folder}: no model of a finished round was observed; run at least one round")
+    own, asked = folder / "own.safetensors", folder / "candidates.safetensors"
+    assumptions, auxiliary = folder / "assumptions.json", folder / "auxiliary.safetensors"
+    return ParticipantView(
+        settings,
+        models,
+        read_rounds(folder, "reply"),
+        read_records(own, "train_"),
+        read_records(own, "heldout_"),
+        AdversarySettings.model_validate(read_json(assumptions)),
+        _pool(auxiliary),
+        _pool(asked).party if asked.exists() else None,
+        _records_if_any(folder / "poison.safetensors"),
+        read_rounds(folder, "ascent"),
+        raised=_records_if_any(folder / "raised.safetensors"),
+    )
+
+
+def load_candidates(folder: Path) -> Records:
+    """Read the candidates kept in ``folder``.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return _pool(folder / "candidates.safetensors").records
+
+
+def _pool(file: Path) -> Pool:
+    try:
+        return Pool.from_arrays(read_arrays(file))
+    except KeyError as error:
+        raise InputError(f"cannot read {file}: it has no array {error}") from error
+
+
+def _write_records(file: Path, records: Records) -> None:
+    write_arrays(file, {"features": records.features, "labels": records.labels})
+
+
+def read_records(file: Path, prefix: str = "") -> Records:
+    """Read records from the arrays ``prefix``features and ``prefix``labels of a file.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    arrays = read_arrays(file)
+    try:
+        return Records(arrays[f"{prefix}features"], arrays[f"{prefix}labels"])
+    except KeyError as error:
+        raise InputError(f"cannot read {file}: it has no array {error}") from error
+
+
+def _records_if_any(file: Path) -> Records | None:
+    return read_records(file) if file.exists() else None
+
+
+def read_rounds(folder: Path, kind: str) -> dict[int, Weights]:
+    """Read the files ``kind``-001.safetensors and so on: round → weights, in order."""
+    found = ((re.fullmatch(rf"{kind}-(\d+)", path.stem), path) for path in folder.glob("*.safetensors"))
+    rounds = {int(match[1]): path for match, path in found if match}
+    return {round: read_arrays(rounds[round]) for round in sorted(rounds)}

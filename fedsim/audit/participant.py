@@ -1,0 +1,75 @@
+"""An audit from the malicious participant's seat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from attacks.views import observations
+from fedsim.audit import canaries
+from fedsim.audit.party import plan_of
+from fedsim.audit.settings import Audit, AuditSettings
+from fedsim.audit.verdict import audit_of, best_of, guessed, learnt, nearly_all, upper
+from fedsim.audit.white_box import Progress
+from fedsim.core import rng
+from fedsim.core.data.records import Records
+from fedsim.core.data.store import PartyRecords, read_party, write_party
+from fedsim.core.run_directory import RunDirectory
+from fedsim.engines import inprocess
+
+
+def participant_audit(
+    settings: AuditSettings, run: RunDirectory, names: list[str], workers: int, progress: Progress | None
+) -> Audit:
+    """Audit from what the malicious participant keeps of the federation, one game or several."""
+    one_run, games = settings.method == "one-run", run.scenario.games
+    m = settings.canaries if one_run else 1
+    stream = rng.generator(settings.seed, "audit coins", party=settings.party)
+    inside = stream.random((1, m)) < 0.5 if one_run else (np.arange(games) % 2 == 0)[:, None]
+    found: list[Mapping[str, np.ndarray]] = []
+    plans = []
+    for game in range(games):
+        planted, n = _plant(run, game, names, settings, inside[game])
+        plans.append(plan_of(run.scenario, settings.party, n))
+        inprocess.run_game(run, game, workers)
+        view = observations.load_view(run.observations(game))
+        found.append(canaries.participant_scores(view, planted))
+        if progress:
+            progress(game + 1, games)
+    plan = max(plans, key=lambda each: each.epsilon)
+    delta = plan.delta if settings.delta is None else settings.delta
+    scores = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    error = settings.error / len(scores)
+    if one_run:
+        numbers = [settings.guesses] if settings.guesses else [max(2, m // 4), nearly_all(m)]
+        tests = [
+            guessed(score, inside.ravel(), guesses, error / len(numbers), delta)
+            for score in scores.values()
+            for guesses in numbers
+        ]
+    else:
+        tests = [learnt(score, inside.ravel(), error, delta, plan) for score in scores.values()]
+    return audit_of(settings, "participant", best_of(tests), upper(plan, delta), delta)
+
+
+def _plant(
+    run: RunDirectory, game: int, names: list[str], settings: AuditSettings, inside: np.ndarray
+) -> tuple[Records, int]:
+    """Put the canaries of ``inside`` among the party's training records; return all, and their number then.
+
+    The number of training records is public, and told to every party.
+    """
+    where = names.index(settings.party)
+    folder = run.party_folder(game, where, settings.party)
+    records, info = read_party(folder)
+    stream = rng.generator(settings.seed, "audit canaries", party=settings.party)
+    planted = canaries.edge_records(records.heldout, info["classes"], len(inside), stream)
+    train = Records.concatenate([records.train, planted.take(inside)])
+    write_party(folder, PartyRecords(records.name, train, records.heldout), info)
+    sizes = [len(train) if k == where else n for k, n in enumerate(info["sizes"])]
+    for partition, name in enumerate(names):
+        folder = run.party_folder(game, partition, name)
+        records, info = read_party(folder)
+        write_party(folder, records, info | {"sizes": sizes})
+    return planted, len(train)

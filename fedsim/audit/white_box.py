@@ -1,0 +1,213 @@
+"""`fedsim audit`: an empirical lower bound on one party's ε, beside the accountant's upper bound.
+
+white-box    the auditor sees every step of the party's training, and plants gradient canaries
+             (`fedsim.audit.canaries`): the tightest known.
+participant  the auditor is the malicious participant: it sees the models that it is sent, no more, and the
+             canaries are records of the party.
+
+An audit makes a run of its own in a folder of its own: no canary ever comes near a real run. What follows the
+noise, and defences without a guarantee, are left out of the white box: they do not count towards ε.
+
+one-run      many canaries at once, each in or out on the toss of a coin.
+many-run     a run for each guess, with one canary or without it.
+
+Lower above upper means that the implementation, or its accounting, is broken.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.audit import canaries
+from fedsim.audit.settings import Audit, AuditSettings, Outcome
+from fedsim.audit.verdict import (
+    LEVELS,
+    MAIN_SHARE,
+    audit_of,
+    best_guesses,
+    best_of,
+    best_threshold,
+    guessed,
+    learnt,
+    nearly_all,
+    told_apart,
+    upper,
+)
+from fedsim.core import rng
+from fedsim.core.data.records import Records
+from fedsim.core.privacy.plan import Plan
+from fedsim.core.training import dp
+from fedsim.engines import inprocess
+
+Progress = Callable[[int, int], object]
+World = canaries.GradientCanaries | canaries.LoneCanary
+
+PER_RUN = 250
+"""Gradient canaries of one run: with more, the one-hot inputs would cost more than the run."""
+
+
+Train = Callable[..., Any]
+"""One round of training: ``train(module, records, settings, plan, *, sampling, noise, watch)``.
+
+`core.training.dp.train_private`, or what stands in for it. Where clipping adapts, it takes
+``clipping_norm`` too, and what it returns has the next one.
+"""
+
+
+def white_box(
+    settings: AuditSettings,
+    plan: Plan,
+    module: torch.nn.Module,
+    records: Records,
+    *,
+    train: Train = dp.train_private,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit ``train`` on ``records`` and canaries, with ``plan``'s sample rate, noise and steps.
+
+    module: the party's; its weights are where the training starts, and it is left as it is.
+    train: one round of DP-SGD, called ``plan.rounds`` times a run; it is what is under audit.
+    workers: processes to share the runs; ``train`` is pickled then
+    """
+    delta = plan.delta if settings.delta is None else settings.delta
+    measure = _one_run if settings.method == "one-run" else _many_run
+    laboratory = _Laboratory(settings, plan, module, records, train, workers, progress)
+    outcome = measure(settings, plan, delta, laboratory)
+    return audit_of(settings, "white-box", outcome, upper(plan, delta), delta)
+
+
+@dataclass(frozen=True)
+class _Laboratory:
+    """Runs the training under audit on canaries."""
+
+    settings: AuditSettings
+    plan: Plan
+    module: torch.nn.Module
+    records: Records
+    train: Train
+    workers: int
+    progress: Progress | None
+
+    def run_all(self, worlds: Sequence[World], inside: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield `run` of every world, in order, whatever process makes it."""
+        numbers = range(len(worlds))
+        if self.workers == 1 or not _portable(self.module):
+            yield from self._told(map(self.run, worlds, inside, numbers), len(worlds))
+            return
+        alone = dataclasses.replace(self, progress=None)
+        context = multiprocessing.get_context("spawn")
+        with (
+            inprocess.environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
+            ProcessPoolExecutor(min(self.workers, len(worlds)), mp_context=context) as pool,
+        ):
+            yield from self._told(pool.map(alone.run, worlds, inside, numbers), len(worlds))
+
+    def _told(self, results: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
+        for done, result in enumerate(results, start=1):
+            yield result
+            if self.progress:
+                self.progress(done, total)
+
+    def run(self, world: World, inside: np.ndarray, number: int) -> np.ndarray:
+        """Train once, with the canaries of ``inside``; return what was read, see `canaries.Readout.steps`."""
+        torch.set_num_threads(1)
+        module, records = copy.deepcopy(world.module), world.with_canaries(inside)
+        readout = canaries.Readout(world, self.plan)
+        adapted: dict[str, float] = {}
+        for round in range(self.plan.rounds):
+            readout.start_round()
+            report = self.train(
+                module,
+                records,
+                world.settings,
+                self.plan,
+                sampling=self._stream("audit sampling", number, round),
+                noise=self._stream("audit noise", number, round),
+                watch=readout.watch,
+                **adapted,
+            )
+            if self.plan.clipping == "adaptive":
+                adapted["clipping_norm"] = report.clipping_norm
+        return readout.steps()
+
+    def _stream(self, purpose: str, number: int, round: int) -> torch.Generator:
+        settings = self.settings
+        return rng.torch_generator(settings.seed, purpose, game=number, party=settings.party, round=round)
+
+    def ratio(self, x: np.ndarray, level: float, signal: float | np.ndarray = 1.0) -> np.ndarray:
+        """Return the log-likelihood ratio of all steps (rounds, steps, …) at ``level`` times σ."""
+        noise = level * self.plan.gradient_noise
+        return canaries.likelihood_ratio(x, self.plan.sample_rate, noise, signal).sum(axis=(0, 1))
+
+
+def _portable(module: torch.nn.Module) -> bool:
+    """Return whether another process can import what ``module`` is made of."""
+    return all(type(part).__module__.startswith("torch.") for part in module.modules())
+
+
+def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> Outcome:
+    m = settings.canaries
+    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, len(laboratory.records))))
+    coins = rng.generator(settings.seed, "audit coins", party=settings.party).random(m) < 0.5
+    scores = {name: np.zeros(m) for name in (*LEVELS, "repetition")}
+    of_size = functools.cache(
+        lambda size: canaries.gradient_canaries(laboratory.module, laboratory.records, size, plan)
+    )
+    runs = laboratory.run_all([of_size(len(part)) for part in parts], [coins[part] for part in parts])
+    for part, x in zip(parts, runs, strict=True):
+        for name, level in LEVELS.items():
+            scores[name][part] = laboratory.ratio(x, level)
+        scores["repetition"][part] = canaries.repetition(x)
+    best = best_of(
+        [
+            guessed(scores[score], coins, guesses, share * settings.error, delta)
+            for score, guesses, share in _one_run_tests(settings, plan, delta)
+        ]
+    )
+    said = scores["planned"] > best_threshold(settings, plan, m)
+    return dataclasses.replace(best, estimate=told_apart(said, coins, settings.error, delta, plan).lower)
+
+
+def _per_run(plan: Plan, n: int) -> int:
+    """Return how many canaries a run has; where C adapts, so few that it follows the own records instead."""
+    return PER_RUN if plan.clipping == "flat" else max(2, min(PER_RUN, n // 4))
+
+
+def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tuple[str, int, float]]:
+    """Return (score, guesses, share of the error) of every test, fixed before the run.
+
+    Few guesses are best against noise as planned; but only many can tell how broken a broken one is.
+    """
+    half, all_but_few, fixed = settings.canaries // 2, nearly_all(settings.canaries), settings.guesses
+    first = ("planned", fixed or best_guesses(settings, plan, delta), MAIN_SHARE)
+    others = [("half", half), ("tenth", half), ("none", all_but_few), ("repetition", half)]
+    share = (1 - MAIN_SHARE) / len(others)
+    return [first, *((score, fixed or guesses, share) for score, guesses in others)]
+
+
+def _many_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> Outcome:
+    stream = rng.generator(settings.seed, "lone canary", party=settings.party)
+    world = canaries.lone_canary(laboratory.module, laboratory.records.shape, plan, stream)
+    runs, signals = settings.runs, world.signals
+    inside = np.arange(runs) % 2 == 0
+    steps = list(laboratory.run_all([world] * runs, np.split(inside, runs)))
+    x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
+    planned = laboratory.ratio(x[..., 0], 1.0)
+    said = planned > best_threshold(settings, plan, runs)
+    tests = [told_apart(said, inside, MAIN_SHARE * settings.error, delta, plan)]
+    scores = [laboratory.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
+    scores += [laboratory.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
+    scores += [canaries.repetition(x[..., 0])]
+    error = (1 - MAIN_SHARE) / len(scores) * settings.error
+    return best_of(tests + [learnt(score, inside, error, delta, plan) for score in scores])

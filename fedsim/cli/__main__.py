@@ -1,0 +1,7 @@
+"""`python -m fedsim.cli`."""
+
+import sys
+
+from fedsim.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: named real sets, tables of one's own, and parties."""

@@ -1,0 +1,100 @@
+"""A party's own folder: all the data that a client process can see.
+
+``records.safetensors`` holds the party's training and held-out records, ``party.json`` what else it may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.data.records import Pool, Records
+from fedsim.core.errors import InputError
+from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
+
+AUXILIARY = "auxiliary.safetensors"
+TARGETS = "targets.safetensors"
+PUBLIC = "public.safetensors"
+
+
+@dataclass(frozen=True)
+class PartyRecords:
+    """One party's records: those it trains on and those it holds out."""
+
+    name: str
+    train: Records
+    heldout: Records
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.heldout)
+
+
+def write_party(folder: Path, party: PartyRecords, info: Mapping[str, Any]) -> None:
+    """Write the party's records and ``info`` (JSON values) into ``folder``.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    arrays = {
+        "train.features": party.train.features,
+        "train.labels": party.train.labels,
+        "heldout.features": party.heldout.features,
+        "heldout.labels": party.heldout.labels,
+    }
+    write_arrays(folder / "records.safetensors", arrays)
+    write_json(folder / "party.json", {"name": party.name, "info": dict(info)})
+
+
+def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
+    """Return what `write_party` wrote into ``folder``.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    arrays = read_arrays(folder / "records.safetensors")
+    about = read_json(folder / "party.json")
+    try:
+        train, heldout = (
+            Records(arrays[f"{split}.features"], arrays[f"{split}.labels"]) for split in ("train", "heldout")
+        )
+        return PartyRecords(about["name"], train, heldout), about["info"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"cannot read {folder}: it is not a party's folder ({error})") from error
+
+
+def write_public(folder: Path, public: Records) -> None:
+    """Put public records into the folder of a party that stops its training by them."""
+    write_arrays(folder / PUBLIC, {"features": public.features, "labels": public.labels})
+
+
+def read_public(folder: Path) -> Records:
+    """Read what `write_public` wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    arrays = read_arrays(folder / PUBLIC)
+    return Records(arrays["features"], arrays["labels"])
+
+
+def write_pool(folder: Path, name: str, pool: Pool) -> None:
+    """Put records into the adversary's folder, no truth among them.
+
+    name: `AUXILIARY`, what it owns besides; `TARGETS`, what it acts on where it is active
+    """
+    write_arrays(folder / name, pool.arrays())
+
+
+def read_pool(folder: Path, name: str) -> Pool:
+    """Read what `write_pool` wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    arrays = read_arrays(folder / name)
+    try:
+        return Pool.from_arrays(arrays)
+    except KeyError as error:
+        raise InputError(f"cannot read {folder / name}: it has no array {error}") from error

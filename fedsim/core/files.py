@@ -1,0 +1,120 @@
+"""Whole files or none: everything fedsim writes is written beside its place and renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fedsim.core.errors import InputError
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
+
+    A process killed at any moment leaves either the old file or the new one.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        write(Path(temporary))
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the one-sentence error for a file that could not be written."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"cannot write {path}: the disk is full; free some space and use --resume")
+    reason = error.strerror or str(error)
+    return InputError(f"cannot write {path}: {reason}; choose another folder with --out")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that fedsim wrote.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error) from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write ``table`` as Parquet, without its index."""
+    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a Parquet table that fedsim wrote.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error) from error
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named arrays as safetensors."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read named arrays from safetensors.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_read(path, error) from error
+
+
+def cannot_read(path: Path, error: Exception) -> InputError:
+    """Return the one-sentence error for a file that could not be read."""
+    if isinstance(error, FileNotFoundError) or not path.exists():
+        return InputError(f"cannot read {path}: there is no such file")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"cannot read {path}: {reason}")

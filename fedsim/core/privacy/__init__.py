@@ -1,0 +1,1 @@
+"""What DP-SGD costs a party, and the noise that a planned run needs."""

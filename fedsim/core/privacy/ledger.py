@@ -1,0 +1,84 @@
+"""Everything that a party has spent so far, over all rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from fedsim.core.privacy.accountants import (
+    LOWEST_PRV_NOISE,
+    PRV_ERROR,
+    Accountant,
+    Entry,
+    prv_epsilon,
+    rdp_epsilon,
+)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything that a party has spent so far, over all rounds.
+
+    entries: (noise multiplier, sample rate, steps), oldest first, equal neighbours merged
+    """
+
+    entries: tuple[Entry, ...] = ()
+
+    def add(self, noise_multiplier: float, sample_rate: float, steps: int) -> Ledger:
+        """Return the ledger with ``steps`` more steps in it."""
+        if steps == 0:
+            return self
+        *older, (last_noise, last_rate, last_steps) = self.entries or ((0.0, 0.0, 0),)
+        if (last_noise, last_rate) == (noise_multiplier, sample_rate):
+            return Ledger((*older, (noise_multiplier, sample_rate, last_steps + steps)))
+        return Ledger((*self.entries, (noise_multiplier, sample_rate, steps)))
+
+    def epsilon(self, delta: float, accountant: Accountant = "prv") -> float:
+        """Return the composed ε of all entries at ``delta``: an upper bound, 0 where nothing was spent."""
+        return spent(self.entries, delta, accountant)[0]
+
+    def accounted_by(self, delta: float, accountant: Accountant = "prv") -> Accountant:
+        """Return the accountant that `epsilon` really uses.
+
+        It is 'rdp' instead of 'prv' where σ is below 0.4, where the PRV grid would have more than 2²¹
+        points (a matter of seconds), or where Opacus' discretisation refuses (δ close to machine
+        precision).
+        """
+        return spent(self.entries, delta, accountant)[1]
+
+    def to_config(self) -> dict[str, list[Any]]:
+        """Return the entries as parallel lists, which is what a Flower ConfigRecord can hold."""
+        return {
+            "noise_multiplier": [noise for noise, _, _ in self.entries],
+            "sample_rate": [rate for _, rate, _ in self.entries],
+            "steps": [steps for _, _, steps in self.entries],
+        }
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> Ledger:
+        """Return the ledger that `to_config` wrote.
+
+        Raises:
+            KeyError: a list is missing.
+            ValueError: the lists differ in length.
+        """
+        columns = config["noise_multiplier"], config["sample_rate"], config["steps"]
+        return Ledger(tuple((float(s), float(q), int(k)) for s, q, k in zip(*columns, strict=True)))
+
+
+@lru_cache(maxsize=4096)
+def spent(entries: tuple[Entry, ...], delta: float, accountant: Accountant) -> tuple[float, Accountant]:
+    """Return (ε, accountant used): asked anew after every round of every party, hence the cache."""
+    if not entries:
+        return 0.0, accountant
+    renyi = rdp_epsilon(entries, delta)
+    if accountant == "prv" and renyi < math.inf and min(entries)[0] >= LOWEST_PRV_NOISE:
+        # In powers of two, so that one grid serves many rounds while ε grows.
+        error = PRV_ERROR * 2 ** math.floor(math.log2(max(1.0, renyi / 1000 / PRV_ERROR)))
+        tight = prv_epsilon(entries, delta, error)
+        if tight is not None:
+            return tight, "prv"
+    return renyi, "rdp"

@@ -1,0 +1,1 @@
+"""Scenarios: one validated TOML file describes one experiment."""

@@ -1,0 +1,82 @@
+"""Settings of the adversary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedsim.core.scenario.base import Positive, Settings
+from fedsim.core.scenario.protection import OutputPolicy
+
+
+class AdversarySettings(Settings):
+    """The malicious client, what it is assumed to own, and who else is scored beside it."""
+
+    party: str | None = Field(None, description="the malicious party; default: the first one")
+    attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
+    candidates: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="at most this many candidates, drawn at random; default: all records, of a "
+        "person with several one; 20 if active",
+    )
+    knows_party: bool | None = Field(
+        None,
+        description="whether it knows which party a candidate would be a member of; "
+        "default: only where parties are natural",
+    )
+    rounds: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="rounds t whose models w_t attacks may look at, 0 being the start; default: all"
+    )
+    auxiliary: Literal["population", "disjoint", "own"] = Field(
+        "population",
+        description="records it owns to simulate with: 'population' overlaps the candidates, 'disjoint' is "
+        "held-out records that are no candidates, 'own' is nothing but its own records",
+    )
+    auxiliary_size: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="records it owns beside candidates and its own; default: 'population' all the others, "
+        "'disjoint' half of the held-out records",
+    )
+    shadows: Annotated[int, Field(ge=16)] = Field(
+        256, description="shadow federations that it simulates, if an attack asks for them"
+    )
+    memory: Positive = Field(
+        1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
+    )
+    observers: list[Literal["outsider", "participant", "coalition", "server"]] = Field(
+        ["participant"], description="whose attacks to score on the same candidates; 'participant' always is"
+    )
+    coalition: list[str] = Field(
+        [], description="parties that pool what they have with the adversary, if 'coalition' is an observer"
+    )
+    secure_aggregation: bool = Field(
+        False, description="whether the server sees only the sum of the parties' updates"
+    )
+    output: OutputPolicy = OutputPolicy()
+    active: Literal["gradient-ascent", "poisoning"] | None = Field(
+        None,
+        description="how it deviates from the protocol: 'gradient-ascent' moves its updates up the targets' "
+        "loss, 'poisoning' trains on mislabelled copies of the targets; default: not at all",
+    )
+    targets: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="how many candidates an active adversary acts on, the first ones; default: all"
+    )
+    ascent_rate: Positive = Field(
+        0.3, description="step γ of gradient ascent: γ times the summed gradient of the targets' losses"
+    )
+    ascent_limit: Positive = Field(
+        1.0, description="an ascent is at most this many times as long as its round's honest update"
+    )
+    ascent_every: Annotated[int, Field(ge=2)] = Field(
+        5, description="rounds from one ascent to the next, in which it watches the losses fall again"
+    )
+    poison_copies: Annotated[int, Field(ge=1)] = Field(
+        1, description="mislabelled copies of each target in its training records"
+    )
+
+    @model_validator(mode="after")
+    def _coalition_is_an_observer(self) -> AdversarySettings:
+        if ("coalition" in self.observers) != bool(self.coalition):
+            raise ValueError("observer 'coalition' and the names of its parties, 'coalition', go together")
+        return self

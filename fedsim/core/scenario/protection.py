@@ -1,0 +1,140 @@
+"""Settings of what protects records: DP-SGD, other defences, central DP, the output policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedsim.core.scenario.base import NonNegative, Positive, Settings, Share
+from fedsim.core.scenario.training import TrainingSettings
+
+
+class CentralDPSettings(Settings):
+    """Flower's central DP: the unit is a whole party, and the server, which adds the noise, is trusted.
+
+    It hides nothing of a record from a participant, who receives the aggregate, beyond what its noise hides.
+    """
+
+    where: Literal["server", "client"] = Field(
+        "server", description="who clips the updates: the server, or each party before it answers"
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="whether the norm is given, or follows a quantile of the updates' norms"
+    )
+    noise_multiplier: Positive = Field(
+        1.0, description="σ of the noise on the sum of the updates, over the norm"
+    )
+    clipping_norm: Positive = Field(1.0, description="bound on a party's update, or where adaptive starts")
+    clipping_quantile: Share = Field(0.5, description="quantile that adaptive clipping aims at")
+    clipping_rate: Positive = Field(0.2, description="learning rate of adaptive clipping")
+    delta: Share = Field(1e-5, description="δ at which the parties' ε is reported")
+
+
+class DPSettings(Settings):
+    """Local DP-SGD of one party. The unit is one record; neighbouring by add/remove."""
+
+    epsilon: Positive | None = Field(
+        None, description="target ε of the whole planned run; the noise multiplier is solved for it"
+    )
+    noise_multiplier: Positive | None = Field(None, description="noise multiplier σ, instead of a target ε")
+    delta: Share = Field(1e-5, description="δ of the guarantee")
+    clipping_norm: Positive = Field(1.0, description="bound C on the norm of a per-sample gradient")
+    budget: Positive | None = Field(
+        None, description="ε at which the party stops training; default: the target ε"
+    )
+    accountant: Literal["rdp", "prv"] = Field(
+        "prv", description="how ε is composed: PRV (tight) or RDP (fast, looser)"
+    )
+    clipping: Literal["flat", "adaptive"] = Field(
+        "flat",
+        description="'adaptive' moves the clipping norm, from clipping_norm on, towards a quantile of the "
+        "gradients' norms; the noisy counts that this takes are paid from the same ε",
+    )
+    clipping_quantile: Share = Field(0.5, description="quantile that adaptive clipping aims at")
+    clipping_rate: Positive = Field(0.2, description="learning rate of adaptive clipping")
+    gradients: Literal["auto", "ghost", "per-sample"] = Field(
+        "auto",
+        description="how gradients are clipped: 'per-sample' forms each, 'ghost' only its norm, for larger "
+        "models; 'auto' takes the quickest for the model",
+    )
+    secure: bool = Field(
+        False,
+        description="draw batches and noise from the operating system's cryptographic source: safe against "
+        "who can predict the seed, and no longer repeatable",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_epsilon_and_noise(self) -> DPSettings:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set exactly one of 'epsilon' and 'noise_multiplier'")
+        return self
+
+
+class DefenceSettings(Settings):
+    """What a party does against leakage beside DP-SGD. None of it comes with a guarantee."""
+
+    l1: NonNegative = Field(0.0, description="λ of an L1 penalty λ‖w‖₁")
+    l2: NonNegative | None = Field(None, description="weight decay, instead of training.l2")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability with which a hidden unit is left out of a step"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a label's weight that is spread over all classes"
+    )
+    mixup: NonNegative = Field(
+        0.0, description="α of mixup: records are trained on in pairs, mixed by a share from Beta(α, α)"
+    )
+    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of training.epochs")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="early stopping: epochs of a round without a lower loss on `stop_on`, before it ends",
+    )
+    stop_on: Literal["held-out", "public"] = Field(
+        "held-out",
+        description="records that early stopping looks at: the party's held-out ones, or public ones",
+    )
+    clip_update: Positive | None = Field(
+        None, description="bound on the norm of the update that is sent; without noise"
+    )
+    sparsify: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the update's entries that is sent, the largest ones"
+    )
+    quantise: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="bits per entry of the update that is sent"
+    )
+
+    @property
+    def changes_update(self) -> bool:
+        """Whether the update that is sent is another than the one that training brought."""
+        return any(key is not None for key in (self.clip_update, self.sparsify, self.quantise))
+
+    def applied_to(self, training: TrainingSettings) -> TrainingSettings:
+        """Return ``training`` with this party's own weight decay and epochs."""
+        own = {"l2": self.l2, "epochs": self.epochs}
+        return training.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+NO_DEFENCE = DefenceSettings()
+
+
+class OutputPolicy(Settings):
+    """What the released model answers to an outsider; participants hold the weights."""
+
+    policy: Literal["full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature"] = (
+        Field("full", description="all probabilities as they are, or what is left of them")
+    )
+    digits: Annotated[int, Field(ge=0)] = Field(2, description="decimals of a 'rounded' answer")
+    top: Annotated[int, Field(ge=1)] = Field(1, description="probabilities in a 'top-k' answer")
+    noise: Positive = Field(0.05, description="standard deviation of what a 'noisy' answer adds to each")
+    epsilon: Positive = Field(
+        1.0,
+        description="ε of one answer of 'laplace' or 'gaussian', whose noise hides any change of the model",
+    )
+    delta: Share = Field(1e-5, description="δ of one 'gaussian' answer")
+    temperature: Positive = Field(
+        5.0, description="by which 'temperature' divides the logits: above 1, answers are less sure"
+    )
+    queries: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="records that an attack may ask about in all; default: no limit"
+    )

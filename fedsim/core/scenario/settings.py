@@ -1,0 +1,186 @@
+"""Scenario: one validated TOML file describes one experiment.
+
+Read with `load`; a key that a person can get wrong is answered with one sentence that names the file, the
+key, the value and the nearest valid choice. What only the data can tell (party names, columns) is checked
+when the data are read, still before any work starts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedsim.core.errors import suggestion
+from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.core.scenario.base import Positive, Settings, Share
+from fedsim.core.scenario.protection import CentralDPSettings, DefenceSettings, DPSettings
+from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+
+Sector = Literal["hospital", "bank", "employer"]
+Partition = Literal[
+    "auto",
+    "natural",
+    "iid",
+    "dirichlet",
+    "pathological",
+    "shards",
+    "linear",
+    "square",
+    "exponential",
+]
+
+
+class DataSettings(Settings):
+    """Which records: a named set of the catalogue, or tables of your own."""
+
+    name: str | None = Field(None, description="a named data set: `fedsim data list`")
+    path: str | dict[str, str] | None = Field(
+        None, description="your own CSV or Parquet file; or one file per party, {party = file}"
+    )
+    label: str | None = Field(None, description="the column to predict")
+    party: str | None = Field(None, description="the column that names the party of a record")
+    person: str | None = Field(None, description="the column that names the person of a record")
+    ignore: list[str] = Field([], description="columns that are neither features nor keys")
+    kinds: dict[str, Literal["number", "category"]] = Field(
+        {}, description="column kinds where the guess from public records would be wrong"
+    )
+    bounds: dict[str, tuple[float, float]] = Field(
+        {},
+        description="public lower and upper bound of numeric columns; values are clipped to them",
+    )
+    categories: dict[str, list[str]] = Field(
+        {}, description="public values of categorical columns; any other value counts as unseen"
+    )
+    missing: list[str] = Field(
+        ["", "?", "NA", "N/A", "NaN", "nan", "null", "None"],
+        description="spellings of a missing value",
+    )
+    public: str | None = Field(
+        None, description="a table of public records, from which undeclared bounds are taken"
+    )
+    public_share: Share = Field(
+        0.05,
+        description="share of the records set aside as public, in no party, "
+        "when a column is undeclared and there is no `public` table",
+    )
+    max_records: Annotated[int, Field(ge=10)] | None = Field(
+        None, description="keep a random subset of this many records"
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_in_order(cls, bounds: dict[str, tuple[float, float]]) -> dict:
+        for column, (low, high) in bounds.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"the bounds of '{column}' are [{low}, {high}]; "
+                    "they must be two finite numbers, the lower one first"
+                )
+        return bounds
+
+    @model_validator(mode="after")
+    def _own_table_needs_a_label(self) -> DataSettings:
+        if self.name is not None and self.path is not None:
+            raise ValueError("both 'name' and 'path' are set; keep one of them")
+        if self.path is not None and self.label is None:
+            raise ValueError("'path' needs 'label', the column to predict")
+        return self
+
+
+class PartySettings(Settings):
+    """Who takes part and how the records are dealt to them."""
+
+    sector: Sector = Field("hospital", description="what the parties are: decides the defaults")
+    count: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="number of parties; default 5, or as many as the data name"
+    )
+    partition: Partition = Field(
+        "auto", description="'natural' follows the party column; 'auto' does so where there is one"
+    )
+    alpha: Positive = Field(0.5, description="concentration of the Dirichlet partition")
+    classes: Annotated[int, Field(ge=1)] = Field(
+        2,
+        description="classes per party of the pathological partition, shards per party of 'shards'",
+    )
+    member_share: Share = Field(
+        0.5, description="share of a party's records that it trains on; the others are held out"
+    )
+
+
+STRATEGIES = (
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian",
+    "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg",
+)  # fmt: skip
+
+
+class FederationSettings(Settings):
+    """Rounds and aggregation."""
+
+    rounds: Annotated[int, Field(ge=1)] = Field(40, description="number of rounds T")
+    strategy: str = Field("fedavg", description=f"one of {', '.join(STRATEGIES)}")
+    options: dict[str, float | int] = Field(
+        {}, description="the strategy's own options, e.g. {proximal_mu = 0.1}"
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the parties that train in a round"
+    )
+    min_parties: Annotated[int, Field(ge=1)] = Field(
+        1, description="a round with fewer usable replies ends the run"
+    )
+    timeout: Positive = Field(3600.0, description="seconds to wait for a party's reply")
+    central_dp: CentralDPSettings | None = Field(
+        None, description="Flower's central DP around the strategy; default: none"
+    )
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES:
+            raise ValueError(f"unknown strategy{suggestion(name, STRATEGIES)}")
+        return name
+
+    def participants(self, parties: int) -> int:
+        """Number of the ``parties`` that train in one round: the nearest to the fraction, at least 1."""
+        return max(1, math.floor(parties * self.fraction + 0.5))
+
+
+class Scenario(Settings):
+    """One experiment: data, parties, model, federation, training, DP per party, adversary, seed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "scenario", description="names the run's folder"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="one seed, one result, bit for bit")
+    games: Annotated[int, Field(ge=1)] = Field(
+        1, description="draws of the membership, each with a federation of its own"
+    )
+    device: str = Field("cpu", description="torch device, e.g. 'cpu' or 'cuda'")
+    data: DataSettings = DataSettings()
+    parties: PartySettings = PartySettings()
+    model: ModelSettings = ModelSettings()
+    federation: FederationSettings = FederationSettings()
+    training: TrainingSettings = TrainingSettings()
+    dp: dict[str, DPSettings | Literal["off"]] = Field(
+        {}, description="DP-SGD by party name; 'all' holds for every party without its own entry"
+    )
+    defences: dict[str, DefenceSettings | Literal["off"]] = Field(
+        {}, description="other defences by party name; 'all' holds for every party without its own entry"
+    )
+    adversary: AdversarySettings = AdversarySettings()
+
+    def defence_of(self, party: str) -> DefenceSettings | None:
+        """Return what the party does beside DP-SGD, or None where that is nothing."""
+        settings = self.defences.get(party, self.defences.get("all", "off"))
+        return None if isinstance(settings, str) else settings
+
+    def training_of(self, party: str) -> TrainingSettings:
+        """Return how the party trains: as everyone does, but for what its defence replaces."""
+        defence = self.defence_of(party)
+        return self.training if defence is None else defence.applied_to(self.training)
+
+    def dp_of(self, party: str) -> DPSettings | None:
+        """Return the party's DP-SGD settings, or None where it is off."""
+        settings = self.dp.get(party, self.dp.get("all", "off"))
+        return None if isinstance(settings, str) else settings

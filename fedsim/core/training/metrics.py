@@ -1,0 +1,73 @@
+"""The evaluation of a model on records."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.core.data.records import Records
+
+
+def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return features (n, …) float32 and labels (n,) int64 on ``device``."""
+    features = torch.from_numpy(np.ascontiguousarray(records.features, dtype=np.float32))
+    labels = torch.from_numpy(np.ascontiguousarray(records.labels, dtype=np.int64))
+    return features.to(device), labels.to(device)
+
+
+def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dict[str, float]:
+    """Return accuracy, loss (mean cross-entropy, nats), auc and n of ``module`` on ``records``.
+
+    auc: area under the ROC curve; for more than two classes the mean of the one-against-the-rest areas.
+    NaN where a class is absent. All but n are NaN on no records.
+    """
+    if len(records) == 0:
+        return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "n": 0}
+    scores = logits(module, records, device=device)
+    return {
+        "accuracy": float((scores.argmax(1) == records.labels).mean()),
+        "loss": mean_loss(scores, records.labels),
+        "auc": auc(np.exp(log_probabilities(scores)), records.labels),
+        "n": len(records),
+    }
+
+
+def mean_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy (nats) of logits (n, k) float64 with labels (n,)."""
+    return float(-log_probabilities(scores)[np.arange(len(labels)), labels].mean())
+
+
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Return the log-softmax (n, k) of logits (n, k) float64."""
+    return torch.log_softmax(torch.from_numpy(scores), 1).numpy()
+
+
+def logits(module: nn.Module, records: Records, *, device: str = "cpu", batch: int = 4096) -> np.ndarray:
+    """Return the module's logits (n, k) float64 on ``records``, in evaluation mode."""
+    training = module.training
+    module.to(device).eval()
+    features, _ = tensors(records, device)
+    with torch.no_grad():
+        parts = [module(x).cpu() for x in features.split(batch)]
+    module.train(training)
+    return torch.cat(parts).double().numpy()
+
+
+def auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the ROC AUC of class probabilities (n, k) for labels (n,); see `evaluate`."""
+    k = probabilities.shape[1]
+    if len(np.unique(labels)) < max(k, 2) or not np.isfinite(probabilities).all():
+        return math.nan
+    classes = [1] if k == 2 else range(k)
+    return float(np.mean([_binary_auc(probabilities[:, c], labels == c) for c in classes]))
+
+
+def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Mann–Whitney's U over the number of pairs; ties count one half."""
+    _, position, count = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[position]
+    n = int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))

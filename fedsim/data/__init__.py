@@ -1,1 +1,0 @@
-"""Data: named real sets, your own tables, parties and the membership game."""

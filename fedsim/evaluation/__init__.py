@@ -1,0 +1,1 @@
+"""The judge: the only room that knows who is a member."""

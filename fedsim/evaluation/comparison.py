@@ -1,0 +1,369 @@
+"""Comparisons of attacks, parties, adversaries and records; like `evaluation`, it knows the truth.
+
+compare_auc      two attacks on the same candidates: paired DeLong et al. 1988
+compare_tpr      the same at a fixed FPR: bootstrap over games and records, paired
+strongest        the attack that finds most, with an interval that allows for having chosen it
+exposure         adversary × victim, from several runs
+vulnerability    each record's own exposure, over games
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedsim.evaluation import estimates as evaluation
+from fedsim.evaluation.estimates import ERROR, Estimate, clopper_pearson, freedom_of_mean, mean, resolvable
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Several attacks' scores of the same candidates in one game.
+
+    scores: (k, n) float64, one row an attack; member: (n,) bool.
+    """
+
+    scores: np.ndarray
+    member: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference, its 95 % interval, and the two-sided p-value of 'no difference'."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def scored(found: pd.DataFrame, attacks: Sequence[str]) -> list[Scored]:
+    """Return the games of ``found`` (rows of `evaluation.joined`), the attacks in the given order."""
+    return [_scored(rows, attacks) for _, rows in found.groupby("game")]
+
+
+def _scored(rows: pd.DataFrame, attacks: Sequence[str]) -> Scored:
+    scores = rows.pivot(index="candidate", columns="attack", values="score")[list(attacks)]
+    member = rows.drop_duplicates("candidate").set_index("candidate")["member"].loc[scores.index]
+    return Scored(scores.to_numpy(float).T, member.to_numpy(bool))
+
+
+# ------------------------------------------------------------------------------------------ two attacks
+def delong(game: Scored) -> tuple[np.ndarray, np.ndarray]:
+    """Return the attacks' AUCs, (k,), and their covariance, (k, k).
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988, equations 4–6; placements by ranks.
+    """
+    from scipy.stats import rankdata
+
+    members, nonmembers = game.scores[:, game.member], game.scores[:, ~game.member]
+    n, m = members.shape[1], nonmembers.shape[1]
+    ranks = rankdata(np.concatenate([members, nonmembers], axis=1), axis=1)
+    wins = (ranks[:, :n] - rankdata(members, axis=1)) / m  # (k, n)
+    losses = 1 - (ranks[:, n:] - rankdata(nonmembers, axis=1)) / n  # (k, m)
+    return wins.mean(axis=1), np.atleast_2d(np.cov(wins) / n + np.cov(losses) / m)
+
+
+def compare_auc(games: Sequence[Scored]) -> Comparison:
+    """Return AUC of the first attack − AUC of the second, mean over games; ``scores`` are (2, n).
+
+    One game: Student's t at min(members, non-members) − 1 degrees of freedom. Several: as
+    `evaluation.mean`, the games' paired variances with the spread between games added.
+
+    Raises:
+        ValueError: a game has fewer than two members or two non-members.
+    """
+    from scipy.stats import t
+
+    if any(min(game.member.sum(), (~game.member).sum()) < 2 for game in games):
+        raise ValueError("a paired comparison needs two members and two non-members in each game")
+    differences, variances = np.array([_auc_difference(game) for game in games]).T
+    value, within = float(differences.mean()), float(variances.mean())
+    if len(games) == 1:
+        spread, freedom = 0.0, min(games[0].member.sum(), (~games[0].member).sum()) - 1
+    else:
+        spread = float(differences.var(ddof=1))
+        freedom = freedom_of_mean(spread, within, len(games))
+    error = math.sqrt((spread + within) / len(games))
+    if error == 0:
+        return Comparison(value, value, value, 1.0)
+    reach = float(t.isf(ERROR / 2, freedom)) * error
+    p = float(2 * t.sf(abs(value) / error, freedom))
+    return Comparison(value, max(-1.0, value - reach), min(1.0, value + reach), p)
+
+
+def _auc_difference(game: Scored) -> tuple[float, float]:
+    """Return the difference and its variance, which is 0 for two scores of the same order alone."""
+    values, covariance = delong(game)
+    difference = float(values[0] - values[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if variance > 1e-15 or abs(difference) < 1e-12:
+        return difference, max(0.0, variance)
+    # Perfect against constant: DeLong sees no variance where the two intervals of `auc` still have width.
+    found = [evaluation.auc(row[game.member], row[~game.member]) for row in game.scores]
+    return difference, sum(((each.high - each.low) / (2 * 1.96)) ** 2 for each in found)
+
+
+def compare_tpr(
+    games: Sequence[Scored], alpha: float, stream: np.random.Generator, draws: int = 2000
+) -> Comparison:
+    """Return TPR at FPR ``alpha`` of the first attack − the second's; ``scores`` are (2, n).
+
+    The value is the difference of the leakage table's figures: mean over games, or of ranks pooled over games
+    where one game cannot resolve α. The interval is the bootstrap's percentiles: games are drawn with
+    replacement, then members and non-members within them, the same for both attacks. With fewer than about
+    five games it knows little of how games differ, and speaks of these games. The p-value inverts it.
+
+    Raises:
+        ValueError: all games' non-members together cannot resolve ``alpha``.
+    """
+    nonmembers = [int((~game.member).sum()) for game in games]
+    if not resolvable(sum(nonmembers), alpha):
+        raise ValueError(f"FPR {alpha} is not resolvable at n={sum(nonmembers)}")
+    if len(games) > 1 and not all(resolvable(m, alpha) for m in nonmembers):
+        games, origin = _pool(games)
+    else:
+        origin = [np.full(len(game.member), number) for number, game in enumerate(games)]
+    once = [np.ones((1, len(game.member)), dtype=int) for game in games]
+    value = float(_tpr_difference(games, once, alpha)[0])
+    drawn = np.concatenate(
+        [_tpr_difference(games, weights, alpha) for weights in _resampled(games, origin, stream, draws)]
+    )
+    low, high = np.quantile(drawn, [ERROR / 2, 1 - ERROR / 2])
+    tail = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
+    return Comparison(value, float(low), float(high), float(min(1, 2 * (tail + 1) / (draws + 1))))
+
+
+def _pool(games: Sequence[Scored]) -> tuple[list[Scored], list[np.ndarray]]:
+    """Return one game of all games' ranks, and the number of the game that each candidate is from."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(game.scores, axis=1) / len(game.member) for game in games]
+    member = np.concatenate([game.member for game in games])
+    origin = np.repeat(np.arange(len(games)), [len(game.member) for game in games])
+    return [Scored(np.concatenate(ranks, axis=1), member)], [origin]
+
+
+def _resampled(
+    games: Sequence[Scored], origin: Sequence[np.ndarray], stream: np.random.Generator, draws: int
+) -> Iterator[list[np.ndarray]]:
+    """Yield how often each candidate is drawn, (b, n) int per game, in chunks that add up to ``draws``."""
+    total = 1 + max(int(numbers.max()) for numbers in origin)
+    chunk = max(1, 4_000_000 // max(len(game.member) for game in games))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
+        copies = stream.multinomial(total, np.full(total, 1 / total), size)  # (b, games)
+        yield [
+            _resampled_game(game.member, numbers, copies, stream)
+            for game, numbers in zip(games, origin, strict=True)
+        ]
+
+
+def _resampled_game(
+    member: np.ndarray, origin: np.ndarray, copies: np.ndarray, stream: np.random.Generator
+) -> np.ndarray:
+    weights = np.zeros((len(copies), len(member)), dtype=int)
+    for number in np.unique(origin):
+        for side in (member, ~member):
+            places = np.flatnonzero(side & (origin == number))
+            if len(places):
+                shares = np.full(len(places), 1 / len(places))
+                weights[:, places] = stream.multinomial(copies[:, number] * len(places), shares)
+    return weights
+
+
+def _tpr_difference(games: Sequence[Scored], weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
+    """Return the difference of TPR at FPR ``alpha`` for each of b weightings, (b,).
+
+    A game counts as often as it was drawn: with its share of all the weights of its size.
+    """
+    shares = np.stack([w.sum(axis=1) / w.shape[1] for w in weights])  # (games, b)
+    differences = np.stack(
+        [_weighted_tpr(game, 0, w, alpha) - _weighted_tpr(game, 1, w, alpha)
+         for game, w in zip(games, weights, strict=True)]
+    )  # fmt: skip
+    return np.asarray((shares * differences).sum(axis=0) / shares.sum(axis=0))
+
+
+def _weighted_tpr(game: Scored, attack: int, weights: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the TPR, (b,), strictly above the lowest threshold whose weighted FPR is at most ``alpha``."""
+    scores, member = game.scores[attack], game.member
+    order = np.argsort(-scores[~member], kind="stable")
+    nonmembers, alarms = scores[~member][order], np.cumsum(weights[:, ~member][:, order], axis=1)
+    allowed = np.floor(alarms[:, -1] * alpha + 1e-9)
+    cut = np.argmax(alarms > allowed[:, None], axis=1)  # the first non-member who must not be accused
+    order = np.argsort(-scores[member], kind="stable")
+    hits = np.cumsum(weights[:, member][:, order], axis=1)
+    above = np.searchsorted(-scores[member][order], -nonmembers)  # (m,) members strictly above each
+    hits = np.pad(hits, ((0, 0), (1, 0)))
+    return hits[np.arange(len(hits)), above[cut]] / np.maximum(1, hits[:, -1])
+
+
+def compare_table(
+    found: pd.DataFrame,
+    reference: str,
+    stream: np.random.Generator,
+    alpha: float | None = 0.01,
+    draws: int = 2000,
+) -> pd.DataFrame:
+    """Return every other attack's difference from ``reference`` (that minus the other), over all parties.
+
+    found: rows of `evaluation.joined`. Columns: attack, metric ('auc' or 'tpr_at_fpr_α'), value, low, high,
+    p; no row of TPR without α, or where the non-members of all games together cannot resolve it.
+    """
+    rows: list[tuple] = []
+    for attack in [name for name in found["attack"].unique() if name != reference]:
+        games = scored(found[found["attack"].isin([attack, reference])], [reference, attack])
+        results = {"auc": compare_auc(games)}
+        nonmembers = sum(int((~game.member).sum()) for game in games)
+        if alpha is not None and resolvable(nonmembers, alpha):
+            results[f"tpr_at_fpr_{alpha}"] = compare_tpr(games, alpha, stream, draws)
+        rows += [(attack, metric, r.value, r.low, r.high, r.p) for metric, r in results.items()]
+    return pd.DataFrame(rows, columns=["attack", "metric", "value", "low", "high", "p"])
+
+
+# ------------------------------------------------------------------------------- the strongest of several
+def strongest(found: pd.DataFrame, stream: np.random.Generator) -> pd.DataFrame:
+    """Return, for all parties and for each, the attack with the largest AUC.
+
+    found: rows of `evaluation.joined`. Columns: party, attack, attacks (how many it was chosen from), value,
+    low, high, n_members, n_nonmembers. Whoever picks the best of k attacks on the same records picks luck as
+    well: the interval is so wide that all k attacks' intervals hold at once, with 95 %. The value itself
+    still errs upwards, to the side of caution.
+    """
+    attacks = [str(name) for name in found["attack"].unique()]
+    rows = [_strongest(found, party, attacks, stream) for party in ["all", *sorted(found["party"].unique())]]
+    columns = ["party", "attack", "attacks", "value", "low", "high", "n_members", "n_nonmembers"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _strongest(found: pd.DataFrame, party: str, attacks: Sequence[str], stream: np.random.Generator) -> tuple:
+    rows = found if party == "all" else found[found["party"] == party]
+    games = [game for game in scored(rows, attacks) if _has_both(game)]
+    n = sum(int(game.member.sum()) for game in games)
+    m = sum(len(game.member) for game in games) - n
+    if not games:
+        return (party, attacks[0], len(attacks), math.nan, math.nan, math.nan, n, m)
+    error = simultaneous_error(games, stream)
+    estimates = [_auc_over_games(games, attack, error) for attack in range(len(attacks))]
+    best = int(np.argmax([estimate.value for estimate in estimates]))
+    chosen = estimates[best]
+    return (party, attacks[best], len(attacks), chosen.value, chosen.low, chosen.high, n, m)
+
+
+def _has_both(game: Scored) -> bool:
+    return bool(game.member.any() and not game.member.all())
+
+
+def _auc_over_games(games: Sequence[Scored], attack: int, error: float) -> Estimate:
+    by_game = [
+        evaluation.auc(game.scores[attack][game.member], game.scores[attack][~game.member], error)
+        for game in games
+    ]
+    return mean(by_game, error)
+
+
+def simultaneous_error(games: Sequence[Scored], stream: np.random.Generator, draws: int = 20_000) -> float:
+    """Return the error of one interval at which the k attacks' intervals hold together with 1 − ERROR.
+
+    From the largest of k normal variables that are correlated as DeLong's AUCs are; at most Bonferroni's
+    divisor k, and 1 where all attacks rank alike.
+
+    Source: Hothorn, Bretz & Westfall 2008, single-step max-|t|.
+    """
+    from scipy.stats import norm
+
+    usable = [game for game in games if min(game.member.sum(), (~game.member).sum()) > 1]
+    attacks = games[0].scores.shape[0]
+    if not usable:
+        return ERROR / attacks
+    covariance = np.mean([delong(game)[1] for game in usable], axis=0)
+    scale = np.sqrt(np.diag(covariance))
+    varied = np.maximum(scale, 1e-12)
+    correlation = np.where(np.eye(attacks) > 0, 1.0, covariance / np.outer(varied, varied))
+    values, vectors = np.linalg.eigh(correlation)
+    z = stream.normal(size=(draws, attacks)) @ (vectors * np.sqrt(np.clip(values, 0, None))).T
+    largest = float(np.quantile(np.abs(z).max(axis=1), 1 - ERROR))
+    return float(np.clip(2 * norm.sf(largest), ERROR / attacks, ERROR))
+
+
+# --------------------------------------------------------------------------------- adversaries and records
+def exposure(leakages: Mapping[str, pd.DataFrame], attack: str | None = None) -> pd.DataFrame:
+    """Return adversary × victim: how much each party learns about each other's records (mean over games).
+
+    leakages: adversary → leakage table of a run with that adversary.
+    attack: the one to compare by; default: for each adversary the one with the largest AUC over all parties.
+    Columns: adversary, victim, attack, value (AUC), low, high, n_members, n_nonmembers.
+
+    Raises:
+        ValueError: a run has no figure of ``attack``.
+    """
+    parts = [_exposure(adversary, leakage, attack) for adversary, leakage in leakages.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _exposure(adversary: str, leakage: pd.DataFrame, attack: str | None) -> pd.DataFrame:
+    auc = leakage[(leakage["metric"] == "auc") & (leakage["game"] == "all")]
+    overall = auc[auc["party"] == "all"]
+    name = attack or overall["attack"].iloc[int(np.nanargmax(overall["value"]))]
+    rows = auc[(auc["attack"] == name) & (auc["party"] != "all")]
+    if rows.empty:
+        raise ValueError(f"the run with adversary '{adversary}' has no figure of attack '{name}'")
+    columns = ["adversary", "victim", "attack", "value", "low", "high", "n_members", "n_nonmembers"]
+    return rows.rename(columns={"party": "victim"}).assign(adversary=adversary)[columns]
+
+
+def vulnerability(found: pd.DataFrame) -> pd.DataFrame:
+    """Return each record's own exposure over games to one attack.
+
+    found: one attack's rows of `evaluation.joined`, with the column record.
+    Columns: party, record, games_in, games_out, value, low, high, error, success, success_low, success_high.
+
+    value: mean rank of the record's score in games where it was a member − in games where it was not, in
+        [−1, 1]: 0 where membership changes nothing, at most about .5 over a whole population of records that
+        are all found out. NaN for a record that was always on one side.
+    low, high, error: 95 % interval and standard error, from one variance for all records (their pooled
+        residual variance within records and sides), since no record is seen in many games: right on average
+        over the records, too narrow for one whose rank varies more than most.
+    success: share of the games in which the adversary, at its own threshold, was right; Clopper–Pearson.
+    """
+    from scipy.stats import t
+
+    right = (found["score"] >= found["threshold"]) == found["member"]
+    success = found.assign(right=right).groupby(["party", "record"])["right"].agg(["sum", "size"])
+    sides = found.groupby(["party", "record", "member"])["rank"].agg(["mean", "size", "var"])
+    variance, freedom = _pooled_variance(sides)
+    inside, outside = (_side(sides, member).reindex(success.index) for member in (True, False))
+    value = inside["mean"] - outside["mean"]
+    error = np.sqrt(variance * (1 / inside["size"] + 1 / outside["size"])).where(value.notna())
+    reach = error * (t.isf(ERROR / 2, freedom) if freedom else math.nan)
+    exact = [clopper_pearson(hits, n) for hits, n in success.itertuples(index=False)]
+    return pd.DataFrame(
+        {
+            "games_in": inside["size"].fillna(0).astype(int),
+            "games_out": outside["size"].fillna(0).astype(int),
+            "value": value,
+            "low": (value - reach).clip(-1, 1),
+            "high": (value + reach).clip(-1, 1),
+            "error": error,
+            "success": success["sum"] / success["size"],
+            "success_low": [low for low, _ in exact],
+            "success_high": [high for _, high in exact],
+        }
+    ).reset_index()
+
+
+def _side(sides: pd.DataFrame, member: bool) -> pd.DataFrame:
+    """Return mean and size by party and record, of one side."""
+    return sides[sides.index.get_level_values("member") == member].droplevel("member")[["mean", "size"]]
+
+
+def _pooled_variance(sides: pd.DataFrame) -> tuple[float, int]:
+    """Return the residual variance within records and sides, and its degrees of freedom."""
+    freedom = int((sides["size"] - 1).sum())
+    squares = float((sides["var"].fillna(0) * (sides["size"] - 1)).sum())
+    return (squares / freedom, freedom) if freedom else (math.nan, 0)

@@ -1,0 +1,217 @@
+"""How much an attack found out: scores joined with the truth, as a table with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from fedsim.evaluation.estimates import (
+    Estimate,
+    advantage,
+    auc,
+    balanced_accuracy,
+    max_advantage,
+    mean,
+    ppv,
+    rate,
+    resolvable,
+    tpr_at_fpr,
+)
+
+FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
+
+PRIORS = (0.1, 0.01, 0.001)
+"""Shares of members among those whom an adversary asks about, for `ppv_table`."""
+
+COLUMNS = ["attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One attack's scores of one party's candidates in one game.
+
+    members, nonmembers: (n,) float64 scores; the adversary says 'member' where score ≥ threshold.
+    member_ranks, nonmember_ranks: (n,) in (0, 1], rank among all the game's candidates over their number.
+    """
+
+    game: str
+    threshold: float
+    members: np.ndarray
+    nonmembers: np.ndarray
+    member_ranks: np.ndarray
+    nonmember_ranks: np.ndarray
+
+
+def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return the leakage table, one row per attack, party, game and metric.
+
+    scores: game, attack, candidate, score. thresholds: game, attack, threshold.
+    truth: game, candidate, party, member (bool), one row per candidate.
+
+    party: a victim's name, or 'all' for the candidates of all parties together.
+    game: the game's number as text, or 'all' for the mean over games.
+    metric: auc; at the adversary's own threshold balanced_accuracy, fpr, tpr_at_threshold and advantage; and
+    properties of the score, at thresholds that the adversary does not know: advantage_max, tpr_at_fpr_0.1,
+    _0.01, _0.001.
+    n_members, n_nonmembers: records scored, summed over games in the rows of all games.
+
+    Raises:
+        ValueError: a score is NaN, a candidate has no truth, or an attack has no threshold.
+    """
+    rows: list[tuple] = []
+    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
+        for party in ["all", *sorted(found["party"].unique())]:
+            samples = samples_of(found if party == "all" else found[found["party"] == party])
+            by_game = [measure(sample) for sample in samples]
+            for sample, estimates in zip(samples, by_game, strict=True):
+                rows += _rows(str(attack), party, sample.game, estimates, [sample])
+            rows += _rows(str(attack), party, "all", over_games(samples, by_game), samples)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def measure(sample: Sample) -> dict[str, Estimate]:
+    """Return every metric of one game."""
+    hits, alarms = (int(np.sum(x >= sample.threshold)) for x in (sample.members, sample.nonmembers))
+    tpr, fpr = rate(hits, len(sample.members)), rate(alarms, len(sample.nonmembers))
+    balanced = balanced_accuracy(tpr, fpr)
+    return {
+        "auc": auc(sample.members, sample.nonmembers),
+        "balanced_accuracy": balanced,
+        "fpr": fpr,
+        "tpr_at_threshold": tpr,
+        "advantage": advantage(balanced),
+        "advantage_max": max_advantage(sample.members, sample.nonmembers),
+        **{
+            f"tpr_at_fpr_{alpha}": tpr_at_fpr(sample.members, sample.nonmembers, alpha)
+            for alpha in FALSE_POSITIVE_RATES
+        },
+    }
+
+
+def over_games(samples: Sequence[Sample], by_game: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+    """Return every metric's mean over games.
+
+    Where some game has too few non-members for a TPR at FPR α, the games' ranks are pooled instead: ranks
+    within a game need no truth, and make the games' scores comparable.
+    """
+    means = {metric: mean([estimates[metric] for estimates in by_game]) for metric in by_game[0]}
+    means["advantage"] = advantage(means["balanced_accuracy"])
+    for alpha in FALSE_POSITIVE_RATES:
+        if pools(samples, alpha):
+            means[f"tpr_at_fpr_{alpha}"] = _pooled_tpr(samples, alpha)
+    return means
+
+
+def pools(samples: Sequence[Sample], alpha: float) -> bool:
+    """Whether the games' ranks are pooled for FPR ``alpha``: some game cannot resolve it by itself."""
+    return len(samples) > 1 and any(not resolvable(len(sample.nonmembers), alpha) for sample in samples)
+
+
+def _pooled_tpr(samples: Sequence[Sample], alpha: float) -> Estimate:
+    members = np.concatenate([sample.member_ranks for sample in samples])
+    nonmembers = np.concatenate([sample.nonmember_ranks for sample in samples])
+    pooled = tpr_at_fpr(members, nonmembers, alpha)
+    return replace(pooled, note=pooled.note or f"ranks pooled over {len(samples)} games")
+
+
+def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return false-positive rates, true-positive rates and thresholds, (k,) each; says 'member' at ≥.
+
+    scores: (n,) float64; member: (n,) bool, with at least one of each.
+    """
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, thresholds = roc_curve(member, scores)
+    return fpr, tpr, thresholds
+
+
+def roc_table(
+    scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame, points: int = 25
+) -> pd.DataFrame:
+    """Return each attack's ROC over all parties as columns attack, fpr, tpr, low, high, note.
+
+    fpr: ``points`` rates, evenly spaced on a log axis from the smallest that the non-members resolve, to 1.
+    tpr, low, high: the mean over games, or of pooled ranks, as in the leakage table; the interval holds at
+    each rate by itself, not for the whole curve.
+    Arguments and errors are those of `evaluate`.
+    """
+    rows: list[tuple] = []
+    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
+        samples = samples_of(found)
+        nonmembers = sum(len(sample.nonmembers) for sample in samples)
+        for alpha in np.geomspace(1 / max(1, nonmembers), 1, points):
+            point = _tpr_over_games(samples, float(alpha))
+            rows.append((attack, alpha, point.value, point.low, point.high, point.note))
+    return pd.DataFrame(rows, columns=["attack", "fpr", "tpr", "low", "high", "note"])
+
+
+def _tpr_over_games(samples: Sequence[Sample], alpha: float) -> Estimate:
+    if pools(samples, alpha):
+        return _pooled_tpr(samples, alpha)
+    return mean([tpr_at_fpr(sample.members, sample.nonmembers, alpha) for sample in samples])
+
+
+def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.DataFrame:
+    """Return how often an accusation is right, derived from a leakage table.
+
+    priors: shares of members among those whom the adversary asks about, each in (0, 1).
+    Columns: attack, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high, note.
+
+    Raises:
+        ValueError: a prior is not in (0, 1).
+    """
+    if not all(0 < prior < 1 for prior in priors):
+        raise ValueError(f"priors {list(priors)}: each must lie in (0, 1)")
+    rows: list[tuple] = []
+    for keys, group in leakage.groupby(["attack", "party", "game"], sort=False):
+        columns = (group[name] for name in ("metric", "value", "low", "high", "note"))
+        found = {metric: Estimate(*rest) for metric, *rest in zip(*columns, strict=True)}
+        pairs = {"threshold": (found["tpr_at_threshold"], found["fpr"])}
+        for alpha in FALSE_POSITIVE_RATES:
+            pairs[f"fpr_{alpha}"] = (found[f"tpr_at_fpr_{alpha}"], Estimate(alpha, alpha, alpha))
+        for prior in priors:
+            for at, (tpr, fpr) in pairs.items():
+                result = ppv(tpr, fpr, prior)
+                rows.append((*keys, prior, at, result.value, result.low, result.high, result.note))
+    names = ["attack", "party", "game", "prior", "at", "value", "low", "high", "note"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return scores with threshold, party, member, and the rank within attack and game, in (0, 1].
+
+    Arguments and errors are those of `evaluate`.
+    """
+    if scores["score"].isna().any():
+        raise ValueError("a score is NaN")
+    found = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
+    found = found.merge(thresholds, on=["game", "attack"], how="left", validate="many_to_one")
+    if found[["member", "threshold"]].isna().any(axis=None):
+        raise ValueError("a scored candidate has no truth, or an attack has no threshold")
+    found["member"] = found["member"].astype(bool)
+    found["rank"] = found.groupby(["attack", "game"])["score"].rank(pct=True)
+    return found
+
+
+def samples_of(found: pd.DataFrame) -> list[Sample]:
+    """Return one attack's rows of `joined` as one sample a game, in the order of the games."""
+    return [_sample(str(game), rows) for game, rows in found.groupby("game")]
+
+
+def _sample(game: str, rows: pd.DataFrame) -> Sample:
+    score, rank = rows["score"].to_numpy(float), rows["rank"].to_numpy(float)
+    member = rows["member"].to_numpy()
+    threshold = float(rows["threshold"].iloc[0])
+    return Sample(game, threshold, score[member], score[~member], rank[member], rank[~member])
+
+
+def _rows(
+    attack: str, party: str, game: str, estimates: dict[str, Estimate], samples: Sequence[Sample]
+) -> Iterator[tuple]:
+    n = sum(len(sample.members) for sample in samples)
+    m = sum(len(sample.nonmembers) for sample in samples)
+    for metric, found in estimates.items():
+        yield (attack, party, game, metric, found.value, found.low, found.high, n, m, found.note)

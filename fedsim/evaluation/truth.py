@@ -1,0 +1,202 @@
+"""The membership game (DESIGN §6), and the only part of the data that knows the truth.
+
+Attacks and clients never import this module; what they may see is a party's own folder (`store`) and the
+candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedsim.core import rng
+from fedsim.core.data.encode import Encoded
+from fedsim.core.data.parties import units_of
+from fedsim.core.data.records import Pool
+from fedsim.core.data.store import PartyRecords
+from fedsim.core.errors import InputError, suggestion
+from fedsim.core.files import read_table, write_table
+from fedsim.core.scenario.adversary import AdversarySettings
+
+MIN_PER_SIDE = 2
+TRUTH = "truth.parquet"
+
+
+@dataclass(frozen=True)
+class Game:
+    """One draw of which records are members.
+
+    candidates: the records whose membership the adversary is asked to infer, shuffled.
+    auxiliary: records that the adversary owns beside these and its own.
+    truth: one row a candidate: candidate (0 … n-1), record (its row in the encoded table), party, member
+        (bool), label (class index).
+    """
+
+    parties: dict[str, PartyRecords]
+    candidates: Pool
+    auxiliary: Pool
+    truth: pd.DataFrame
+
+
+def draw_game(
+    encoded: Encoded,
+    rows: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    game: int,
+    member_share: float,
+    adversary: str,
+    settings: AdversarySettings,
+) -> Game:
+    """Draw members and held-out records of each party, the candidates, and what the adversary owns.
+
+    rows: party → (n_k,) row indices of ``encoded``, from `deal`.
+    member_share: share of a party's records that it trains on. A person with several records is on one side
+        with all of them, in all parties, so that the share is met to within one person.
+    settings.candidates: at most this many, half of them members as nearly as there are enough. Of a person
+        with several records at most one is a candidate: more would be no independent evidence.
+    settings.coalition: parties whose records are no candidates, whoever observes.
+
+    Raises:
+        InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
+    """
+    if adversary not in rows:
+        raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
+    member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
+    parties = {name: _sides(encoded, name, mine, member, member_share) for name, mine in rows.items()}
+    others = _others(encoded, rows, member, adversary)
+    stream = rng.generator(seed, "auxiliary records", game=game)
+    kept_back = _keep_back(others, settings, stream)
+    known = np.flatnonzero(others["party"].isin(settings.coalition))  # to an observer who is to be compared
+    never = np.union1d(kept_back, known)
+    if encoded.person is not None:
+        units = units_of(encoded)[0][others["record"].to_numpy(dtype=np.int64)]
+        stream = rng.generator(seed, "candidates/persons", game=game)
+        never = np.union1d(never, _further(units, never, stream))
+    stream = rng.generator(seed, "candidates", game=game)
+    chosen = _choose(others["member"].to_numpy(dtype=bool), never, settings.candidates, stream)
+    owned = kept_back if settings.auxiliary == "disjoint" else _unchosen(others, chosen, settings, stream)
+    truth = others.iloc[chosen].reset_index(drop=True)
+    truth.insert(0, "candidate", np.arange(len(truth)))
+    told = list(rows) if settings.knows_party else []
+    return Game(parties, _pool(encoded, truth, told), _pool(encoded, others.iloc[owned], told), truth)
+
+
+def _sides(encoded: Encoded, name: str, mine: np.ndarray, member: np.ndarray, share: float) -> PartyRecords:
+    train, heldout = mine[member[mine]], mine[~member[mine]]
+    if min(len(train), len(heldout)) < MIN_PER_SIDE:
+        raise InputError(
+            f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
+            f"records with parties.member_share = {share:g}; each side needs {MIN_PER_SIDE}"
+        )
+    return PartyRecords(name, encoded.records(train), encoded.records(heldout))
+
+
+def _keep_back(others: pd.DataFrame, settings: AdversarySettings, stream: np.random.Generator) -> np.ndarray:
+    """Return the rows of ``others`` that a 'disjoint' adversary owns: held out, and never candidates."""
+    if settings.auxiliary != "disjoint":
+        return np.empty(0, dtype=np.int64)
+    heldout = np.flatnonzero(~others["member"].to_numpy(dtype=bool))
+    most = len(heldout) - MIN_PER_SIDE
+    size = len(heldout) // 2 if settings.auxiliary_size is None else settings.auxiliary_size
+    if not 2 <= size <= most:
+        raise InputError(
+            f"adversary.auxiliary_size = {size}: 'disjoint' records are held-out ones that are no "
+            f"candidates; with {len(heldout)} held-out records it can be 2 to {most}"
+        )
+    return stream.permutation(heldout)[:size]
+
+
+def _further(units: np.ndarray, never: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """Return the rows that are left of each unit when one, drawn at random, is taken; ``never`` aside.
+
+    units: (n,) int, the person of each row
+    """
+    order = stream.permutation(np.setdiff1d(np.arange(len(units)), never))
+    _, first = np.unique(units[order], return_index=True)
+    return np.delete(order, first)
+
+
+def _unchosen(
+    others: pd.DataFrame, chosen: np.ndarray, settings: AdversarySettings, stream: np.random.Generator
+) -> np.ndarray:
+    """Return the rows that a 'population' adversary owns beside the candidates; none where it is 'own'."""
+    rest = np.setdiff1d(np.arange(len(others)), chosen)
+    size = len(rest) if settings.auxiliary_size is None else settings.auxiliary_size
+    return stream.permutation(rest)[: size if settings.auxiliary == "population" else 0]
+
+
+def _pool(encoded: Encoded, rows: pd.DataFrame, known: list[str]) -> Pool:
+    """Return the records of ``rows``; their party is the index in ``known``, -1 where nothing is known."""
+    index = {name: k for k, name in enumerate(known)}
+    party = np.array([index.get(name, -1) for name in rows["party"]], dtype=np.int64)
+    return Pool(encoded.records(rows["record"].to_numpy(dtype=np.int64)), party)
+
+
+def draw_members(
+    encoded: Encoded, rows: Mapping[str, np.ndarray], *, seed: int, game: int, share: float
+) -> np.ndarray:
+    """Return a (n,) mask of the members; every record of a person has the same value.
+
+    Parties draw one after the other in the order of their names; a person that an earlier party has drawn
+    keeps its side.
+    """
+    units, first = units_of(encoded)
+    side = np.full(len(first), -1)  # of a unit: 1 member, 0 held out, -1 not drawn yet
+    for party in sorted(rows):
+        mine = units[rows[party]]
+        stream = rng.generator(seed, "membership", game=game, party=party)
+        _draw_sides(side, mine, round(share * len(mine)), stream)
+    return side[units] == 1
+
+
+def _draw_sides(side: np.ndarray, mine: np.ndarray, wanted: int, stream: np.random.Generator) -> None:
+    """Draw sides, in place, for the units in ``mine``, so that about ``wanted`` records are members."""
+    sizes = np.bincount(mine, minlength=len(side))
+    order = stream.permutation(np.unique(mine))
+    order = order[side[order] < 0]
+    before = sizes[side == 1].sum() + np.cumsum(sizes[order]) - sizes[order]
+    side[order] = before < wanted
+
+
+def _others(
+    encoded: Encoded, rows: Mapping[str, np.ndarray], member: np.ndarray, adversary: str
+) -> pd.DataFrame:
+    others = [name for name in rows if name != adversary]
+    record = np.concatenate([rows[name] for name in others])
+    party = np.repeat(np.array(others, dtype=object), [len(rows[name]) for name in others])
+    return pd.DataFrame(
+        {"record": record, "party": party, "member": member[record], "label": encoded.labels[record]}
+    )
+
+
+def _choose(
+    member: np.ndarray, never: np.ndarray, most: int | None, stream: np.random.Generator
+) -> np.ndarray:
+    """Return shuffled indices of at most ``most`` candidates, the two sides as equal as can be."""
+    order = stream.permutation(len(member))
+    order = order[~np.isin(order, never)]
+    if most is None or most >= len(order):
+        return order
+    inside, outside = order[member[order]], order[~member[order]]
+    from_inside = min(len(inside), max(most // 2, most - len(outside)))
+    return stream.permutation(np.concatenate([inside[:from_inside], outside[: most - from_inside]]))
+
+
+def write_truth(folder: Path, games: Sequence[Game]) -> None:
+    """Write the truth of all games into the run's ``folder``; only the evaluation reads it again."""
+    truth = pd.concat([game.truth.assign(game=k) for k, game in enumerate(games)], ignore_index=True)
+    write_table(folder / TRUTH, truth)
+
+
+def read_truth(folder: Path) -> pd.DataFrame:
+    """Return what `write_truth` wrote: game, candidate, record, party, member, label.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return read_table(folder / TRUTH)

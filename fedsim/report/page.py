@@ -1,0 +1,265 @@
+"""The page: findings and words in a Jinja template, with every figure inside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from attacks import registry
+from fedsim.core.files import write_text
+from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation import guarantees
+from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS
+from fedsim.report import figures, findings, svg, words
+from fedsim.report.findings import Findings
+
+METRICS = {
+    "auc": ("AUC", "share of member–non-member pairs in the right order; guessing .5"),
+    "balanced_accuracy": ("balanced accuracy", "at the adversary's own threshold; guessing .5"),
+    "tpr_at_threshold": ("TPR", "members found, at the adversary's own threshold"),
+    "fpr": ("FPR", "non-members accused, at the adversary's own threshold"),
+    "advantage": ("advantage", "TPR − FPR at the adversary's own threshold; guessing 0"),
+    "advantage_max": ("largest advantage", "TPR − FPR at the best threshold; errs upwards, guessing near 0"),
+    "tpr_at_fpr_0.1": ("TPR at 10\u202f% FPR", "guessing .1"),
+    "tpr_at_fpr_0.01": ("TPR at 1\u202f% FPR", "guessing .01"),
+    "tpr_at_fpr_0.001": ("TPR at .1\u202f% FPR", "guessing .001"),
+}
+
+
+def write(run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = PRIORS) -> Path:
+    """Write ``report.html`` and ``figures/*.svg`` into the run's folder; return the page's path.
+
+    others: finished runs of the same federation with other adversaries, for the exposure matrix.
+    priors: shares of members among those whom the adversary asks about. The same run gives the same bytes.
+
+    Raises:
+        InputError: a file is missing or corrupt, cannot be written, or another run does not fit.
+    """
+    found = findings.gather(run, others, priors)
+    drawn = draw(found)
+    for name, picture in drawn.items():
+        write_text(run.path / "figures" / f"{name}.svg", svg.standalone(picture))
+    path = run.path / "report.html"
+    write_text(path, render(found, drawn))
+    return path
+
+
+def draw(found: Findings) -> dict[str, str]:
+    """Return the figures that the run has data for, by name."""
+    drawn: dict[str, str] = {}
+    if len(found.rounds):
+        utility = found.rounds
+        drawn["accuracy"] = figures.utility(utility, "accuracy", "held-out accuracy")
+        drawn["auc"] = figures.utility(utility, "auc", "held-out AUC")
+        private = {party.name for party in found.parties if party.epsilon is not None}
+        if private:
+            drawn["epsilon"] = figures.epsilon(utility[utility["party"].isin(private)])
+        sent = utility[(utility["round"] > 0) & (utility["party"] != "all")]
+        if found.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
+            kept = sent[sent["update_norm"] > 0]
+            drawn["norms"] = figures.norms(kept, str(found.run.manifest["adversary"]))
+    if found.overall is not None:
+        drawn["parties"] = _parties_figure(found)
+        drawn["roc"] = figures.roc(found.roc, found.attacks, _resolutions(found), found.guarantee)
+        if found.records["error"].notna().any():
+            drawn["records"] = figures.vulnerability(found.records)
+    return drawn
+
+
+def _parties_figure(found: Findings) -> str:
+    rows = [
+        (party.name, party.leak.value, party.leak.low, party.leak.high, party.bound)
+        for party in found.parties
+        if party.leak is not None
+    ]
+    return figures.intervals(rows, "AUC of the strongest attack (guessing .5), 95 % interval")
+
+
+def _resolutions(found: Findings) -> dict[str, int]:
+    """Return what the non-members resolve, of one game and of all games together."""
+    rows = found.leakage
+    auc = rows[(rows["attack"] == found.attacks[0]) & (rows["party"] == "all") & (rows["metric"] == "auc")]
+    by_game = auc.set_index("game")["n_nonmembers"]
+    sizes = {"held-out records of all games": int(by_game["all"])}
+    if found.run.scenario.games > 1:
+        sizes = {"held-out records of one game": int(by_game.drop("all").min())} | sizes
+    return sizes
+
+
+def render(found: Findings, drawn: Mapping[str, str]) -> str:
+    """Return the page as HTML."""
+    run, scenario = found.run, found.run.scenario
+    manifest = run.manifest
+    record = manifest.get("record", "record")
+    adversary = str(manifest.get("adversary", scenario.adversary.party or "the adversary"))
+    environment = Environment(
+        loader=PackageLoader("fedsim.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "cell": cell}
+    return environment.get_template("page.html.j2").render(
+        found=found,
+        scenario=scenario,
+        manifest=manifest,
+        record=record,
+        adversary=adversary,
+        chart_style=Markup(svg.STYLE),
+        figures={name: Markup(picture) for name, picture in drawn.items()},
+        gauge=lambda party: Markup(_gauge(party)),
+        words=words,
+        utility=findings.overall_utility(found),
+        metrics=METRICS,
+        leakage=_by_attack(found),
+        allowed=_allowed(found),
+        others=_others(found),
+        empirical=findings.empirical(found),
+        sources=findings.source_rows(found),
+        suspicious=findings.entries(found.conduct),
+        exposure=_exposure(found),
+        matrix=_matrix(found),
+        ppv=_ppv(found),
+        vulnerable=_vulnerable(found),
+        suite=[registry.SUITE[name] for name in found.attacks if name in registry.SUITE],
+        scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
+    )
+
+
+def _gauge(party: findings.Party) -> str:
+    leak = party.leak
+    return "" if leak is None else figures.gauge(leak.value, leak.low, leak.high, party.bound)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a share as '.586': zeros before the point only take room in a table."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def cell(row: Mapping[str, Any] | None) -> Markup:
+    """Write a value over its interval, or why there is none."""
+    if row is None:
+        return Markup("–")
+    if not math.isfinite(row["value"]):
+        note = str(row.get("note") or "–")
+        short = "n too small" if "not resolvable" in note else note
+        return Markup('<small title="{}">{}</small>').format(note, short)
+    between = " to " if row["low"] < 0 else "–"
+    ends = (number(row["low"]), between, number(row["high"]))
+    return Markup("{}<small>{}{}{}</small>").format(number(row["value"]), *ends)
+
+
+def _by_attack(found: Findings) -> list[dict[str, Any]]:
+    """Return one entry an attack, the strongest first: metric → row, and how far behind the strongest."""
+    if found.overall is None:
+        return []
+    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
+    cells = {(row["attack"], row["metric"]): row for row in findings.entries(rows)}
+    differences = {(row["attack"], row["metric"]): row for row in findings.entries(found.differences)}
+    return [
+        {
+            "attack": attack,
+            "cells": {metric: cells.get((attack, metric)) for metric in METRICS},
+            "differences": [differences.get((attack, m)) for m in ("auc", "tpr_at_fpr_0.01")],
+        }
+        for attack in found.attacks
+    ]
+
+
+def _allowed(found: Findings) -> dict[str, float]:
+    """Return the most that the victims' guarantee allows, by metric; empty unless all of them have one."""
+    if found.guarantee is None:
+        return {}
+    advantage = guarantees.advantage_bound(*found.guarantee)
+    rates = {f"tpr_at_fpr_{a}": guarantees.tpr_bound(a, *found.guarantee) for a in FALSE_POSITIVE_RATES}
+    return rates | {
+        "auc": guarantees.auc_bound(*found.guarantee),
+        "balanced_accuracy": (1 + advantage) / 2,
+        "advantage": advantage,
+        "advantage_max": advantage,
+    }
+
+
+def _others(found: Findings) -> list[dict[str, Any]]:
+    """Return one entry for each attack of the other observers: metric → row."""
+    if found.overall is None:
+        return []
+    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
+    named = rows[~rows["attack"].isin(found.attacks)]
+    return [
+        {"attack": attack, "cells": {row["metric"]: row for row in findings.entries(mine)}}
+        for attack, mine in named.groupby("attack", sort=False)
+    ]
+
+
+def _exposure(found: Findings) -> dict[str, Any]:
+    """Return AUC by victim and attack, mean over games; whatever is more goes down."""
+    if found.overall is None:
+        return {}
+    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["metric"] == "auc")]
+    rows = rows[rows["attack"].isin(found.attacks)]
+    victims = [party.name for party in found.parties if party.leak is not None]
+    if len(victims) > len(found.attacks):
+        return _heat_map(rows, "party", "attack", victims, found.attacks)
+    return _heat_map(rows, "attack", "party", found.attacks, victims)
+
+
+def _matrix(found: Findings) -> dict[str, Any]:
+    if found.matrix.empty:
+        return {}
+    names = [party.name for party in found.parties]
+    adversaries = [name for name in names if name in set(found.matrix["adversary"])]
+    return _heat_map(found.matrix, "adversary", "victim", adversaries, names)
+
+
+def _heat_map(
+    table: pd.DataFrame, down: str, across: str, names: Sequence[str], columns: Sequence[str]
+) -> dict[str, Any]:
+    """Return {down, columns, rows: [(name, cells)]}; a cell has a heat in [0, 1], 0 at AUC .5 or below."""
+    cells = {
+        (row[down], row[across]): {**row, "heat": _heat(row["value"])} for row in findings.entries(table)
+    }
+    return {
+        "down": down,
+        "columns": list(columns),
+        "rows": [(name, [cells.get((name, column)) for column in columns]) for name in names],
+    }
+
+
+def _heat(auc: float) -> float:
+    return 0.0 if math.isnan(auc) else round(max(0.0, min(1.0, 2 * auc - 1)), 3)
+
+
+def _ppv(found: Findings) -> list[tuple[float, list[dict[str, Any]]]]:
+    """Return, per prior, how often the strongest attack's accusation is right, at each threshold."""
+    if found.overall is None:
+        return []
+    rows = found.ppv
+    keys = (rows["attack"] == found.overall.attack) & (rows["party"] == "all") & (rows["game"] == "all")
+    mine = rows[keys]
+    return [
+        (prior, findings.entries(mine[mine["prior"] == prior]))
+        for prior in dict.fromkeys(mine["prior"].tolist())
+    ]
+
+
+def _vulnerable(found: Findings, most: int = 10) -> dict[str, Any] | None:
+    """Return the records most exposed over games, and how many stand out from 0, against chance."""
+    if found.overall is None or not found.records["error"].notna().any():
+        return None
+    known = found.records.dropna(subset=["value", "error"])
+    top = known.sort_values("value", ascending=False, kind="stable").head(most)
+    return {
+        "known": len(known),
+        "all": len(found.records),
+        "above": int((known["low"] > 0).sum()),
+        "by_chance": 0.025 * len(known),
+        "top": findings.entries(top),
+    }

@@ -1,0 +1,64 @@
+"""Whether the observers that a scenario names can be, and against whom its protections do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attacks import registry
+from fedsim.core.errors import InputError, suggestion
+from fedsim.core.scenario.settings import Scenario
+
+# What secure aggregation can compute is a sum: these strategies need nothing else of a round.
+_SUMS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
+
+
+def check(scenario: Scenario, names: Sequence[str], adversary: str) -> None:
+    """Check before any work starts that the observers named can be.
+
+    Raises:
+        InputError: an accomplice is no other party, nobody is left to attack, or the strategy needs more than
+            sums.
+    """
+    settings = scenario.adversary
+    for name in settings.coalition:
+        if name not in names or name == adversary:
+            others = [other for other in names if other != adversary]
+            raise InputError(
+                f"adversary.coalition: '{name}' is no party beside the adversary{suggestion(name, others)}"
+            )
+    if len({adversary, *settings.coalition}) == len(names):
+        raise InputError("adversary.coalition names every other party; leave at least one to attack")
+    strategy = scenario.federation.strategy
+    if settings.secure_aggregation and strategy not in _SUMS:
+        raise InputError(
+            f"adversary.secure_aggregation: federation.strategy = '{strategy}' needs each party's own update"
+            + suggestion(strategy, _SUMS)
+        )
+    central = scenario.federation.central_dp
+    if settings.secure_aggregation and central is not None and central.where == "server":
+        raise InputError(
+            "adversary.secure_aggregation: federation.central_dp.where = 'server' clips each party's own "
+            "update; let the parties clip with 'client'"
+        )
+
+
+def notices(scenario: Scenario) -> tuple[str, ...]:
+    """Return what a person has to know of a scenario's protections: against whom they do nothing."""
+    said = []
+    if scenario.adversary.secure_aggregation:
+        said.append(
+            "Secure aggregation hides each party's update from the server alone. From a participant, who "
+            "receives the aggregate either way, it hides nothing of any record."
+        )
+    central = scenario.federation.central_dp
+    if central is not None:
+        said.append(
+            "Central DP protects whole parties against whoever sees aggregates, and trusts the server, which "
+            "adds the noise, with every update. From a participant, who receives the aggregate, it hides "
+            "nothing of a record beyond what that noise hides. Its ε is a party's, not a record's."
+        )
+        left_out = {attack.name for attack in registry.select(scenario.adversary.attacks)}
+        left_out -= {attack.name for attack in registry.attacks_of(scenario)}
+        if any(registry.SUITE[name].shadows for name in left_out):
+            said.append("Attacks on shadow federations are left out: shadows do not follow central DP.")
+    return tuple(said)

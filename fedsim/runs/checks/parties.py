@@ -1,0 +1,121 @@
+"""What only the data and the model can tell of the parties' settings, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from fedsim.core.data.encode import Encoded
+from fedsim.core.errors import InputError
+from fedsim.core.models import layers, zoo
+from fedsim.core.models.private import check_dp_ready, ghost_problem
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.privacy.plan import make_plan, would_exceed
+from fedsim.core.scenario.protection import DefenceSettings
+from fedsim.core.scenario.settings import Scenario
+
+
+def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+    """Check that each party under DP-SGD can train the model, and for a round at least.
+
+    rows: party → row indices in ``encoded``
+
+    Raises:
+        InputError: it cannot, in one sentence.
+    """
+    module = zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    for name, index in rows.items():
+        settings = scenario.dp_of(name)
+        if settings is None:
+            continue
+        if scenario.federation.strategy == "qfedavg":
+            raise InputError(
+                f"dp.{name}: federation.strategy = 'qfedavg' needs every party's training loss, "
+                "which a party under DP keeps to itself; switch one of them off"
+            )
+        check_dp_ready(module, encoded.features.shape[1:])
+        if settings.gradients == "ghost" and layers.linear_stack(module) is None:
+            problem = ghost_problem(module, encoded.features.shape[1:])
+            if problem:
+                raise InputError(f"dp.{name}.gradients = 'ghost': {problem}; use 'per-sample'")
+        n = max(1, round(len(index) * scenario.parties.member_share))
+        plan = make_plan(settings, scenario.training_of(name), n, scenario.federation.rounds)
+        if would_exceed(Ledger(), plan):
+            one = plan.spend(Ledger()).epsilon(plan.delta, plan.accountant)
+            raise InputError(
+                f"dp.{name}.budget = {plan.budget:g}: one round already spends ε = {one:.4g}; "
+                "raise the budget or the noise multiplier"
+            )
+
+
+def defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+    """Check that each party can have the defences that it asks for.
+
+    Raises:
+        InputError: it cannot, in one sentence.
+    """
+    module = zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    for name in rows:
+        settings = scenario.defence_of(name)
+        problem = "" if settings is None else _defence_problem(settings, scenario, name, encoded, module)
+        if problem:
+            raise InputError(f"defences.{name if name in scenario.defences else 'all'}.{problem}")
+
+
+def _defence_problem(
+    settings: DefenceSettings,
+    scenario: Scenario,
+    party: str,
+    encoded: Encoded,
+    module: torch.nn.Module,
+) -> str:
+    """Return the key of a defence that this party cannot have, why, and what it could have; '' if none."""
+    private = scenario.dp_of(party) is not None
+    if settings.epochs is not None and scenario.training.steps is not None:
+        return (
+            f"epochs = {settings.epochs}: training.steps = {scenario.training.steps} says how long a round "
+            "is; remove one of them"
+        )
+    if settings.dropout and not layers.hidden_units(module):
+        return f"dropout = {settings.dropout:g}: model '{scenario.model.name}' has no activation layer"
+    if settings.mixup and private:
+        return (
+            f"mixup = {settings.mixup:g}: no gradient is of one record alone where records are mixed, as "
+            f"dp.{party} needs it; switch one of them off"
+        )
+    if settings.patience is not None and settings.stop_on == "public" and encoded.public is None:
+        return (
+            "stop_on = 'public': there are no public records with a label; name a table that has the column "
+            "of the label in data.public"
+        )
+    if settings.patience is not None and settings.stop_on == "held-out" and private:
+        return (
+            f"stop_on = 'held-out': when a party stops tells of records that dp.{party} does not cover; "
+            "use 'public'"
+        )
+    return ""
+
+
+def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+    """Return what a person should know of the parties' defences, one sentence each."""
+    stopping, private, secure = [], [], []
+    for name in names:
+        defence, dp = scenario.defence_of(name), scenario.dp_of(name)
+        if defence is not None and defence.patience is not None:
+            if defence.stop_on == "held-out":
+                stopping.append(name)
+            if dp is not None:
+                private.append(name)
+        if dp is not None and dp.secure:
+            secure.append(name)
+    said = {
+        "early stopping of {} looks at held-out records: they have influenced the model, and are not quite "
+        "the non-members that they are taken for": stopping,
+        "ε of {} counts the steps that early stopping let it make; since noisy models decided how many, what "
+        "strictly holds is the plan's ε": private,
+        "batches and noise of {} come from the operating system: this run cannot be repeated, and going on "
+        "with it after an interruption gives other numbers": secure,
+    }
+    return [sentence.format(", ".join(parties)) for sentence, parties in said.items() if parties]

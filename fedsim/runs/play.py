@@ -1,0 +1,84 @@
+"""From a scenario to a finished run: check, prepare, federate game by game, evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from pathlib import Path
+
+from attacks.shadows import cache
+from attacks.shadows.laboratory import Laboratory, cores
+from fedsim.core.errors import FedsimError, InputError, suggestion
+from fedsim.core.run_directory import RunDirectory, runs_in
+from fedsim.runs import observers
+from fedsim.runs.attack import evaluate, observe
+
+ENGINES = ("inprocess", "ray")
+
+
+def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
+    """Run every game that is not finished, then evaluate all of them.
+
+    workers: processes for the parties, and cores for the shadows; None: 1, and `simulation.cores`.
+
+    Raises:
+        FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
+    """
+    if not run.manifest.get("prepared"):
+        raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
+    laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
+    run.update_manifest(engine=engine, workers=laboratory.workers)
+    for game in range(run.scenario.games):
+        if _finished(run, game):
+            continue
+        started = time.monotonic()
+        _run_game(run, game, engine, workers or 1)
+        observe(run, observers.see(run, game), None, laboratory)
+        _note_game(run, game, time.monotonic() - started)
+    evaluate(run)
+    run.update_manifest(complete=True)
+
+
+def _finished(run: RunDirectory, game: int) -> bool:
+    return str(game) in run.manifest.get("games", {})
+
+
+def _run_game(run: RunDirectory, game: int, engine: str, workers: int) -> None:
+    if engine == "inprocess":
+        from fedsim.engines import inprocess
+
+        inprocess.run_game(run, game, workers)
+    elif engine == "ray":
+        from fedsim.engines import ray
+
+        ray.run_game(run, game, workers)
+    else:
+        raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
+
+
+def _note_game(run: RunDirectory, game: int, seconds: float) -> None:
+    last = run.last_round(game)
+    digest = hashlib.sha256(run.model_path(game, last).read_bytes()).hexdigest()
+    entry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}
+    run.update_manifest(games={**run.manifest.get("games", {}), str(game): entry})
+
+
+def latest_unfinished(parent: Path, name: str) -> RunDirectory:
+    """Return the newest run of scenario ``name`` below ``parent`` that is not complete.
+
+    Raises:
+        FedsimError: there is none.
+    """
+    for run in reversed(runs_in(parent)):
+        if not run.manifest.get("complete") and run.scenario.name == name:
+            return run
+    raise FedsimError(f"no unfinished run of '{name}' in {parent}; start one without --resume")
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an unknown engine, or one that is not installed, before any work starts."""
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise InputError("--engine ray needs Ray; install it with: pip install 'fedsim[ray]'")

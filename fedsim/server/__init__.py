@@ -1,0 +1,1 @@
+"""The federation as its server sees it."""

@@ -1,0 +1,126 @@
+"""What is noted of every round, in ``rounds.parquet``."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
+
+from clients import messages
+from fedsim.core.run_directory import RunDirectory
+from fedsim.server import central_dp as strategies
+from fedsim.server.federation import Federation, log, send
+from fedsim.server.replies import Outcome
+
+
+def earlier_games(run: RunDirectory, game: int) -> pd.DataFrame | None:
+    """Return the rows of ``rounds.parquet`` that belong to other games, None where there are none."""
+    if not run.has("rounds"):
+        return None
+    rounds = run.table("rounds")
+    others = rounds[rounds["game"] != game]
+    return others if len(others) else None
+
+
+def json_number(value: Any) -> Any:
+    """Return ``value``, as text where JSON has no number for it."""
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def note_training(
+    federation: Federation,
+    round: int,
+    outcomes: dict[int, Outcome],
+    shapes: dict[int, tuple[float, float]],
+) -> None:
+    """Add a round's row of each party; shapes: partition id → norm and cosine of its update."""
+    for partition, outcome in outcomes.items():
+        norm, cosine = shapes.get(partition, (math.nan, math.nan))
+        federation.rows.append(
+            {
+                "game": federation.game,
+                "round": round,
+                "party": federation.parties[partition],
+                "status": outcome.status,
+                "detail": outcome.detail,
+                "epsilon": outcome.metrics.get("epsilon", _last_epsilon(federation, partition)),
+                "party_epsilon": _party_epsilon(federation, partition, outcome.status == "ok"),
+                "train_loss": outcome.metrics.get("train-loss", math.nan),
+                "seconds": outcome.metrics.get("seconds", math.nan),
+                "update_norm": norm,
+                "update_cosine": cosine,
+            }
+        )
+
+
+def _last_epsilon(federation: Federation, partition: int) -> float:
+    """Return what the party had spent before a round in which it sent nothing."""
+    name = federation.parties[partition]
+    known = [row["epsilon"] for row in federation.rows if row["party"] == name and row["round"]]
+    if known:
+        return float(known[-1])
+    return math.inf if federation.scenario.dp_of(name) is None else 0.0
+
+
+def _party_epsilon(federation: Federation, partition: int, takes_part: bool) -> float:
+    """Return what central DP has spent on a party, in rounds so far and this one; infinite without it."""
+    central = federation.scenario.federation.central_dp
+    if central is None:
+        return math.inf
+    name = federation.parties[partition]
+    mine = [row for row in federation.rows if row["party"] == name and row["round"]]
+    return strategies.party_epsilon(central, takes_part + sum(row["status"] == "ok" for row in mine))
+
+
+def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int) -> None:
+    """Send the global model to every party for its held-out records, and note what they measured.
+
+    'all' is the mean over parties, weighted by held-out records (AUC: over parties that have one).
+    """
+    content = RecordDict({"arrays": weights, "config": ConfigRecord({"server-round": round})})
+    nodes = [federation.nodes[partition] for partition in federation.parties]
+    replies = send(federation.grid, content, nodes, MessageType.EVALUATE, federation.scenario)
+    rows = {row["party"]: row for row in federation.rows if row["round"] == round}
+    measured = []
+    for reply in sorted(replies, key=federation.partition_of):
+        name = federation.parties[federation.partition_of(reply)]
+        row = rows.get(name)
+        if row is None:
+            row = {"game": federation.game, "round": round, "party": name, "status": "ok", "detail": ""}
+            row["epsilon"] = math.inf if federation.scenario.dp_of(name) is None else 0.0
+            row["party_epsilon"] = math.inf if federation.scenario.federation.central_dp is None else 0.0
+            federation.rows.append(row)
+        if reply.has_error():
+            log.warning("%s: evaluation failed: %s", name, reply.error.reason)
+            continue
+        metrics = messages.numbers(reply.content.metric_records["metrics"])
+        row.update({key: metrics[key] for key in ("loss", "accuracy", "auc")})
+        row["n_heldout"] = metrics["num-examples"]
+        measured.append(metrics)
+    federation.rows.append(_overall(federation, round, measured))
+    table = pd.DataFrame(federation.rows)
+    if federation.earlier_games is not None:
+        table = pd.concat([federation.earlier_games, table], ignore_index=True)
+    federation.run.write_table("rounds", table)
+
+
+def _overall(federation: Federation, round: int, measured: list[dict[str, float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "game": federation.game,
+        "round": round,
+        "party": "all",
+        "status": "ok",
+        "detail": "",
+        "n_heldout": sum(metrics["num-examples"] for metrics in measured),
+        "seconds": time.perf_counter() - federation.round_started,
+    }
+    for key in ("loss", "accuracy", "auc"):
+        known = [metrics for metrics in measured if math.isfinite(metrics[key])]
+        weights = [metrics["num-examples"] for metrics in known]
+        values = [metrics[key] for metrics in known]
+        row[key] = float(np.average(values, weights=weights)) if known else math.nan
+    return row

@@ -1,0 +1,67 @@
+"""One game's federation as the server sees it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from clients import messages
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.settings import Scenario
+
+log = logging.getLogger("fedsim")
+
+
+@runtime_checkable
+class KeepsStates(Protocol):
+    """A grid that can hand out and take back its clients' states, so that a run can be resumed."""
+
+    def states(self) -> dict[int, bytes]:
+        """Return partition id → serialised ``Context.state``."""
+        ...
+
+    def restore(self, states: dict[int, bytes]) -> None:
+        """Undo `states`."""
+        ...
+
+
+@dataclass
+class Federation:
+    """One game's federation as the server sees it."""
+
+    grid: Grid
+    run: RunDirectory
+    game: int
+    scenario: Scenario
+    parties: dict[int, str]  # partition id → name
+    nodes: dict[int, int]  # partition id → node id
+    strategy: Strategy
+    rows: list[dict[str, Any]]
+    earlier_games: pd.DataFrame | None
+    round_started: float = 0.0
+
+    def partition_of(self, message: Message) -> int:
+        """Return the partition id that a reply comes from."""
+        node = message.metadata.src_node_id
+        return next(partition for partition, known in self.nodes.items() if known == node)
+
+
+def ordered(weights: dict[str, np.ndarray]) -> ArrayRecord:
+    """Pack a model by name: Flower's strategies go by position, and files have an order of their own."""
+    return messages.to_arrays(dict(sorted(weights.items())))
+
+
+def send(
+    grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, scenario: Scenario
+) -> list[Message]:
+    """Send the same content to all these nodes, and return the replies that come in time."""
+    sent = [Message(content, node, message_type) for node in nodes]
+    return list(grid.send_and_receive(sent, timeout=scenario.federation.timeout))

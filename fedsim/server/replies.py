@@ -1,0 +1,147 @@
+"""Judging what the parties answered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from clients import messages
+from fedsim.core.scenario.settings import FederationSettings, Scenario
+from fedsim.server import strategy as strategies
+from fedsim.server.federation import Federation, log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one party fared in one round.
+
+    status: 'ok', 'not drawn', 'refused' (ε budget spent), 'failed' (raised), 'no reply' (timeout) or
+        'invalid' (NaN or wrong shapes)
+    detail: why, in words
+    metrics: what the party reported
+    """
+
+    status: str
+    detail: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def sort_out(
+    federation: Federation, drawn: list[int], replies: list[Message], weights: ArrayRecord
+) -> tuple[dict[int, Outcome], list[Message]]:
+    """Judge each reply; return all outcomes, and the usable replies by partition id."""
+    by_partition = {federation.partition_of(reply): reply for reply in replies}
+    outcomes: dict[int, Outcome] = {}
+    usable = []
+    for partition in federation.parties:
+        if partition not in drawn:
+            outcomes[partition] = Outcome("not drawn")
+            continue
+        outcome = _judge(by_partition.get(partition), weights, federation.scenario.federation)
+        outcomes[partition] = outcome
+        if outcome.status == "ok":
+            usable.append(_for_strategy(by_partition[partition], outcome, weights, federation.scenario))
+        else:
+            log.warning("%s: %s: %s", federation.parties[partition], outcome.status, outcome.detail)
+    return outcomes, usable
+
+
+def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSettings) -> Outcome:
+    """Say whether a training reply can be used, and why not."""
+    if reply is None:
+        return Outcome("no reply", "nothing came within federation.timeout")
+    if reply.has_error():
+        return Outcome("failed", str(reply.error.reason))
+    content = reply.content
+    if "refusal" in content:
+        return Outcome("refused", str(content.config_records["refusal"]["reason"]))
+    if "arrays" not in content or "metrics" not in content:
+        return Outcome("invalid", "the reply holds no model")
+    metrics = messages.numbers(content.metric_records["metrics"])
+    flaw = _flaw(content.array_records["arrays"], weights)
+    if not flaw and not metrics.get("num-examples", 0) > 0:
+        flaw = f"num-examples = {metrics.get('num-examples')}"
+    missing = [name for name in strategies.metrics_needed(settings) if name not in metrics]
+    if not flaw and missing:
+        flaw = f"the metric '{missing[0]}' is missing"
+    if not flaw and settings.central_dp is not None and settings.central_dp.where == "server":
+        flaw = _without_direction(content.array_records["arrays"], weights)
+    return Outcome("invalid", flaw, metrics) if flaw else Outcome("ok", "", metrics)
+
+
+def _flaw(arrays: ArrayRecord, reference: ArrayRecord) -> str:
+    """Return what is wrong with a model that a party sent, '' where nothing is."""
+    if set(arrays) != set(reference):
+        return "the model has other layers than the global model"
+    for name, array in arrays.items():
+        if tuple(array.shape) != tuple(reference[name].shape):
+            return f"{name} has shape {tuple(array.shape)}, not {tuple(reference[name].shape)}"
+    for name, value in messages.to_numpy(arrays).items():
+        if not np.isfinite(value).all():
+            return f"{name} holds NaN or infinity"
+    return ""
+
+
+def _without_direction(arrays: ArrayRecord, reference: ArrayRecord) -> str:
+    """Return what is wrong with an update of 0 where Flower clips it: it divides by the norm."""
+    same = all(np.array_equal(arrays[name].numpy(), reference[name].numpy()) for name in reference)
+    return "the update is 0, which central DP at the server cannot clip" if same else ""
+
+
+def _for_strategy(reply: Message, outcome: Outcome, weights: ArrayRecord, scenario: Scenario) -> Message:
+    """Keep only what the strategy needs, in the global model's order of layers.
+
+    It averages every metric, and ε or seconds have no mean. Under central DP all parties weigh the same: a
+    weight by records would let a large party move the mean by more than the noise covers.
+    """
+    federation, arrays = scenario.federation, reply.content.array_records["arrays"]
+    kept = {name: outcome.metrics[name] for name in strategies.metrics_needed(federation)}
+    if federation.central_dp is not None:
+        kept["num-examples"] = 1.0
+    ordered = ArrayRecord({name: arrays[name] for name in weights})
+    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(kept)})
+    return reply
+
+
+def too_few(federation: Federation, round: int, outcomes: dict[int, Outcome], usable: int) -> str:
+    """Say why a round ended with too few usable replies."""
+    reasons = "; ".join(
+        f"{federation.parties[partition]}: {outcome.status} ({outcome.detail})"
+        for partition, outcome in outcomes.items()
+        if outcome.status not in ("ok", "not drawn")
+    )
+    wanted = federation.scenario.federation.min_parties
+    return f"round {round} ended with {usable} usable replies of at least {wanted}: {reasons}"
+
+
+def update_shapes(
+    federation: Federation, usable: list[Message], weights: ArrayRecord
+) -> dict[int, tuple[float, float]]:
+    """Return, by partition id, ‖Δ_k‖ and the cosine of Δ_k with the mean of the others' updates.
+
+    Δ_k is the party's answer minus the global model it was sent: what a server could notice of a party that
+    deviates. NaN where there is no direction: a party alone, an update of 0.
+    """
+    sent = _flat(weights)
+    updates = {
+        federation.partition_of(reply): _flat(reply.content.array_records["arrays"]) - sent
+        for reply in usable
+    }
+    total = sum(updates.values(), np.zeros_like(sent))
+    return {
+        partition: (float(np.linalg.norm(update)), _cosine(update, total - update))
+        for partition, update in updates.items()
+    }
+
+
+def _flat(weights: ArrayRecord) -> np.ndarray:
+    arrays = messages.to_numpy(weights)
+    return np.concatenate([np.ravel(arrays[name]) for name in sorted(arrays)]).astype(np.float64)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths > 0 else math.nan

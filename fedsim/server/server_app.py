@@ -1,0 +1,219 @@
+"""The Flower ServerApp: rounds, aggregation, evaluation, and collecting the adversary's findings.
+
+The same app runs on every engine. It knows the parties by what they answer to one introductory query,
+and works from the run's folder: it reads the scenario and writes models, rounds and scores.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from attacks.views import server
+from clients import messages
+from clients.party import run_folder
+from fedsim.core import rng
+from fedsim.core.errors import FedsimError
+from fedsim.core.models import zoo
+from fedsim.core.models.weights import weights_of
+from fedsim.core.run_directory import Checkpoint, RunDirectory, scores_table
+from fedsim.core.scenario.settings import Scenario
+from fedsim.server import central_dp, strategy
+from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
+from fedsim.server.federation import Federation, KeepsStates, log, ordered, send
+from fedsim.server.replies import sort_out, too_few, update_shapes
+from fedsim.server.strategy import Drawn
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one game: introduce, train T rounds, ask the adversary."""
+    run = RunDirectory.open(run_folder(context))
+    federate(grid, run, int(context.run_config.get("game", 0)))
+
+
+def federate(grid: Grid, run: RunDirectory, game: int) -> None:
+    """Run the federation of one game, going on from its checkpoint where there is one.
+
+    Raises:
+        FedsimError: too few parties are left.
+    """
+    federation = _introduce(grid, run, game)
+    weights, start = _initialise(federation)
+    for round in range(start, federation.scenario.federation.rounds + 1):
+        federation.round_started = time.perf_counter()
+        if round:
+            trained = _train(federation, weights, round)
+            if trained is None:
+                break  # every party's budget is spent: the model stays as it is
+            weights = trained
+        run.write_model(game, round, messages.to_numpy(weights))
+        evaluate_everywhere(federation, weights, round)
+        _checkpoint(federation, round)
+    _collect_findings(federation)
+
+
+def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
+    """Learn which node is which party: only a client sees its partition id.
+
+    Raises:
+        FedsimError: a party failed before round 1, with its reason.
+    """
+    scenario = run.scenario
+    query = RecordDict({"config": ConfigRecord({"server-round": 0})})
+    nodes = sorted(_await_nodes(grid, scenario))
+    replies = send(grid, query, nodes, "query.introduce", scenario)
+    parties: dict[int, str] = {}
+    node_of: dict[int, int] = {}
+    plans = {}
+    for reply in replies:
+        if reply.has_error():
+            raise FedsimError(f"a party failed before round 1: {reply.error.reason}")
+        introduction: dict[str, Any] = dict(reply.content.config_records["introduction"])
+        partition, name = int(introduction.pop("partition-id")), str(introduction.pop("party"))
+        parties[partition], node_of[partition] = name, reply.metadata.src_node_id
+        plans[name] = {key: json_number(value) for key, value in sorted(introduction.items())}
+    if len(parties) < len(nodes):
+        raise FedsimError(f"only {len(parties)} of {len(nodes)} parties answered before round 1")
+    run.update_manifest(dp={name: plan for name, plan in sorted(plans.items()) if plan})
+    known = dict(sorted(parties.items()))
+    built = _strategy(run, len(parties))
+    return Federation(grid, run, game, scenario, known, node_of, built, [], earlier_games(run, game))
+
+
+def _strategy(run: RunDirectory, parties: int) -> Strategy:
+    """Build the strategy; note in the manifest what central DP spends on a party of all rounds."""
+    federation = run.scenario.federation
+    built = strategy.build(federation, run.scenario.training)
+    central = federation.central_dp
+    if central is None:
+        return built
+    participants = federation.participants(parties)
+    noise = central_dp.count_noise(central, participants) if central.clipping == "adaptive" else None
+    run.update_manifest(
+        central_dp={
+            "unit": "party",
+            "epsilon_of_all_rounds": central_dp.party_epsilon(central, federation.rounds),
+            "delta": central.delta,
+            "noise_multiplier": central.noise_multiplier,
+            "count_noise": noise,
+        }
+    )
+    return central_dp.with_central_dp(built, central, participants)
+
+
+def _await_nodes(grid: Grid, scenario: Scenario) -> list[int]:
+    """Wait until all parties' nodes are connected, as long as one reply may take."""
+    wanted, deadline = scenario.parties.count, time.monotonic() + scenario.federation.timeout
+    while len(nodes := list(grid.get_node_ids())) < (wanted or 1):
+        if time.monotonic() > deadline:
+            raise FedsimError(f"only {len(nodes)} of {wanted} parties connected")
+        time.sleep(0.2)
+    return nodes
+
+
+def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
+    """Return the global model to start from and the next round to run (0: the initial evaluation)."""
+    run, game = federation.run, federation.game
+    checkpoint = run.read_checkpoint(game)
+    if checkpoint is not None and isinstance(federation.grid, KeepsStates):
+        federation.grid.restore(checkpoint.states)
+        strategy.restore(federation.strategy, checkpoint.strategy)
+        before = run.table("rounds")
+        kept = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
+        federation.rows.extend(cast(list[dict[str, Any]], kept.to_dict("records")))
+        return ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
+    manifest = run.manifest
+    module = zoo.build(
+        federation.scenario.model,
+        tuple(manifest["input_shape"]),
+        len(manifest["classes"]),
+        seed=rng.integer(federation.scenario.seed, "initial weights", game=game),
+    )
+    return ordered(weights_of(module)), 0
+
+
+def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRecord | None:
+    """Run one round of training; return the new global model, None where every party refused.
+
+    Raises:
+        FedsimError: fewer usable replies than ``federation.min_parties``.
+    """
+    settings = federation.scenario.federation
+    drawn = strategy.sample(federation.parties, settings, federation.scenario.seed, federation.game, round)
+    nodes = Drawn([federation.nodes[partition] for partition in drawn])
+    sent = federation.strategy.configure_train(round, weights, ConfigRecord(), cast(Grid, nodes))
+    by_node = {message.metadata.dst_node_id: message for message in sent}
+    ordered = [by_node[node] for node in nodes.node_ids if node in by_node]
+    replies = list(federation.grid.send_and_receive(ordered, timeout=settings.timeout))
+    outcomes, usable = sort_out(federation, drawn, replies, weights)
+    note_training(federation, round, outcomes, update_shapes(federation, usable, weights))
+    if len(usable) < settings.min_parties:
+        if usable == [] and all(outcome.status == "refused" for outcome in outcomes.values()):
+            log.warning("round %d: every party's ε budget is spent; training ends here", round)
+            return None
+        raise FedsimError(too_few(federation, round, outcomes, len(usable)))
+    _observe(federation, round, usable)
+    seed = federation.scenario.seed
+    aggregated = strategy.aggregate(federation.strategy, round, usable, seed, federation.game)
+    if aggregated is None:
+        raise FedsimError(f"round {round}: strategy '{settings.strategy}' gave no model")
+    return strategy.cast_like(aggregated, weights)
+
+
+def _observe(federation: Federation, round: int, usable: list[Message]) -> None:
+    """Keep what an honest but curious server sees, where it is an observer: every answer, or their mean.
+
+    Secure aggregation is taken as ideal: the server learns Σ n_k w_k and Σ n_k over those that answered.
+    """
+    settings = federation.scenario.adversary
+    if "server" not in settings.observers:
+        return
+    folder = federation.run.server_observations(federation.game)
+    answers = {
+        federation.partition_of(reply): messages.to_numpy(reply.content.array_records["arrays"])
+        for reply in usable
+    }
+    if settings.secure_aggregation:
+        sizes = [messages.numbers(m.content.metric_records["metrics"])["num-examples"] for m in usable]
+        server.record_sum(folder, round, list(answers.values()), sizes)
+        return
+    for partition, weights in answers.items():
+        server.record_answer(folder, round, partition, weights)
+
+
+def _checkpoint(federation: Federation, round: int) -> None:
+    if isinstance(federation.grid, KeepsStates):
+        checkpoint = Checkpoint(round, federation.grid.states(), strategy.state_of(federation.strategy))
+        federation.run.write_checkpoint(federation.game, checkpoint)
+
+
+def _collect_findings(federation: Federation) -> None:
+    """Ask the malicious party for its scores on the candidates, which carry no membership.
+
+    Raises:
+        FedsimError: the adversary did not answer.
+    """
+    run, game = federation.run, federation.game
+    asked = messages.to_arrays(run.read_candidates(game).arrays())
+    config = ConfigRecord({"workers": int(run.manifest.get("workers", 1))})
+    content = RecordDict({"candidates": asked, "config": config})
+    adversary = run.manifest["adversary"]
+    node = next(
+        federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
+    )
+    # What the adversary does at home is no round of the protocol: no timeout of it applies.
+    message = Message(content, node, "query.attack")
+    replies = list(federation.grid.send_and_receive([message], timeout=None))
+    if not replies or replies[0].has_error():
+        reason = replies[0].error.reason if replies else "no reply"
+        raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")
+    scores = messages.to_numpy(replies[0].content.array_records["scores"])
+    thresholds = messages.numbers(replies[0].content.metric_records["thresholds"])
+    run.write_game("scores", game, scores_table(scores, thresholds))

@@ -1,0 +1,163 @@
+"""The one tidy table of what a sweep's runs found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedsim.core import files
+from fedsim.core.run_directory import RunDirectory
+from fedsim.sweeps.file import FIXED, Values
+from fedsim.sweeps.points import Point
+
+UTILITY = ("accuracy", "auc", "loss")
+
+LEAKAGE = ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")
+"""Metrics of leakage that `compact` keeps."""
+
+
+def write(points: Sequence[Point], out: Path, failed: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Write ``sweep.parquet`` and ``cells.parquet`` into ``out``; return the former.
+
+    What depends on the machine's speed is in the latter alone, so that two sweeps' tables can be compared.
+    """
+    found = table(points)
+    files.write_table(out / "sweep.parquet", found)
+    files.write_table(out / "cells.parquet", _states(points, failed or {}))
+    return found
+
+
+def _states(points: Sequence[Point], failed: Mapping[str, str]) -> pd.DataFrame:
+    rows = []
+    for point in points:
+        cell = point.cell
+        state = "done" if cell.finished else "failed" if cell.key in failed else "not run"
+        done = RunDirectory(cell.path).manifest.get("games", {})
+        seconds = sum(game["seconds"] for game in done.values()) if done else math.nan
+        rows.append({"cell": cell.key, **point.labels, "state": state, "reason": failed.get(cell.key, "")})
+        rows[-1] |= {"seconds": seconds, "folder": str(cell.path)}
+    return _uniform(pd.DataFrame(rows), list(points[0].labels))
+
+
+def table(points: Sequence[Point]) -> pd.DataFrame:
+    """Return what the finished points found, one row per point, kind, attack, party, game and metric.
+
+    Columns: cell, scenario, variant, one per axis, and `FIXED`.
+    kind: 'leakage' (see `fedsim.evaluation`), 'source' (which party is a member of?), 'utility' (the final
+    model on held-out records) or 'guarantee' (ε and δ; 'all': the largest of the parties').
+    game: a number as text, or 'all': the mean over games with its 95 % interval; ε is the largest of them.
+    """
+    parts = []
+    for point in points:
+        if point.cell.finished:
+            found = findings(RunDirectory(point.cell.path))
+            for position, (name, value) in enumerate({"cell": point.cell.key, **point.labels}.items()):
+                found.insert(position, name, value)
+            parts.append(found)
+    labels = list(points[0].labels)
+    if not parts:
+        return pd.DataFrame(columns=["cell", *labels, *FIXED])
+    return _uniform(pd.concat(parts, ignore_index=True), labels)
+
+
+def _uniform(found: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Make each label's column one type, which Parquet asks for: numbers where all are, else text."""
+    for name in labels:
+        kinds = {type(value) for value in found[name]}
+        if len(kinds) > 1:
+            numbers = kinds <= {int, float}
+            found[name] = found[name].astype(float) if numbers else found[name].map(str)
+    return found
+
+
+def findings(run: RunDirectory) -> pd.DataFrame:
+    """Return one finished run's rows, with the columns `FIXED`."""
+    leakage = run.table("leakage").assign(kind="leakage")
+    parts = [leakage, _utility(run), _guarantees(run)]
+    if run.has("sources"):
+        sources = run.table("sources").rename(columns={"n": "n_members"})
+        parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
+    found = pd.concat(parts, ignore_index=True)[FIXED]
+    return found.fillna({"attack": "", "note": ""}).astype({"n_members": int, "n_nonmembers": int})
+
+
+def final_rounds(run: RunDirectory) -> pd.DataFrame:
+    """Return the rows of ``rounds.parquet`` that are about the final models, by game and party."""
+    rounds = run.table("rounds").sort_values("round", kind="stable")
+    return rounds.groupby(["game", "party"], as_index=False).last()
+
+
+def _utility(run: RunDirectory) -> pd.DataFrame:
+    last = final_rounds(run)
+    rows: list[Values] = []
+    for party in ["all", *run.manifest["parties"]]:
+        mine = last[last["party"] == party]
+        for metric in UTILITY:
+            common = {"kind": "utility", "party": party, "metric": metric, "n_members": 0}
+            for game, value, n in zip(mine["game"], mine[metric], mine["n_heldout"], strict=True):
+                rows.append({**common, "game": str(game), "value": value, "n_nonmembers": int(n)})
+            value, low, high = mean_over_games(mine[metric].tolist(), math.inf if metric == "loss" else 1.0)
+            interval = {"value": value, "low": low, "high": high}
+            rows.append({**common, "game": "all", **interval, "n_nonmembers": int(mine["n_heldout"].sum())})
+            if math.isnan(low):
+                rows[-1]["note"] = "one game: no interval"
+    return pd.DataFrame(rows)
+
+
+def mean_over_games(values: Sequence[float], most: float = 1.0) -> tuple[float, float, float]:
+    """Return the mean of values in [0, most] and Student's 95 % interval, NaN where no two are known."""
+    from scipy.stats import t
+
+    known = [value for value in values if math.isfinite(value)]
+    mean = float(np.mean(known)) if known else math.nan
+    if len(known) < 2:
+        return mean, math.nan, math.nan
+    reach = float(t.isf(0.025, len(known) - 1) * np.std(known, ddof=1)) / math.sqrt(len(known))
+    return mean, max(0.0, mean - reach), min(most, mean + reach)
+
+
+def _guarantees(run: RunDirectory) -> pd.DataFrame:
+    last = final_rounds(run)
+    spent = {str(party): float(rows["epsilon"].max()) for party, rows in last.groupby("party")}
+    parties = list(run.manifest["parties"])
+    private = {name: settings for name in parties if (settings := run.scenario.dp_of(name))}
+    found = [(name, "epsilon", spent[name]) for name in parties]
+    found += [(name, "delta", settings.delta) for name, settings in private.items()]
+    found.append(("all", "epsilon", max(spent[name] for name in parties)))
+    if len(private) == len(parties):
+        found.append(("all", "delta", max(settings.delta for settings in private.values())))
+    rows = pd.DataFrame(found, columns=["party", "metric", "value"])
+    return rows.assign(kind="guarantee", game="all", n_members=0, n_nonmembers=0)
+
+
+def compact(found: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
+    """Return a row per point and headline attack, over all parties and games.
+
+    Columns: the labels, epsilon, attack, and for accuracy, utility_auc, and each of `LEAKAGE` the value and,
+    with '_low' and '_high' appended, its 95 % interval.
+    """
+    labels = list(found.columns[1 : found.columns.get_loc("kind")])
+    overall = found[(found["party"] == "all") & (found["game"] == "all")]
+    rows = []
+    for values, mine in overall.groupby(labels, sort=False, dropna=False):
+        row = dict(zip(labels, values, strict=True))
+        row["epsilon"] = _figure(mine[mine["kind"] == "guarantee"], "epsilon")["epsilon"]
+        utility = mine[mine["kind"] == "utility"]
+        row |= _figure(utility, "accuracy") | _figure(utility, "auc", "utility_auc")
+        for attack in headline:
+            theirs = mine[(mine["kind"] == "leakage") & (mine["attack"] == attack)]
+            if len(theirs):
+                leakage = {name: x for metric in LEAKAGE for name, x in _figure(theirs, metric).items()}
+                rows.append({**row, "attack": attack, **leakage})
+    return pd.DataFrame(rows)
+
+
+def _figure(rows: pd.DataFrame, metric: str, name: str = "") -> Values:
+    """Return a metric's value, low and high, by column."""
+    row = rows[rows["metric"] == metric].iloc[0]
+    name = name or metric
+    return {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"]}

@@ -1,0 +1,74 @@
+"""Named data sets and attacks as tables."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from attacks import registry
+from fedsim.core.data.schema import Column
+from fedsim.core.data.sources import DataSet
+from fedsim.terminal.formatting import new_table
+
+
+def attack_list(attacks: list[registry.Attack]) -> Table:
+    """Return what each attack sees, needs and assumes, and its source."""
+    table = new_table("Attacks; a participant's where no other observer is named")
+    table.add_column("attack", no_wrap=True)
+    for heading in ("sees", "needs", "assumes", "source"):
+        table.add_column(heading)
+    for attack in attacks:
+        table.add_row(attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
+    return table
+
+
+def data_list(entries: list[DataSet]) -> Table:
+    """Return the named data sets, one a row."""
+    table = new_table("Named data sets")
+    table.add_column("name", no_wrap=True)
+    for heading in ("what", "records", "classes", "licence", "from"):
+        table.add_column(heading, justify="right" if heading in ("records", "classes") else "left")
+    for entry in entries:
+        source = "embedded" if entry.embedded else "download"
+        classes = str(len(entry.schema.classes))
+        table.add_row(entry.name, entry.title, str(entry.rows), classes, entry.licence, source)
+    return table
+
+
+def data_set(entry: DataSet, console: Console) -> None:
+    """Print where a named data set comes from, and its declared columns."""
+    schema = entry.schema
+    facts = {
+        entry.name: entry.title,
+        "origin": entry.origin,
+        "licence": entry.licence,
+        "records": f"{entry.rows}, each a {entry.record}",
+        "label": f"{schema.label}: {_some(schema.classes)}",
+        "party": schema.party or "none",
+        "person": schema.person or "none",
+        "notes": entry.notes,
+    }
+    for word, text in facts.items():
+        if text:
+            console.print(f"[bold]{word}[/bold]  {text}", highlight=False, soft_wrap=True)
+    for file in entry.files:
+        text = f"[bold]file[/bold]  {file.name}  SHA-256 {file.sha256}"
+        console.print(text, highlight=False, soft_wrap=True)
+    table = new_table(f"{len(schema.columns)} columns")
+    for heading in ("column", "kind", "declared"):
+        table.add_column(heading)
+    for column in schema.columns[:40]:
+        table.add_row(column.name, column.kind, _declared(column))
+    if len(schema.columns) > 40:
+        table.add_row("…", "", f"and {len(schema.columns) - 40} more")
+    console.print(table)
+
+
+def _declared(column: Column) -> str:
+    if column.bounds is not None:
+        return f"{column.bounds[0]:g} to {column.bounds[1]:g}"
+    return _some(column.categories or ())
+
+
+def _some(values: tuple[str, ...], limit: int = 12) -> str:
+    return ", ".join(values[:limit]) + (" …" if len(values) > limit else "")

@@ -1,0 +1,258 @@
+"""What a person sees while a run goes on: one line per round, and the time left."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from attacks.views.observations import PROGRESS
+from fedsim.core.errors import FedsimError
+from fedsim.core.files import read_json
+from fedsim.core.run_directory import RunDirectory
+from fedsim.sweeps.cells import Cell, Report
+from fedsim.sweeps.points import Point, distinct
+
+_POLL_SECONDS = 0.2
+
+
+@contextmanager
+def follow(run: RunDirectory, console: Console) -> Iterator[None]:
+    """Print a line for each round that ``run`` completes while the body runs.
+
+    It watches ``rounds.parquet``, which every engine writes in the same way, from a thread.
+    """
+    stop = threading.Event()
+    watcher = _Watcher(run, console)
+    thread = threading.Thread(target=watcher.watch, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=2)
+
+
+class _Watcher:
+    def __init__(self, run: RunDirectory, console: Console) -> None:
+        self.run, self.console = run, console
+        self.path = run.path / "rounds.parquet"
+        self.seen = self._known()
+        self.changed_at = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        self.printed = 0
+        self.started = time.monotonic()
+        self.simulating: tuple[int, int, float] | None = None  # game, done when first seen, when
+        self.said = 0.0
+
+    def _known(self) -> set[tuple[int, int]]:
+        if not self.path.exists():
+            return set()
+        rounds = self.run.table("rounds")
+        return set(zip(rounds["game"], rounds["round"], strict=True))
+
+    def watch(self, stop: threading.Event) -> None:
+        while not stop.wait(_POLL_SECONDS):
+            self.look()
+        self.look()
+
+    def look(self) -> None:
+        """Print what is new: rounds, and how far the adversary's simulations are."""
+        self._look_at_rounds()
+        self._look_at_simulations()
+
+    def _look_at_simulations(self) -> None:
+        game = max((game for game, _ in self.seen), default=0)
+        path = self.run.observations(game) / PROGRESS
+        try:
+            note = read_json(path)
+        except FedsimError:
+            return
+        done, total, now = note["done"], note["total"], time.monotonic()
+        if self.simulating is None or self.simulating[0] != game:
+            self.simulating = (game, done, now)
+            self.said = now
+        _, first, since = self.simulating
+        if done > first and now - self.said >= 2 and done < total:
+            self.said = now
+            left = duration((total - done) * (now - since) / (done - first))
+            text = f"adversary: {done} of {total} shadow federations simulated  [dim]{left} left[/dim]"
+            self.console.print(text, highlight=False)
+
+    def _look_at_rounds(self) -> None:
+        """A file in the middle of a kill or a clean-up is looked at again later."""
+        try:
+            changed_at = self.path.stat().st_mtime_ns
+            if changed_at == self.changed_at:
+                return
+            rounds = self.run.table("rounds")
+        except (OSError, FedsimError):
+            return
+        self.changed_at = changed_at
+        whole = rounds[rounds["party"] == "all"].sort_values(["game", "round"])
+        for game, round in zip(whole["game"], whole["round"], strict=True):
+            if (game, round) not in self.seen:
+                rows = rounds[(rounds["game"] == game) & (rounds["round"] == round)]
+                self.seen.add((game, round))
+                self.printed += round > 0
+                self.console.print(self._line(game, round, rows), highlight=False)
+
+    def _line(self, game: int, round: int, rows: pd.DataFrame) -> str:
+        scenario = self.run.scenario
+        overall = rows[rows["party"] == "all"].iloc[0]
+        parts = [f"round {round}/{scenario.federation.rounds}"]
+        if scenario.games > 1:
+            parts.insert(0, f"game {game + 1}/{scenario.games}")
+        parts.append(f"accuracy {overall['accuracy']:.3f}")
+        parts.append(f"AUC {overall['auc']:.3f}  loss {overall['loss']:.3f}")
+        parts.append(epsilons(rows))
+        parts.append(f"{overall['seconds']:.2f} s")
+        parts += _troubles(rows)
+        left = self._seconds_left()
+        if left is not None:
+            parts.append(f"[dim]{duration(left)} left[/dim]")
+        return "  ".join(part for part in parts if part)
+
+    def _seconds_left(self) -> float | None:
+        if not self.printed:
+            return None
+        scenario = self.run.scenario
+        done = sum(1 for _, round in self.seen if round > 0)
+        remaining = scenario.games * scenario.federation.rounds - done
+        return remaining * (time.monotonic() - self.started) / self.printed
+
+
+def epsilons(rows: pd.DataFrame) -> str:
+    """Say the parties' ε in a few characters: '' where DP is off everywhere."""
+    spent = rows.loc[rows["party"] != "all", ["party", "epsilon"]]
+    private = spent[spent["epsilon"].map(math.isfinite)]
+    if private.empty:
+        return ""
+    low, high = private["epsilon"].min(), private["epsilon"].max()
+    text = f"ε {low:.3g}" if low == high else f"ε {low:.3g}-{high:.3g}"
+    return text if len(private) == len(spent) else f"{text} ({len(private)} of {len(spent)} parties)"
+
+
+def _troubles(rows: pd.DataFrame) -> list[str]:
+    odd = rows[~rows["status"].isin(["ok", "not drawn"])]
+    return [f"[yellow]{row.party} {row.status}[/yellow]" for row in odd.itertuples()]
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: '3 s', '2 min 05 s', '1 h 10 min'."""
+    whole = max(0, math.ceil(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with the time left; yield the function that moves it to (done, in all)."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def move(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield move
+
+
+@contextmanager
+def sweep(points: Sequence[Point], workers: int, console: Console) -> Iterator[Callable[[Report], None]]:
+    """Print a line for each cell that ends, below them a bar; yield the function that takes the reports."""
+    pace = Pace(distinct(points), workers)
+    names = {point.cell.key: point.name for point in reversed(points)}
+    bar = Progress(
+        TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), _Left(pace),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=len(names), completed=len(pace.ended))
+
+        def take(report: Report) -> None:
+            now = time.monotonic()
+            pace.take(report, now)
+            bar.update(task, completed=len(pace.ended), description=f"{len(pace.running)} running")
+            if report.state == "running":
+                return
+            took = duration(pace.took.get(report.key, 0))
+            what = took if report.state == "done" else f"[red]failed[/red]: {escape(report.reason)}"
+            text = f"{len(pace.ended)}/{len(names)}  {escape(names[report.key])}: {what}"
+            console.print(f"{text}  [dim]{pace.words(now)}[/dim]", highlight=False, soft_wrap=True)
+
+        yield take
+
+
+class Pace:
+    """How far a sweep is, and how long the rest will take, by how long its cells took."""
+
+    def __init__(self, all_cells: Sequence[Cell], workers: int) -> None:
+        self.cells = {cell.key: cell for cell in all_cells}
+        self.workers = workers
+        self.running: dict[str, float] = {}  # key → when it was started
+        self.took: dict[str, float] = {}  # key → seconds
+        for cell in all_cells:
+            if cell.finished:
+                games = RunDirectory(cell.path).manifest["games"].values()
+                self.took[cell.key] = sum(game["seconds"] for game in games)
+        self.ended = set(self.took)
+
+    def take(self, report: Report, now: float) -> None:
+        """Note a report of the time ``now``, seconds on any clock."""
+        if report.state == "running":
+            self.running[report.key] = now
+            return
+        started = self.running.pop(report.key)
+        self.ended.add(report.key)
+        if report.state == "done":
+            self.took[report.key] = now - started
+
+    def left(self, now: float) -> float | None:
+        """Return the seconds left, None where no cell has been finished yet."""
+        if not self.took:
+            return None
+        rest = [self._expected(key) - (now - since) for key, since in self.running.items()]
+        rest += [self._expected(key) for key in self.cells if key not in self.ended | set(self.running)]
+        return max([sum(max(0.0, each) for each in rest) / self.workers, *rest, 0.0])
+
+    def _expected(self, key: str) -> float:
+        """Return what cells of the same scenario took on average, or all cells where there are none."""
+        name = self.cells[key].scenario.name
+        alike = [took for other, took in self.took.items() if self.cells[other].scenario.name == name]
+        known = alike or list(self.took.values())
+        return sum(known) / len(known)
+
+    def words(self, now: float) -> str:
+        """Say the time left, '' where it is not known yet, or nothing is left."""
+        left = self.left(now)
+        return "" if left is None or len(self.ended) == len(self.cells) else f"{duration(left)} left"
+
+
+class _Left(ProgressColumn):
+    max_refresh = 1.0
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(self.pace.words(time.monotonic()))

@@ -1,0 +1,237 @@
+"""A run's results as rich tables: what a person reads in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from attacks import deviation, registry
+from attacks.membership import outsider
+from attacks.membership.outsider import SUITE
+from clients.sectors import SECTORS
+from fedsim.core.privacy import output
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.protection import CentralDPSettings
+from fedsim.terminal.formatting import METRICS, cell, new_table, number
+
+_BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
+
+
+# More victims than this make a table of attacks × victims too wide for a terminal.
+_MANY_VICTIMS = 6
+
+
+def show(run: RunDirectory, console: Console) -> None:
+    """Print utility and guarantee per party, leakage per attack, and leakage per attack and party."""
+    console.print()
+    console.print(_utility(run))
+    central = run.scenario.federation.central_dp
+    if central is not None:
+        console.print(_central(run, central), highlight=False)
+    if run.has("leakage"):
+        leakage = run.table("leakage")
+        console.print(_leakage(leakage))
+        console.print(_exposure(leakage))
+        for part in _observers(run, leakage):
+            console.print(part, highlight=False)
+        console.print(f"[dim]{_assumptions(run)}[/dim]", highlight=False)
+    else:
+        console.print("No leakage yet: the run is not finished (go on with --resume).")
+    console.print(f"\nRun folder: [bold]{run.path}[/bold]", highlight=False, soft_wrap=True)
+
+
+def _utility(run: RunDirectory) -> Table:
+    rounds = run.table("rounds")
+    last = rounds.sort_values("round", kind="stable").groupby(["game", "party"], as_index=False).last()
+    record = SECTORS[run.scenario.parties.sector].record
+    table = new_table(f"{run.scenario.name}: the final model on held-out {record}s")
+    for heading in ("party", "DP-SGD", "accuracy", "AUC", "loss", "held out"):
+        table.add_column(heading, justify="left" if heading in ("party", "DP-SGD") else "right")
+    names = [*run.manifest.get("parties", {}), "all"]
+    for name in [name for name in names if name in set(last["party"])]:
+        rows = last[last["party"] == name]
+        shown = f"{name} [red](adversary)[/red]" if name == run.manifest.get("adversary") else name
+        table.add_row(
+            shown,
+            "" if name == "all" else guarantee(run, name, rows),
+            *(number(rows[column].mean()) for column in ("accuracy", "auc", "loss")),
+            f"{rows['n_heldout'].mean():.0f}",
+            end_section=name == names[-2],
+        )
+    return table
+
+
+def guarantee(run: RunDirectory, party: str, rows: pd.DataFrame) -> str:
+    """Say what a party has spent: 'off', or 'ε = 7.99, δ = 1e-05'."""
+    settings = run.scenario.dp_of(party)
+    if settings is None:
+        return "off"
+    refused = " (budget spent)" if (rows["status"] == "refused").any() else ""
+    return f"ε = {rows['epsilon'].max():.3g}, δ = {settings.delta:.0e}{refused}"
+
+
+def _central(run: RunDirectory, central: CentralDPSettings) -> str:
+    """Say what central DP has spent on a whole party."""
+    spent = run.table("rounds")["party_epsilon"].max()
+    return (
+        f"Central DP: party-level ε = {spent:.3g}, δ = {central.delta:.0e}: a promise about whole parties, "
+        "none about a record beyond what its noise hides"
+    )
+
+
+def _leakage(leakage: pd.DataFrame) -> Table:
+    overall = _over_games(leakage)
+    overall = overall[overall["party"] == "all"]
+    sizes = overall[overall["metric"] == "auc"].iloc[0]
+    title = (
+        f"Leakage to the adversary on {sizes['n_members']:.0f} members and "
+        f"{sizes['n_nonmembers']:.0f} held-out records, with 95 % intervals"
+    )
+    table = new_table(title)
+    table.add_column("attack", no_wrap=True)
+    for heading in METRICS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for attack, rows in overall.groupby("attack", sort=False):
+        cells = [cell(rows[rows["metric"] == metric]) for metric in METRICS]
+        table.add_row(str(attack), *cells)
+    table.caption = (
+        "Balanced accuracy and realised FPR: at the threshold that the adversary sets on its own records."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _exposure(leakage: pd.DataFrame) -> Table:
+    auc = _over_games(leakage)
+    auc = auc[(auc["metric"] == "auc") & (auc["party"] != "all")]
+    victims = list(dict.fromkeys(auc["party"]))
+    if len(victims) > _MANY_VICTIMS:
+        return _exposure_of_many(auc, victims)
+    table = new_table("AUC per attack and victim party (members + held out), with 95 % intervals")
+    table.add_column("attack", no_wrap=True)
+    for victim in victims:
+        n = auc[auc["party"] == victim].iloc[0]
+        size = f"{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
+        table.add_column(f"{victim}\n{size}", justify="right", no_wrap=True)
+    for attack, rows in auc.groupby("attack", sort=False):
+        table.add_row(str(attack), *(cell(rows[rows["party"] == victim]) for victim in victims))
+    return table
+
+
+def _exposure_of_many(auc: pd.DataFrame, victims: list[str]) -> Table:
+    """Return a row per victim, with the attacks that find most on average; the table would be too wide."""
+    best = auc.groupby("attack")["value"].mean().nlargest(5).index
+    table = new_table(
+        "AUC per victim party (members + held out) of the five strongest attacks, 95 % intervals"
+    )
+    for heading in ("party", *best):
+        table.add_column(str(heading), justify="left" if heading == "party" else "right")
+    for victim in victims:
+        rows = auc[auc["party"] == victim]
+        n = rows.iloc[0]
+        name = f"{victim}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
+        table.add_row(name, *(cell(rows[rows["attack"] == attack]) for attack in best))
+    return table
+
+
+def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
+    """Return the strongest attack of each of several observers, and how often each names the right party."""
+    overall = _over_games(leakage)
+    overall = overall[overall["party"] == "all"]
+    observer = overall["attack"].map(_observer)
+    found: list[Table | str] = []
+    if observer.nunique() > 1:
+        table = new_table("Observers: the same candidates, the attack with the largest AUC of each")
+        for heading, metric in {"observer": "", "attack": "", **_BY_OBSERVER}.items():
+            table.add_column(heading, justify="right" if metric else "left", no_wrap=True)
+        for name, rows in overall.groupby(observer, sort=False):
+            best = rows[rows["metric"] == "auc"].nlargest(1, "value")["attack"].iloc[0]
+            mine = rows[rows["attack"] == best]
+            cells = [cell(mine[mine["metric"] == metric]) for metric in _BY_OBSERVER.values()]
+            table.add_row(str(name), f"{str(best).split('/')[-1]} (of {rows['attack'].nunique()})", *cells)
+        table.caption = "The best of several attacks on the same records: its figures err upwards."
+        table.caption_justify = "left"
+        found.append(table)
+    found += _answers(run, overall)
+    return found + (_sources(run.table("sources")) if run.has("sources") else [])
+
+
+def _answers(run: RunDirectory, overall: pd.DataFrame) -> list[Table | str]:
+    """Say what an outsider's queries spent, where the output policy states an ε for one answer."""
+    policy, attacks = run.scenario.adversary.output, sorted(set(overall["attack"]) & set(SUITE))
+    if not attacks or output.spent(policy, 1) is None:
+        return []
+    candidates = len(run.read_candidates(0))
+    asked = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
+    most = max(attacks, key=lambda name: asked[name])
+    epsilon, delta = output.spent(policy, asked[most]) or (math.nan, math.nan)
+    total = f"ε = {epsilon:.6g}" + (f", δ = {delta:.2g}" if delta else "")
+    return [
+        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {asked[most]} answers of "
+        f"{most.split('/')[-1]} cost {total} a game (basic composition)"
+    ]
+
+
+def _sources(sources: pd.DataFrame) -> list[Table | str]:
+    """Say for each observer how often its best rule names the party of a member."""
+    overall = sources[sources["game"] == "all"]
+    observer = overall["attack"].map(_observer)
+    lines: list[Table | str] = []
+    for name, rows in overall.groupby(observer, sort=False):
+        strongest = rows[rows["metric"] == "accuracy"].nlargest(1, "value")["attack"].iloc[0]
+        best = rows[rows["attack"] == strongest].set_index("metric")
+        value, low, high = (float(best[column]["accuracy"]) for column in ("value", "low", "high"))
+        rule, n = str(strongest).split("/")[-1], best["n"].iloc[0]
+        guesses = [f"{float(best['value'][metric]):.0%}" for metric in ("chance", "label_prior")]
+        lines.append(
+            f"Which party? {name} ({rule}): right for {value:.0%} ({low:.0%} to {high:.0%}) of {n} members; "
+            f"chance {guesses[0]}, labels alone {guesses[1]}"
+        )
+    return lines
+
+
+def _observer(attack: str) -> str:
+    """Return who mounts an attack: a bare name is the participant's."""
+    return attack.split("/")[0] if "/" in attack else "participant"
+
+
+def _over_games(leakage: pd.DataFrame) -> pd.DataFrame:
+    return leakage[leakage["game"] == "all"]
+
+
+def _assumptions(run: RunDirectory) -> str:
+    scenario = run.scenario
+    settings = scenario.adversary
+    attacks = registry.attacks_of(scenario)
+    assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
+    kind = "a participant that deviates" if settings.active else "an ordinary participant"
+    return (
+        f"Adversary: {run.manifest.get('adversary')}, {kind}. {deviation.assumption(settings)}"
+        "It sees every global model that it is sent, its own records and updates, and the public settings. "
+        "It is assumed to hold the candidate records, not knowing who trained on them. "
+        f"Its attacks rest on: {assumed}."
+    )
+
+
+def runs(found: list[RunDirectory]) -> Table:
+    """Return the list of runs."""
+    table = new_table("Runs")
+    for heading in ("run", "scenario", "games", "rounds", "engine", "state", "created"):
+        table.add_column(heading)
+    for run in found:
+        manifest, scenario = run.manifest, run.scenario
+        done = len(manifest.get("games", {}))
+        state = "complete" if manifest.get("complete") else f"{done} of {scenario.games} games"
+        table.add_row(
+            str(run.path.name),
+            scenario.name,
+            str(scenario.games),
+            str(scenario.federation.rounds),
+            str(manifest.get("engine", "")),
+            state,
+            str(manifest.get("created", "")),
+        )
+    return table

@@ -1,0 +1,46 @@
+"""A sweep as a table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from fedsim.terminal.formatting import METRICS, new_table, number
+
+
+def sweep(compact: pd.DataFrame, title: str) -> Table:
+    """Return a sweep's points, a row for each of the attacks that were named in advance (`sweep.compact`)."""
+    measures = {"accuracy": "accuracy", "utility_auc": "AUC", "auc": "attack's\nAUC"}
+    measures |= {metric: METRICS[metric] for metric in ("tpr_at_fpr_0.01", "tpr_at_fpr_0.001")}
+    labels = list(compact.columns[: compact.columns.get_loc("epsilon")])
+    shown = [name for name in labels if name == "scenario" or compact[name].nunique() > 1]
+    table = new_table(title)
+    for name in [*shown, "ε", "attack"]:
+        table.add_column(str(name).replace(".", ".\n"), no_wrap=name != "scenario")
+    for heading in measures.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    before: list[object] = []
+    for row in compact.to_dict("records"):
+        point = [row[name] for name in labels]
+        own = [_label(row[name]) for name in shown] + [_label(row["epsilon"])]
+        cells = [_interval_cell(row, measure) for measure in measures]
+        table.add_row(*(own if point != before else [""] * len(own)), str(row["attack"]), *cells)
+        before = point
+    table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'."
+    table.caption_justify = "left"
+    return table
+
+
+def _label(value: object) -> str:
+    return "∞" if value == math.inf else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _interval_cell(row: dict[Any, Any], measure: str) -> str:
+    value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
+    if not math.isfinite(low):
+        return number(value)
+    digits = 3 if high < 0.1 else 2
+    return f"{number(value)}\n[dim]{number(low, digits)}-{number(high, digits)}[/dim]"

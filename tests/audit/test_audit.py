@@ -1,0 +1,385 @@
+"""The audit: below the guarantee of correct DP-SGD, above a broken one's, and far from any real run."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+from support.runs import document, final_sha, prepared_run, scenario
+
+from fedsim.audit import audit, bounds
+from fedsim.audit import white_box as audit_white_box
+from fedsim.audit.settings import VANTAGES, Audit, AuditSettings, settings_for
+from fedsim.audit.verdict import MAIN_SHARE
+from fedsim.audit.white_box import Train, white_box
+from fedsim.cli import main
+from fedsim.core.data.records import Records
+from fedsim.core.data.store import read_party
+from fedsim.core.errors import InputError
+from fedsim.core.models import zoo
+from fedsim.core.privacy.ledger import Ledger
+from fedsim.core.privacy.plan import Plan, make_plan
+from fedsim.core.scenario import reading as scenarios
+from fedsim.core.scenario.protection import DPSettings
+from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+from fedsim.core.training import dp
+from fedsim.runs import play, prepare
+from fedsim.runs.prepare import Prepared
+from fedsim.terminal import audit_tables
+
+CLASSES = 3
+
+
+def a_plan(n: int = 32, epsilon: float = 8.0, rounds: int = 4, steps: int = 15, **dp_settings) -> Plan:
+    settings = DPSettings(epsilon=epsilon, **dp_settings)
+    return make_plan(settings, TrainingSettings(batch=16, steps=steps), n, rounds)
+
+
+def a_party(hidden: tuple[int, ...] = (), n: int = 32) -> tuple[torch.nn.Module, Records]:
+    stream = np.random.default_rng(0)
+    records = Records(stream.normal(size=(n, 5)).astype(np.float32), stream.integers(0, CLASSES, n))
+    return zoo.build(ModelSettings(hidden=list(hidden)), (5,), CLASSES, seed=1), records
+
+
+def outcome(plan: Plan, train: Train = dp.train_private, hidden=(), **settings) -> Audit:
+    return white_box(AuditSettings(**settings), plan, *a_party(hidden), train=train)
+
+
+# ----------------------------------------------------------------- correct DP-SGD
+@pytest.mark.slow
+def test_twenty_audits_of_correct_dp_sgd_reach_half_of_epsilon_8_and_never_exceed_it() -> None:
+    """Many runs, each of 8 steps."""
+    plan = a_plan(rounds=1, steps=8)
+    assert plan.epsilon == pytest.approx(8, rel=0.01)
+    found = [outcome(plan, method="many-run", runs=800, seed=seed) for seed in range(20)]
+    lower = np.array([each.lower["dp-sgd"] for each in found])
+    assert (lower >= plan.epsilon / 2).all(), lower
+    assert (lower <= plan.epsilon).all(), lower
+    assert not any(each.violated for each in found)
+
+
+def test_one_run_of_correct_dp_sgd_reaches_half_of_epsilon_8_on_average_and_never_exceeds_it() -> None:
+    plan = a_plan()
+    found = [outcome(plan, canaries=3000, seed=seed) for seed in range(3)]
+    lower = np.array([each.lower["f-dp"] for each in found])
+    assert lower.mean() >= plan.epsilon / 2, lower
+    for each in found:
+        assert 0 < each.lower["steinke"] < each.lower["f-dp"] < each.upper
+        assert each.lower["f-dp"] < each.estimate["gaussian"] < each.upper * 1.15
+        assert all(each.lower[name] <= each.ceiling[name] for name in each.lower)
+        assert each.upper == plan.epsilon
+
+
+@pytest.mark.parametrize("method", ["one-run", "many-run"])
+@pytest.mark.parametrize(
+    ("dp_settings", "gradients"),
+    [({}, "per-sample"), ({"clipping": "adaptive"}, "auto"), ({"clipping_norm": 0.01}, "auto")],
+    ids=["opacus", "adaptive clipping", "a small clipping norm"],
+)
+def test_every_way_to_train_can_be_audited(method: str, dp_settings: dict, gradients: str) -> None:
+    train = functools.partial(dp.train_private, gradients=gradients)
+    plan = a_plan(rounds=2, steps=4, **dp_settings)
+    found = outcome(plan, train, hidden=(6,), method=method, canaries=600, runs=160)
+    assert 0.5 < max(found.lower.values()) < found.upper
+
+
+def test_an_image_model_is_audited_through_a_layer_beside_it() -> None:
+    stream = np.random.default_rng(0)
+    records = Records(stream.normal(size=(32, 1, 4, 4)).astype(np.float32), stream.integers(0, 3, 32))
+    module = zoo.build(ModelSettings(name="cnn", hidden=[2]), (1, 4, 4), 3, seed=1)
+    found = white_box(AuditSettings(canaries=500), a_plan(rounds=2), module, records)
+    assert 0.5 < found.lower["f-dp"] < found.upper
+
+
+def test_the_same_audit_twice_is_the_same_whatever_the_workers() -> None:
+    plan, party = a_plan(rounds=2, steps=3), a_party()
+    settings = AuditSettings(canaries=600)
+    alone, again = (white_box(settings, plan, *party) for _ in range(2))
+    assert alone == again
+    assert alone == white_box(settings, plan, *party, workers=2)
+    assert alone != white_box(replace(settings, seed=1), plan, *party)
+
+
+def test_progress_is_told_run_by_run() -> None:
+    told: list[tuple[int, int]] = []
+    settings = AuditSettings(canaries=600)
+    white_box(settings, a_plan(rounds=1, steps=2), *a_party(), progress=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_another_delta_changes_both_bounds() -> None:
+    plan = a_plan(rounds=2)
+    strict, loose = (outcome(plan, canaries=500, delta=delta) for delta in (1e-7, 1e-3))
+    assert strict.upper > plan.epsilon > loose.upper
+    assert strict.lower["f-dp"] > loose.lower["f-dp"] > 0
+    again = Ledger().add(plan.noise_multiplier, plan.sample_rate, 30).epsilon(1e-7)
+    assert strict.upper == pytest.approx(again)
+
+
+# ---------------------------------------------------------------------- broken
+def too_little_noise(*arguments, factor: float, **named):
+    module, records, settings, plan = arguments
+    return dp.train_private(
+        module, records, settings, replace(plan, noise_multiplier=factor * plan.noise_multiplier), **named
+    )
+
+
+def the_same_noise_every_round(*arguments, noise, **named):
+    return dp.train_private(*arguments, noise=torch.Generator().manual_seed(3), **named)
+
+
+def no_clipping(*arguments, **named):
+    with mock.patch.object(dp, "clipping_factors", lambda norms, _: torch.ones_like(norms)):
+        return dp.train_private(*arguments, **named)
+
+
+def no_noise_on_biases(*arguments, **named):
+    draw = dp.normal_
+
+    def normal_(tensor, deviation, noise):
+        return draw(tensor, deviation, noise).mul_(tensor.ndim > 1)
+
+    with mock.patch.object(dp, "normal_", normal_):
+        return dp.train_private(*arguments, **named)
+
+
+def clipping_each_layer(*arguments, **named):
+    def write(stack, x, target, bound):
+        errors = stack.errors(torch.softmax(stack.forward(x), 1).sub_(target))
+        norms = [e.norm(dim=1) * a.norm(dim=1) for e, a in zip(errors, stack._inputs, strict=True)]
+        pairs = zip(errors, norms, strict=True)
+        stack.accumulate([e * (bound / (n + 1e-6)).clamp(max=1)[:, None] for e, n in pairs])
+        return stack.gradient_norms(errors)
+
+    with mock.patch.object(dp, "write_clipped_sum", write):
+        return dp.train_private(*arguments, **named)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        functools.partial(too_little_noise, factor=0.0),
+        functools.partial(too_little_noise, factor=0.5),
+        the_same_noise_every_round,
+        no_clipping,
+    ],
+    ids=["no noise", "half the noise", "the same noise every round", "no clipping"],
+)
+def test_one_run_finds_what_is_broken_everywhere(broken) -> None:
+    found = outcome(a_plan(epsilon=2.0), broken, canaries=1500)
+    assert found.violated
+    assert found.lower["f-dp"] > found.upper
+
+
+@pytest.mark.parametrize("broken", [no_noise_on_biases, clipping_each_layer])
+def test_many_runs_find_what_is_broken_layer_by_layer(broken) -> None:
+    plan = a_plan(rounds=1, steps=8)
+    assert outcome(plan, broken, hidden=(8, 8), method="many-run", runs=200).violated
+    assert not outcome(plan, hidden=(8, 8), method="many-run", runs=200).violated
+
+
+def test_an_accountant_that_forgets_rounds_is_found() -> None:
+    plan = a_plan(rounds=8)
+    one_round = Ledger().add(plan.noise_multiplier, plan.sample_rate, plan.steps_per_round)
+    claimed = replace(plan, epsilon=one_round.epsilon(plan.delta))
+    assert outcome(claimed, canaries=1500).violated
+    assert not outcome(plan, canaries=1500).violated
+
+
+def test_a_wrong_alarm_is_not_raised_at_chance() -> None:
+    """Canaries that are never put in: nothing can be known."""
+    empty = mock.patch.object(
+        audit_white_box.canaries.GradientCanaries, "with_canaries", lambda self, _: self.records
+    )
+    with empty:
+        found = [outcome(a_plan(rounds=1, steps=2), canaries=400, seed=seed).lower for seed in range(10)]
+    assert sum(max(each.values()) > 0 for each in found) <= 2
+
+
+# ------------------------------------------------------------------- a scenario's party
+def checked(folder: Path, **sections: object) -> Prepared:
+    return prepare.check(scenario(folder, **sections), None)
+
+
+def audited(folder: Path, prepared: Prepared, **how) -> Audit:
+    return audit.audit(prepared, settings_for(prepared, **how), folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"  # it has the time of day
+    }
+
+
+def test_no_audit_ever_touches_a_run(tmp_path: Path) -> None:
+    """A normal run's data and result are the same bits whether audits happened or not."""
+    dp_on = {"dp": {"all": {"epsilon": 8}}}
+    before = prepared_run(tmp_path, out="before", **dp_on)
+    kept = files(before.path)
+    prepared = checked(tmp_path, **dp_on)
+    for vantage in VANTAGES:
+        audited(tmp_path / vantage, prepared, vantage=vantage, canaries=20)
+    after = prepared_run(tmp_path, out="after", **dp_on)
+    assert files(before.path) == kept
+    assert files(after.path) == kept
+    play.federate(before)
+    play.federate(after)
+    assert final_sha(before) == final_sha(after)
+
+
+def test_a_participant_s_canaries_are_in_the_audited_party_of_the_audit_s_run_alone(tmp_path: Path) -> None:
+    plain = prepared_run(tmp_path, out="plain")
+    prepared = checked(tmp_path)
+    found = audited(tmp_path / "audit", prepared, vantage="participant", canaries=40)
+    names, sizes = list(prepared.rows), []
+    for partition, name in enumerate(names):
+        own, info = read_party(tmp_path / "audit" / "parties" / "game-000" / f"{partition:03d}-{name}")
+        normal, _ = read_party(plain.party_folder(0, partition, name))
+        planted = len(own.train) - len(normal.train)
+        assert (8 <= planted <= 32) if name == found.party else planted == 0
+        np.testing.assert_array_equal(own.train.features[: len(normal.train)], normal.train.features)
+        np.testing.assert_array_equal(own.heldout.features, normal.heldout.features)
+        sizes.append((len(own.train), info["sizes"]))
+    assert all(told == [n for n, _ in sizes] for _, told in sizes)
+
+
+def test_a_participant_finds_canaries_of_a_party_without_dp_and_none_under_strong_dp(tmp_path: Path) -> None:
+    training = {"training": {"epochs": 30, "batch": 8, "lr": 0.5}, "model": {"hidden": [64, 64]}}
+    open_party = checked(tmp_path, **training)
+    found = audited(tmp_path / "open", open_party, vantage="participant", canaries=100)
+    assert found.upper == math.inf
+    assert found.lower["f-dp"] > 0.3
+    private = checked(tmp_path, dp={"all": {"epsilon": 0.5}}, **training)
+    guarded = audited(tmp_path / "private", private, vantage="participant", canaries=100)
+    assert guarded.upper <= 0.5
+    assert not guarded.violated
+    assert guarded.lower["f-dp"] < found.lower["f-dp"]
+
+
+def test_a_participant_audits_game_by_game(tmp_path: Path) -> None:
+    prepared = checked(tmp_path, federation={"rounds": 1})
+    how = {"vantage": "participant", "method": "many-run", "runs": 10}
+    found = audited(tmp_path / "audit", prepared, **how)
+    assert found.upper == math.inf
+    assert set(found.lower) == {"clopper-pearson", "gaussian"}, "the third is for DP-SGD"
+    assert len(list((tmp_path / "audit" / "parties").iterdir())) == 10
+    planted = [
+        len(read_party(next(game.glob(f"*-{found.party}")))[0].train)
+        for game in sorted((tmp_path / "audit" / "parties").iterdir())
+    ]
+    assert planted == [planted[0], planted[0] - 1] * 5
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_white_box_of_a_party_has_its_own_plan(tmp_path: Path, secure: bool) -> None:
+    prepared = checked(tmp_path, n=200, dp={"all": {"epsilon": 3, "secure": secure}})
+    found = audited(tmp_path / "audit", prepared, canaries=600)
+    n = len(read_party(next((tmp_path / "audit").rglob(f"*-{found.party}")))[0].train)
+    expected = make_plan(prepared.scenario.dp["all"], prepared.scenario.training, n, 3)
+    assert found.upper == expected.epsilon
+    assert 0 < found.lower["f-dp"] < found.upper
+
+
+def test_a_party_without_dp_hides_nothing_from_the_white_box(tmp_path: Path) -> None:
+    for method, canaries in (("one-run", 500), ("many-run", None)):
+        found = audited(tmp_path / method, checked(tmp_path), method=method, canaries=canaries, runs=20)
+        assert found.upper == math.inf
+        assert not found.violated
+        assert found.correct == found.guesses
+        statistic = max(found.lower, key=lambda name: found.lower[name])
+        assert found.lower[statistic] > 0.5 * found.ceiling[statistic]
+
+
+# ----------------------------------------------------------------------- choices
+def test_the_party_is_the_first_with_dp_or_the_first_that_is_no_adversary(tmp_path: Path) -> None:
+    names = list(checked(tmp_path).rows)
+    assert settings_for(checked(tmp_path)).party == names[1]
+    with_dp = checked(tmp_path, dp={names[2]: {"epsilon": 8}})
+    assert settings_for(with_dp).party == names[2]
+
+
+def test_wrong_choices_are_one_sentence_that_names_what_is_valid(tmp_path: Path) -> None:
+    prepared = checked(tmp_path)
+    names = list(prepared.rows)
+    with pytest.raises(InputError, match=f"--party hospitl-2: no such party; did you mean '{names[1]}'"):
+        settings_for(prepared, party="hospitl-2")
+    with pytest.raises(InputError, match="the participant who audits"):
+        settings_for(prepared, party=names[0], vantage="participant")
+    for wrong, said in (
+        ({"canaries": 3}, "--canaries 3"),
+        ({"runs": 11}, "even number"),
+        ({"runs": 8}, "even number"),
+        ({"confidence": 95}, "between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            settings_for(prepared, **wrong)
+    with pytest.raises(InputError, match="guesses = 50"):
+        AuditSettings(canaries=20, guesses=50)
+
+
+def test_fewer_guesses_can_be_asked_for() -> None:
+    found = outcome(a_plan(rounds=2), canaries=400, guesses=40)
+    assert found.guesses == 40
+    assert found.lower["steinke"] == bounds.steinke(40, found.correct, 400, 1e-5, 0.05 * MAIN_SHARE)
+
+
+# ------------------------------------------------------------------------- command
+def command(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main.main, ["audit", *arguments])
+    return done.exit_code, " ".join(done.output.split())
+
+
+def toml(folder: Path, **sections: object) -> str:
+    path = folder / "tiny.toml"
+    scenarios.save(scenarios.parse(document(folder, **sections)), path)
+    return str(path)
+
+
+def test_the_command_prints_both_bounds_and_what_they_mean(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(main, "_out", Console(width=200))
+    code, text = command(toml(tmp_path), "--dp", "all=8", "--vantage", "both", "--canaries", "60")
+    assert code == 0, text
+    for word in ("white-box", "participant", "steinke", "f-dp", "lower", "upper", "ceiling", "95%", "≈"):
+        assert word in text
+    assert "the truth is in between" in text
+
+
+def test_the_command_ends_with_code_3_where_the_implementation_is_broken(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(main, "_out", Console(width=200))
+    monkeypatch.setattr(dp, "normal_", lambda tensor, deviation, noise: tensor.zero_())
+    code, text = command(toml(tmp_path), "--dp", "all=1", "--canaries", "400")
+    assert code == 3, text
+    assert "BROKEN" in text
+
+
+def test_the_command_refuses_in_one_sentence_with_code_2(tmp_path: Path) -> None:
+    code, text = command(toml(tmp_path), "--party", "nobody")
+    assert code == 2
+    assert text.startswith("fedsim: --party nobody: no such party")
+    assert "Traceback" not in text
+
+
+def test_the_command_keeps_the_run_only_where_it_is_told_to(tmp_path: Path) -> None:
+    file, kept = toml(tmp_path), tmp_path / "kept"
+    assert command(file, "--canaries", "20")[0] == 0
+    assert not kept.exists()
+    assert command(file, "--canaries", "20", "--out", str(kept))[0] == 0
+    assert [folder.name.rpartition("-white-box")[1] for folder in kept.iterdir()] == ["-white-box"]
+
+
+def test_words_without_dp_say_so() -> None:
+    found = Audit(
+        "bank-1", "participant", "one-run", {"f-dp": 1.5}, {"f-dp": 4.0}, math.inf, 10, 9, 20, 0.95, 1e-5
+    )
+    assert "without DP (ε = ∞)" in audit_tables.audit_words(found)
+    assert "1.50" in audit_tables.audit_words(found)
