@@ -42,7 +42,7 @@ def gradient_products(
     from fedsim.core.models.layers import linear_stack
 
     short_cut = linear_stack(module) is not None
-    products = _stack_products if short_cut else _vmapped_products
+    products = _stack_products if short_cut else _formed_products
     module = copy.deepcopy(module).double() if short_cut else module
     along = {name: torch.tensor(direction[name]).double() for name, _ in module.named_parameters()}
     dtype = next(module.parameters()).dtype
@@ -85,10 +85,28 @@ def _stack_products(
     return dot, square
 
 
-def _vmapped_products(
+def _formed_products(
     module: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor, direction: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ⟨g, D⟩ and ‖g‖², each (n,) float64, of the gradients g formed one per record."""
+    import torch
+
+    try:
+        gradients = _vmapped_gradients(module, features, labels)
+    except (RuntimeError, ValueError):  # vmap takes no recurrent layer, and no weight written in the pass
+        gradients = _gradients_one_by_one(module, features, labels)
+    dot, square = torch.zeros(len(labels)).double(), torch.zeros(len(labels)).double()
+    for name, gradient in gradients.items():
+        flat = gradient.detach().flatten(1).double()  # (n, size of the parameter)
+        dot += flat @ direction[name].flatten()
+        square += flat.square().sum(1)
+    return dot, square
+
+
+def _vmapped_gradients(
+    module: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return each record's gradient, (n, …) by parameter name, all records at once."""
     import torch
     from torch.func import functional_call, grad, vmap
 
@@ -97,10 +115,19 @@ def _vmapped_products(
 
     weights = {name: value.detach() for name, value in module.named_parameters()}
     module = copy.deepcopy(module)  # functional_call does not put back a layer that is used twice
-    gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0))(weights, features, labels)
-    dot, square = torch.zeros(len(labels)).double(), torch.zeros(len(labels)).double()
-    for name, gradient in gradients.items():
-        flat = gradient.detach().flatten(1).double()
-        dot += flat @ direction[name].flatten()
-        square += flat.square().sum(1)
-    return dot, square
+    return vmap(grad(loss_of_one), in_dims=(None, 0, 0))(weights, features, labels)
+
+
+def _gradients_one_by_one(
+    module: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return what `_vmapped_gradients` does, one record after another."""
+    import torch
+
+    module = copy.deepcopy(module).requires_grad_(True)
+    weights = dict(module.named_parameters())
+    rows = []
+    for x, y in zip(features, labels, strict=True):
+        loss = torch.nn.functional.cross_entropy(module(x[None]), y[None])
+        rows.append(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+    return {name: torch.stack(column) for name, column in zip(weights, zip(*rows, strict=True), strict=True)}

@@ -284,7 +284,7 @@ BUGS = (
         "refused by Opacus' ModuleValidator, which hand-written loops do not have",
         [
             Edit("fedsim.core.models.private:check_dp_ready", "problem = _dp_problem(layer)", 'problem = ""'),
-            Edit("fedsim.core.models.private:check_dp_ready", "if input_shape is not None:", "if False:"),
+            Edit("fedsim.core.models.private:check_dp_ready", "if input_shape is None:", "if True:"),
         ],
         "batch_norm_is_refused",
     ),

@@ -142,6 +142,28 @@ def own_module() -> torch.nn.Module:
     )
 
 
+class Recurrent(torch.nn.Module):
+    """A GRU, which `torch.func.vmap` refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.out = torch.nn.GRU(1, 3, batch_first=True), torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.gru(x[:, :, None])[0][:, -1])
+
+
+class Bounded(torch.nn.Module):
+    """An embedding whose rows are shortened as they are looked up, which vmap refuses as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = torch.nn.Embedding(8, 4, max_norm=0.5), torch.nn.Linear(40, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words((x.clamp(-2, 1) + 2).long()).flatten(1))
+
+
 ARCHITECTURES: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "logistic": (lambda: zoo.build(ModelSettings(name="logistic"), (10,), 2, seed=2), (10,)),
     "mlp": (lambda: zoo.build(ModelSettings(hidden=[16, 8]), (10,), 2, seed=2), (10,)),
@@ -149,6 +171,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] 
     "cnn": (lambda: zoo.build(ModelSettings(name="cnn", hidden=[4]), (1, 4, 4), 2, seed=2), (1, 4, 4)),
     "shared layer": (shared_layer, (10,)),
     "own module": (own_module, (10,)),
+    "recurrent": (Recurrent, (10,)),
+    "bounded rows": (Bounded, (10,)),
 }
 
 

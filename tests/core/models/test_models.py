@@ -311,6 +311,108 @@ def test_custom_modules_are_tried_before_the_first_round() -> None:
         private.check_dp_ready(Idle(), (4,))
 
 
+class Standardised(nn.Module):
+    """A running mean of private records, in a layer without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return x
+
+
+class Counting(nn.Linear):
+    """Parameters and a buffer that every batch moves."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("largest", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.largest.copy_(torch.maximum(self.largest, x.detach().max()))
+        return super().forward(x)
+
+
+class Clamped(nn.Linear):
+    """Weights that the forward pass bounds, which shows only once they are large."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-5, 5)
+        return super().forward(x)
+
+
+class Remembering(nn.Module):
+    """Keeps the last batch in an attribute that is no buffer."""
+
+    last: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before, self.last = self.last, x.detach().mean(0)
+        return x if before is None else x + before
+
+
+class Positions(nn.Module):
+    """A position embedding, looked up once for all records or once for each."""
+
+    def __init__(self, repeated: bool) -> None:
+        super().__init__()
+        self.repeated, self.embedding, self.out = repeated, nn.Embedding(4, 3), nn.Linear(12, 2)
+        self.register_buffer("position", torch.arange(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        position = self.position.expand(len(x), -1) if self.repeated else self.position
+        return self.out((x[:, :, None] + self.embedding(position)).flatten(1))
+
+
+class Words(nn.Module):
+    def __init__(self, max_norm: float | None = None) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(8, 3, max_norm=max_norm), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words((x * 7).long()).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Block(nn.Sequential(nn.Linear(6, 4), Standardised(), nn.Linear(4, 6))), r"'body\.1\.1'.*'mean'"),
+        (nn.Sequential(Counting(), nn.Linear(4, 2)), "layer '0'.*'largest'"),
+        (nn.Sequential(Clamped(4, 4), nn.Linear(4, 2)), "layer '0'.*'weight'"),
+        (
+            nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)),
+            "layer '0",
+        ),
+        (nn.Sequential(Remembering(), nn.Linear(4, 2)), "earlier batches"),
+        (Positions(repeated=False), "layer 'embedding'.*one record each"),
+        (Words(max_norm=100.0), "layer 'words'.*max_norm = 100"),
+    ],
+    ids=[
+        "buffer",
+        "buffer beside parameters",
+        "clamp",
+        "spectral norm",
+        "attribute",
+        "positions",
+        "max_norm",
+    ],
+)
+def test_what_lets_private_data_past_the_noise_is_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        private.check_dp_ready(module, (4,))
+
+
+@pytest.mark.parametrize(
+    "module", [Positions(repeated=True), Words(), shared()], ids=["positions", "words", "tied"]
+)
+def test_what_keeps_to_its_record_is_fine_under_dp(module: nn.Module) -> None:
+    private.check_dp_ready(module, (4,))
+
+
 def test_checking_leaves_the_module_as_it_was() -> None:
     module = Block(nn.GroupNorm(2, 6)).eval()
     before, attributes = weights.weights_of(module), set(vars(next(module.parameters())))
