@@ -1,16 +1,38 @@
-"""The Flower ClientApp: hands each message to the party's role."""
+"""The Flower ClientApp: hands each message to the party's role.
+
+Under DP an error's text stays at the party: whoever wrote it may have put private values into it.
+"""
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 
 from clients import accomplice, central, malicious, participant
 from clients.party import Party, party_of
 
-app = ClientApp()
+
+def without_private_text(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Of an error at a party under DP let its kind alone out; a mod of the ClientApp.
+
+    Raises:
+        RuntimeError: in place of whatever was raised.
+    """
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if party_of(context).dp is None:
+            raise
+        logging.getLogger("fedsim").debug("an error under DP", exc_info=error)
+        kind = type(error).__name__
+    raise RuntimeError(f"{kind}; under DP its text stays at the party")
+
+
+app = ClientApp(mods=[without_private_text])
 
 
 @app.query("introduce")

@@ -1,0 +1,36 @@
+"""Try everything and print counts: `python -m fuzz`, in `tests/`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from support.runs import finished_run
+
+from fuzz import folders, keys
+
+ADVERSARY = {"attacks": ["loss", "update-cosine"]}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = [keys.try_value(folder, key, value) for key in keys.every_key() for value in keys.VALUES]
+        _say("keys and values", found)
+        run = finished_run(folder, out="run", federation={"rounds": 2}, adversary=ADVERSARY).path
+        expected = {command: folders.call(command, run)[1] for command in folders.COMMANDS}
+        found = [folders.try_damage(run, expected, folder / "copy", *each) for each in folders.trials(run)]
+        _say("files of a run's folder", found)
+
+
+def _say(what: str, found: list[keys.Trial]) -> None:
+    counts = Counter(trial.kind for trial in found)
+    print(f"{what}: {len(found)} tried; " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()))
+    for trial in found:
+        if trial.failed:
+            print(f"  {trial.what}: {trial.kind} {trial.detail}")
+
+
+if __name__ == "__main__":
+    main()
