@@ -59,10 +59,9 @@ class PublicSettings:
 
 def module_of(settings: PublicSettings, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
     """Return the public architecture with these weights, in evaluation mode."""
-    import torch
-
     from fedsim.core.models import zoo
+    from fedsim.core.models.weights import load_weights
 
     module = zoo.build(settings.model, settings.input_shape, settings.classes)
-    module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    load_weights(module, weights)
     return module.eval()

@@ -1,4 +1,4 @@
-"""A module's weights as arrays by name."""
+"""What parties exchange of a module: its floating-point state, as arrays by name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,44 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def exchanged(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the module's state that parties exchange, by name, in the module's order.
+
+    Integers and truth values are constants of the architecture, which a mean or a server's optimizer would
+    bend: they stay as the module's factory made them. Of a tensor with several names (tied weights) the first
+    stands for all: what shapes an update would be undone by an alias that was sent as it was.
+    """
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, int, torch.Size]] = set()
+    for name, value in module.state_dict().items():
+        place = (value.data_ptr(), value.storage_offset(), value.shape)
+        if value.is_floating_point() and (place not in seen or value.numel() == 0):
+            seen.add(place)
+            state[name] = value
+    return state
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
-    """Return a copy of the module's state as float32 arrays, by name, in the module's order."""
+    """Return a copy of what is `exchanged`, as float32 arrays by name, in the module's order."""
     return {
-        name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in module.state_dict().items()
+        name: value.detach().cpu().numpy().astype(np.float32) for name, value in exchanged(module).items()
     }
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Overwrite the module's state with ``weights``, as returned by `weights`.
+    """Overwrite what the module `exchanged` with ``weights``, as returned by `weights_of`.
 
     Raises:
         ValueError: names or shapes differ from the module's.
     """
-    state = module.state_dict()
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    state = exchanged(module)
+    wanted = {name: tuple(value.shape) for name, value in state.items()}
     given = {name: tuple(np.shape(array)) for name, array in weights.items()}
     if given != wanted:
         raise ValueError(f"weights are {given}, the model's are {wanted}")
     with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(torch.tensor(weights[name]))
+        for name, value in state.items():
+            value.copy_(torch.tensor(weights[name]))
