@@ -1,0 +1,140 @@
+"""What a run stands on is what it was: digests of its files, noted when written and checked before use.
+
+``digests.json`` holds the SHA-256 of every file that a result follows from, by its path in the run's folder,
+and of the user's own modules, by their path. It finds what was changed by mistake, by a full disk or by a copy;
+it is no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.core import files
+from fedsim.core.errors import InputError
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.settings import Scenario
+
+DIGESTS = "digests.json"
+
+TABLES = ("rounds", "scores", "leakage", "source_scores", "sources")
+
+OBSERVED = ("models", "observations", "accomplices", "server_observations")
+
+FREE = ("progress.json",)
+"""Files in noted folders that say nothing of a result."""
+
+
+def note(run: RunDirectory, *parts: str) -> None:
+    """Note the digests of these files, and of all files in these folders, as they are now.
+
+    parts: paths in the run's folder; one that is not there is passed over
+    """
+    known = _known(run) if (run.path / DIGESTS).exists() else {}
+    others = {name: digest for name, digest in known.items() if not _is_in(name, parts)}
+    fresh = {path.relative_to(run.path).as_posix(): _digest(path) for path in _files(run, parts)}
+    files.write_json(run.path / DIGESTS, others | fresh)
+
+
+def note_prepared(run: RunDirectory) -> None:
+    """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
+    candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
+    note(run, "scenario.toml", "truth.parquet", "parties", *candidates)
+    code = {str(path): _digest(path) for path in own_modules(run.scenario)}
+    files.write_json(run.path / DIGESTS, _known(run) | code)
+
+
+def note_game(run: RunDirectory, game: int) -> None:
+    """Note what a finished game left: models, and what each observer kept."""
+    note(run, *(f"{part}/game-{game:03d}" for part in OBSERVED))
+
+
+def note_tables(run: RunDirectory) -> None:
+    """Note the tables of results."""
+    note(run, *(f"{name}.parquet" for name in TABLES))
+
+
+def verify(run: RunDirectory, *parts: str) -> None:
+    """Check that what was noted is there, and is what it was.
+
+    parts: files and folders to check, 'code' for the user's own modules; default: everything
+
+    Raises:
+        InputError: naming the first file that is missing or has changed.
+    """
+    for name, digest in _known(run).items():
+        if parts and not _is_in(name, parts):
+            continue
+        path = run.path / name  # an absolute path stays as it is
+        if not path.is_file():
+            raise InputError(f"{path} is missing; the run cannot be used without it")
+        if _digest(path) != digest:
+            raise InputError(f"{path} has changed since the run wrote or read it; {_advice(name)}")
+
+
+def verify_results(run: RunDirectory) -> None:
+    """Check what `show` and `report` read: the scenario and the tables."""
+    verify(run, "scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES))
+
+
+def verify_attacked(run: RunDirectory) -> None:
+    """Check what attacks read: the scenario, the truth, and what every observer kept."""
+    verify(run, "scenario.toml", "truth.parquet", "parties", "code", *OBSERVED)
+
+
+def verify_unfinished(run: RunDirectory, game: int) -> None:
+    """Check a game that was stopped: the adversary must have kept the models of all rounds that are done.
+
+    Raises:
+        InputError: naming the first observation that is missing, or is not what was sent.
+    """
+    checkpoint, folder = run.read_checkpoint(game), run.observations(game)
+    if checkpoint is None or not folder.is_dir():
+        return
+    for t in range(checkpoint.round + 1):
+        path = folder / f"round-{t:03d}.safetensors"
+        if not path.is_file():
+            raise InputError(f"{path} is missing; without it the attacks would see another federation")
+        seen, sent = files.read_arrays(path), run.read_model(game, t)
+        if seen.keys() != sent.keys() or any(not np.array_equal(seen[name], sent[name]) for name in sent):
+            raise InputError(f"{path} is not the model of round {t}: one of the two files has changed")
+
+
+def own_modules(scenario: Scenario) -> list[Path]:
+    """Return the files of the 'module:callable's that the scenario names, as far as they are there."""
+    names = [scenario.model.name, scenario.federation.strategy, *scenario.adversary.attacks]
+    folder = Path(scenario.model.folder or ".")
+    paths = [folder / f"{name.partition(':')[0].replace('.', '/')}.py" for name in names if ":" in name]
+    return sorted({path.resolve() for path in paths if path.is_file()})
+
+
+def _advice(name: str) -> str:
+    if name == "scenario.toml" or Path(name).is_absolute():
+        return "put it back, or start a new run"
+    return "put it back, or run the scenario anew"
+
+
+def _is_in(name: str, parts: Iterable[str]) -> bool:
+    part_of_code = Path(name).is_absolute()
+    return any(
+        "code" == part if part_of_code else name == part or name.startswith(f"{part}/") for part in parts
+    )
+
+
+def _known(run: RunDirectory) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in files.read_json(run.path / DIGESTS).items()}
+
+
+def _files(run: RunDirectory, parts: Iterable[str]) -> Iterator[Path]:
+    for part in parts:
+        path = run.path / part
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from (file for file in below if file.is_file() and file.name not in FREE)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
