@@ -1,8 +1,8 @@
 """What a run stands on is what it was: digests of its files, noted when written and checked before use.
 
 ``digests.json`` holds the SHA-256 of every file that a result follows from, by its path in the run's folder,
-and of the user's own modules, by their path. It finds what was changed by mistake, by a full disk or by a copy;
-it is no signature.
+and of the user's own modules, by their path. It finds what was changed by mistake, by a full disk or by a
+copy; it is no signature.
 """
 
 from __future__ import annotations
