@@ -120,7 +120,7 @@ def _advice(name: str) -> str:
 def _is_in(name: str, parts: Iterable[str]) -> bool:
     part_of_code = Path(name).is_absolute()
     return any(
-        "code" == part if part_of_code else name == part or name.startswith(f"{part}/") for part in parts
+        part == "code" if part_of_code else name == part or name.startswith(f"{part}/") for part in parts
     )
 
 
