@@ -53,9 +53,10 @@ def sweep(
 
     play.check_engine(engine)
     settings = files.load(file)
-    folder = (folder or Path("runs") / "sweeps" / settings.name).resolve()
+    folder = Path(os.path.realpath(folder or Path("runs") / "sweeps" / settings.name))
+    cells = Path(os.path.realpath(cells or folder / "cells"))
     with live.bar("checking", err()) as progress:
-        plan = points.plan(file, (cells or folder / "cells").resolve(), data_dir, overrides, progress)
+        plan = points.plan(file, cells, data_dir, overrides, progress)
     failed: dict[str, str] = {}
     if not show:
         distinct, workers = points.distinct(plan), workers or os.cpu_count() or 1
