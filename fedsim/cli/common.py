@@ -50,6 +50,6 @@ def notices(texts: tuple[str, ...] | list[str]) -> None:
 
 def read_scenario(path: Path, overrides: tuple[str, ...], dp: tuple[str, ...] = ()) -> Scenario:
     """Return the scenario of a file, or of an earlier run's folder, with what the options change."""
-    from fedsim.core.scenario.reading import load
+    from fedsim.core.scenario import reading
 
-    return load(path / "scenario.toml" if path.is_dir() else path, overrides, dp)
+    return reading.load(reading.scenario_file(path), overrides, dp)

@@ -41,6 +41,14 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     return parse(document, source=str(path), folder=path.resolve().parent)
 
 
+def scenario_file(path: Path) -> Path:
+    """Return the scenario's file where ``path`` is the folder of a run, else ``path`` itself."""
+    try:
+        return path / "scenario.toml" if path.is_dir() else path
+    except OSError:  # a name too long for any file: whoever reads it says so
+        return path
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return the document at ``path``, not validated; a scenario without a name is called as its file is.
 
@@ -92,6 +100,10 @@ def put(document: dict[str, Any], key: str, value: Any, source: str) -> None:
 def switch_dp(document: dict[str, Any], party: str, epsilon: float) -> None:
     """Set a party's target ε in ``document``; its other settings, or those of 'all', are kept. inf: off."""
     switch = document.setdefault("dp", {})
+    if not isinstance(switch, dict):
+        raise InputError(
+            f"dp = {_shown(switch)}: it should be a section, of a table for each party or for 'all'"
+        )
     if epsilon == math.inf:
         switch[party] = "off"
         return
