@@ -195,7 +195,7 @@ class Run:
         return (
             f"<table><caption>{html.escape(title)}</caption><thead>{_cells('th', _HEADINGS)}</thead>"
             f"<tbody>{''.join(_cells('td', row) for row in _summary(self))}</tbody></table>"
-            f"<p>{html.escape(_condition(self))}</p>"
+            f"<p>{html.escape(_condition(self), quote=False)}</p>"
         )
 
 
@@ -269,7 +269,7 @@ def _shadows_told(progress: bool) -> Iterator[Callable[[int, int], object] | Non
 
 
 def _cells(kind: str, texts: Iterable[str]) -> str:
-    return f"<tr>{''.join(f'<{kind}>{html.escape(text)}</{kind}>' for text in texts)}</tr>"
+    return f"<tr>{''.join(f'<{kind}>{html.escape(text, quote=False)}</{kind}>' for text in texts)}</tr>"
 
 
 def _summary(run: Run) -> list[list[str]]:

@@ -107,7 +107,7 @@ def console(name: Literal["stdout", "stderr"]) -> Console:
 
     stream = SafeStream(name)
     width = None if stream.isatty() or "COLUMNS" in os.environ else 100
-    return PrintableConsole(file=cast(TextIO, stream), width=width, stderr=name == "stderr")
+    return PrintableConsole(file=cast(TextIO, stream), width=width, stderr=name == "stderr", emoji=False)
 
 
 @contextlib.contextmanager
