@@ -16,7 +16,7 @@ import click
 
 from fedsim import __version__
 from fedsim.cli.streams import on_standard_streams, printable
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, suggestion
 
 _UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the operating system says of a path that cannot be that of any file."""
@@ -60,6 +60,18 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"fedsim.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that ``args`` begin with, and the rest of them.
+
+        Raises:
+            InputError: there is no such command.
+        """
+        if args[0] not in self.lazy and not ctx.resilient_parsing:
+            raise InputError(f"'{args[0]}' is no command of fedsim{suggestion(args[0], self.lazy)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with the lines of ``lazy``."""
