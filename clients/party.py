@@ -71,7 +71,7 @@ def party_of(context: Context) -> Party:
     torch.set_num_threads(1)
     folder = run_folder(context)
     game = int(context.run_config.get("game", 0))
-    return _load(folder, game, int(context.node_config["partition-id"]))
+    return _load(folder, game, int(context.node_config["partition-id"]), _identity(folder))
 
 
 def run_folder(context: Context) -> Path:
@@ -89,8 +89,17 @@ def run_folder(context: Context) -> Path:
     return Path(configured)
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a run from a later one in a folder of the same name; None where there is no run."""
+    try:
+        status = (folder / "scenario.toml").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 @lru_cache(maxsize=64)
-def _load(folder: Path, game: int, partition: int) -> Party:
+def _load(folder: Path, game: int, partition: int, identity: tuple[int, int] | None) -> Party:
     run = RunDirectory.open(folder)
     pattern = f"{partition:03d}-*"
     found = sorted(run.party_folder(game, partition, "x").parent.glob(pattern))

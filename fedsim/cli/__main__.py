@@ -1,7 +1,6 @@
 """`python -m fedsim.cli`."""
 
-import sys
-
 from fedsim.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    main(prog_name="fedsim")

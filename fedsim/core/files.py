@@ -114,7 +114,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def cannot_read(path: Path, error: Exception) -> InputError:
     """Return the one-sentence error for a file that could not be read."""
-    if isinstance(error, FileNotFoundError) or not path.exists():
+    if isinstance(error, FileNotFoundError) or not _may_exist(path):
         return InputError(f"cannot read {path}: there is no such file")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = said.splitlines()[0] if said else type(error).__name__
     return InputError(f"cannot read {path}: {reason}")
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        return path.is_symlink() or path.exists()
+    except OSError:  # such as a name too long for a file; the first error says so itself
+        return True

@@ -20,12 +20,11 @@ from fedsim.core.data import encode as encoding
 from fedsim.core.data.store import AUXILIARY, TARGETS, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.settings import Scenario
+from fedsim.core.scenario.settings import STRATEGIES, Scenario
 from fedsim.evaluation import truth
 from fedsim.runs.checks import adversary as observers
 from fedsim.runs.checks import parties as checks
 from fedsim.runs.checks.parties import defences, private_training
-from fedsim.server import strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     scenario = with_sector_defaults(scenario)
     registry.attacks_of(scenario)
     deviation.check(scenario.adversary, scenario.federation.rounds)
-    strategy.build(scenario.federation, scenario.training)
+    _check_strategy(scenario)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
     dealt = sum(map(len, rows.values()))
@@ -77,6 +76,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
     observers.check(scenario, list(rows), adversary)
+    checks.model(scenario, encoded)
     private_training(scenario, encoded, rows)
     defences(scenario, encoded, rows)
     notices = *checks.notices(scenario, rows), *observers.notices(scenario)
@@ -89,6 +89,16 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     told["candidates"] = deviation.candidates(scenario.adversary)
     scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=told)})
     return Prepared(scenario, encoded, rows, adversary)
+
+
+def _check_strategy(scenario: Scenario) -> None:
+    """Try the strategy's options; those of Flower's stock strategies are all valid by default."""
+    federation = scenario.federation
+    if federation.strategy in STRATEGIES and not federation.options and federation.central_dp is None:
+        return
+    from fedsim.server import strategy  # it takes seconds to import Flower
+
+    strategy.build(federation, scenario.training)
 
 
 def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:

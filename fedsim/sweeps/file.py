@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from attacks import registry
-from fedsim.core import files
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.scenario import reading as scenarios
 from fedsim.core.scenario.base import Settings
@@ -94,12 +92,7 @@ def load(path: Path) -> Sweep:
     Raises:
         InputError: in one sentence, what is wrong and what would be valid.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise files.cannot_read(path, error) from error
+    document = scenarios.read_toml(path)
     document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "sweep")
     try:
         sweep = Sweep.model_validate(document)

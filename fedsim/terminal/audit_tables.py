@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.markup import escape
 from rich.table import Table
 
 from fedsim.audit.settings import Audit
@@ -12,7 +13,7 @@ from fedsim.terminal.formatting import new_table
 
 def audits(found: list[Audit]) -> Table:
     """Return the bounds of audits of one party, a statistic a row."""
-    table = new_table(f"Audit of {found[0].party}: ε at δ = {found[0].delta:.0e}")
+    table = new_table(f"Audit of {escape(found[0].party)}: ε at δ = {found[0].delta:.0e}")
     for heading in ("vantage", "method", "statistic"):
         table.add_column(heading, no_wrap=True)
     for heading in ("lower", "upper", "ceiling", "right", "canaries", "confidence"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from attacks import registry
@@ -18,7 +19,8 @@ def attack_list(attacks: list[registry.Attack]) -> Table:
     for heading in ("sees", "needs", "assumes", "source"):
         table.add_column(heading)
     for attack in attacks:
-        table.add_row(attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
+        cells = (attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
+        table.add_row(*map(escape, cells))  # an attack may be a user's own, and say what it likes
     return table
 
 
@@ -50,7 +52,7 @@ def data_set(entry: DataSet, console: Console) -> None:
     }
     for word, text in facts.items():
         if text:
-            console.print(f"[bold]{word}[/bold]  {text}", highlight=False, soft_wrap=True)
+            console.print(f"[bold]{word}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
     for file in entry.files:
         text = f"[bold]file[/bold]  {file.name}  SHA-256 {file.sha256}"
         console.print(text, highlight=False, soft_wrap=True)
@@ -58,7 +60,7 @@ def data_set(entry: DataSet, console: Console) -> None:
     for heading in ("column", "kind", "declared"):
         table.add_column(heading)
     for column in schema.columns[:40]:
-        table.add_row(column.name, column.kind, _declared(column))
+        table.add_row(escape(column.name), column.kind, escape(_declared(column)))
     if len(schema.columns) > 40:
         table.add_row("…", "", f"and {len(schema.columns) - 40} more")
     console.print(table)

@@ -150,7 +150,7 @@ def epsilons(rows: pd.DataFrame) -> str:
 
 def _troubles(rows: pd.DataFrame) -> list[str]:
     odd = rows[~rows["status"].isin(["ok", "not drawn"])]
-    return [f"[yellow]{row.party} {row.status}[/yellow]" for row in odd.itertuples()]
+    return [f"[yellow]{escape(f'{row.party} {row.status}')}[/yellow]" for row in odd.itertuples()]
 
 
 def duration(seconds: float) -> str:
@@ -167,7 +167,8 @@ def duration(seconds: float) -> str:
 def bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar with the time left; yield the function that moves it to (done, in all)."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = not console.is_terminal  # in a file it would leave empty lines
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=None)
 
         def move(done: int, total: int) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from attacks import deviation, registry
@@ -37,10 +38,10 @@ def show(run: RunDirectory, console: Console) -> None:
         console.print(_exposure(leakage))
         for part in _observers(run, leakage):
             console.print(part, highlight=False)
-        console.print(f"[dim]{_assumptions(run)}[/dim]", highlight=False)
+        console.print(f"[dim]{escape(_assumptions(run))}[/dim]", highlight=False)
     else:
         console.print("No leakage yet: the run is not finished (go on with --resume).")
-    console.print(f"\nRun folder: [bold]{run.path}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"\nRun folder: [bold]{escape(str(run.path))}[/bold]", highlight=False, soft_wrap=True)
 
 
 def _utility(run: RunDirectory) -> Table:
@@ -53,7 +54,9 @@ def _utility(run: RunDirectory) -> Table:
     names = [*run.manifest.get("parties", {}), "all"]
     for name in [name for name in names if name in set(last["party"])]:
         rows = last[last["party"] == name]
-        shown = f"{name} [red](adversary)[/red]" if name == run.manifest.get("adversary") else name
+        shown = escape(name)
+        if name == run.manifest.get("adversary"):
+            shown += " [red](adversary)[/red]"
         table.add_row(
             shown,
             "" if name == "all" else guarantee(run, name, rows),
@@ -96,7 +99,7 @@ def _leakage(leakage: pd.DataFrame) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for attack, rows in overall.groupby("attack", sort=False):
         cells = [cell(rows[rows["metric"] == metric]) for metric in METRICS]
-        table.add_row(str(attack), *cells)
+        table.add_row(escape(str(attack)), *cells)
     table.caption = (
         "Balanced accuracy and realised FPR: at the threshold that the adversary sets on its own records."
     )
@@ -115,9 +118,9 @@ def _exposure(leakage: pd.DataFrame) -> Table:
     for victim in victims:
         n = auc[auc["party"] == victim].iloc[0]
         size = f"{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
-        table.add_column(f"{victim}\n{size}", justify="right", no_wrap=True)
+        table.add_column(f"{escape(victim)}\n{size}", justify="right", no_wrap=True)
     for attack, rows in auc.groupby("attack", sort=False):
-        table.add_row(str(attack), *(cell(rows[rows["party"] == victim]) for victim in victims))
+        table.add_row(escape(str(attack)), *(cell(rows[rows["party"] == victim]) for victim in victims))
     return table
 
 
@@ -128,11 +131,11 @@ def _exposure_of_many(auc: pd.DataFrame, victims: list[str]) -> Table:
         "AUC per victim party (members + held out) of the five strongest attacks, 95 % intervals"
     )
     for heading in ("party", *best):
-        table.add_column(str(heading), justify="left" if heading == "party" else "right")
+        table.add_column(escape(str(heading)), justify="left" if heading == "party" else "right")
     for victim in victims:
         rows = auc[auc["party"] == victim]
         n = rows.iloc[0]
-        name = f"{victim}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
+        name = f"{escape(victim)}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
         table.add_row(name, *(cell(rows[rows["attack"] == attack]) for attack in best))
     return table
 
@@ -151,7 +154,11 @@ def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
             best = rows[rows["metric"] == "auc"].nlargest(1, "value")["attack"].iloc[0]
             mine = rows[rows["attack"] == best]
             cells = [cell(mine[mine["metric"] == metric]) for metric in _BY_OBSERVER.values()]
-            table.add_row(str(name), f"{str(best).split('/')[-1]} (of {rows['attack'].nunique()})", *cells)
+            table.add_row(
+                escape(str(name)),
+                f"{escape(str(best).split('/')[-1])} (of {rows['attack'].nunique()})",
+                *cells,
+            )
         table.caption = "The best of several attacks on the same records: its figures err upwards."
         table.caption_justify = "left"
         found.append(table)
@@ -226,12 +233,12 @@ def runs(found: list[RunDirectory]) -> Table:
         done = len(manifest.get("games", {}))
         state = "complete" if manifest.get("complete") else f"{done} of {scenario.games} games"
         table.add_row(
-            str(run.path.name),
+            escape(run.path.name),
             scenario.name,
             str(scenario.games),
             str(scenario.federation.rounds),
-            str(manifest.get("engine", "")),
+            escape(str(manifest.get("engine", ""))),
             state,
-            str(manifest.get("created", "")),
+            escape(str(manifest.get("created", ""))),
         )
     return table

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from fedsim.terminal.formatting import METRICS, new_table, number
@@ -19,15 +20,15 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
     shown = [name for name in labels if name == "scenario" or compact[name].nunique() > 1]
     table = new_table(title)
     for name in [*shown, "ε", "attack"]:
-        table.add_column(str(name).replace(".", ".\n"), no_wrap=name != "scenario")
+        table.add_column(escape(str(name)).replace(".", ".\n"), no_wrap=name != "scenario")
     for heading in measures.values():
         table.add_column(heading, justify="right", no_wrap=True)
     before: list[object] = []
     for row in compact.to_dict("records"):
         point = [row[name] for name in labels]
-        own = [_label(row[name]) for name in shown] + [_label(row["epsilon"])]
+        own = [escape(_label(row[name])) for name in shown] + [_label(row["epsilon"])]
         cells = [_interval_cell(row, measure) for measure in measures]
-        table.add_row(*(own if point != before else [""] * len(own)), str(row["attack"]), *cells)
+        table.add_row(*(own if point != before else [""] * len(own)), escape(str(row["attack"])), *cells)
         before = point
     table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'."
     table.caption_justify = "left"

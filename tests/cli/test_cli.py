@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import tomli_w
 from click.testing import CliRunner, Result
 from support.runs import document, final_sha, finished_run, write_table
 
 from attacks.shadows import simulate
+from fedsim import __version__
 from fedsim.cli.main import main
 from fedsim.core.run_directory import RunDirectory
 
@@ -95,10 +98,37 @@ def test_data_commands() -> None:
     assert "nothing to fetch" in fedsim("data", "fetch", "digits").output
 
 
+def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command and group of the command line, by the words that call it."""
+    yield path
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
 def test_every_command_has_help_with_an_example() -> None:
-    for command in ([], ["run"], ["show"], ["attack"], ["data", "show"]):
+    commands = list(all_commands())
+    assert len(commands) == 17
+    for command in commands:
         result = fedsim(*command, "--help")
-        assert result.exit_code == 0 and "Example" in result.output
+        assert result.exit_code == 0 and "Example" in result.output, command
+        assert f"  fedsim {' '.join(command)}".rstrip() in result.output, command
+
+
+def test_an_unknown_command_is_answered_with_the_nearest() -> None:
+    for wrong, near in ((["attcks"], "attacks"), (["atacks", "list"], "attacks"), (["sho", "x"], "show")):
+        result = fedsim(*wrong)
+        assert_refused(result, f"'{wrong[0]}' is no command of fedsim; did you mean '{near}'?")
+
+
+@pytest.mark.parametrize("module", ["fedsim", "fedsim.cli", "fedsim.cli.main"])
+def test_it_is_a_module_too(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert done.stdout == f"fedsim, version {__version__}\n" and done.stderr == ""
 
 
 # --------------------------------------------------------------- wrong inputs

@@ -1,6 +1,7 @@
 """Dealing the records to the parties, by the partitioners of flwr-datasets.
 
-Importing them takes seconds, so that happens only when records are dealt.
+Importing them takes seconds, so that happens only where they are needed: natural and i.i.d. parties, a matter
+of a line each, are dealt here, to the same records.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ def _deal_naturally(encoded: Encoded, settings: PartySettings, seed: int) -> dic
             f"parties.count is {settings.count or 'at least 2'}; "
             "leave count out, or set parties.partition = 'iid'"
         )
-    parts = _partition(_library().NaturalIdPartitioner("party"), np.arange(len(encoded)), encoded, seed)
-    return {name: np.sort(rows) for name, rows in zip(slugs(known), parts, strict=True)}
+    number = {name: k for k, name in enumerate(known)}
+    numbers = np.fromiter((number[name] for name in encoded.party), np.int64, len(encoded))
+    starts = np.cumsum(np.bincount(numbers, minlength=len(known)))[:-1]
+    parts = np.split(np.argsort(numbers, kind="stable"), starts)
+    return dict(zip(slugs(known), parts, strict=True))
 
 
 def _deal_units(encoded: Encoded, settings: PartySettings, seed: int) -> dict[str, np.ndarray]:
@@ -81,8 +85,10 @@ def _deal_units(encoded: Encoded, settings: PartySettings, seed: int) -> dict[st
             f"{encoded.name}: {len(first)} {what} for {count} parties, and each needs at least "
             f"{MIN_RECORDS}; lower parties.count to at most {len(first) // MIN_RECORDS} or add records"
         )
+    # Shuffled first, since some partitioners cut the records in order.
+    shuffled = rng.generator(seed, "partition").permutation(first)
     try:
-        parts = _partition(_partitioner(settings, count, seed), first, encoded, seed)
+        parts = _cut(shuffled, encoded, settings, count, seed)
     except ValueError as error:
         raise _does_not_fit(settings, count, error) from error
     dealt = {}
@@ -101,9 +107,18 @@ def units_of(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
     return units, first
 
 
+def _cut(
+    shuffled: np.ndarray, encoded: Encoded, settings: PartySettings, count: int, seed: int
+) -> list[np.ndarray]:
+    """Return the rows of each of ``count`` parties."""
+    if settings.partition in ("auto", "iid"):  # as `IidPartitioner` does
+        return np.array_split(shuffled, count)
+    return _partition(_partitioner(settings, count, seed), shuffled, encoded)
+
+
 def _partitioner(settings: PartySettings, count: int, seed: int) -> Any:
     flwr = _library()
-    partition = "iid" if settings.partition == "auto" else settings.partition
+    partition = settings.partition
     start = rng.integer(seed, "partitioner", bits=32)
     if partition == "dirichlet":
         return flwr.DirichletPartitioner(
@@ -116,7 +131,6 @@ def _partitioner(settings: PartySettings, count: int, seed: int) -> Any:
     if partition == "shards":
         return flwr.ShardPartitioner(count, "label", num_shards_per_partition=settings.classes, seed=start)
     by_size = {
-        "iid": flwr.IidPartitioner,
         "linear": flwr.LinearPartitioner,
         "square": flwr.SquarePartitioner,
         "exponential": flwr.ExponentialPartitioner,
@@ -124,15 +138,12 @@ def _partitioner(settings: PartySettings, count: int, seed: int) -> Any:
     return by_size[partition](count)
 
 
-def _partition(partitioner: Any, rows: np.ndarray, encoded: Encoded, seed: int) -> list[np.ndarray]:
-    """Return each partition's rows, shuffled first since some partitioners cut them in order."""
+def _partition(partitioner: Any, shuffled: np.ndarray, encoded: Encoded) -> list[np.ndarray]:
+    """Return the rows of each of the library's partitions."""
     with _quiet():
         import datasets
 
-        shuffled = rng.generator(seed, "partition").permutation(rows)
-        columns: dict[str, Any] = {"row": shuffled, "label": encoded.labels[shuffled]}
-        if encoded.party is not None:
-            columns["party"] = list(encoded.party[shuffled])
+        columns = {"row": shuffled, "label": encoded.labels[shuffled]}
         partitioner.dataset = datasets.Dataset.from_dict(columns)
         parts = [partitioner.load_partition(number) for number in range(partitioner.num_partitions)]
         return [np.array(part["row"], dtype=np.int64) for part in parts]

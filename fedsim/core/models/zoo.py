@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.core.errors import InputError
 from fedsim.core.models.custom import build_custom
+from fedsim.core.models.shapes import check_input
 
 if TYPE_CHECKING:
     from fedsim.core.scenario.training import ModelSettings
@@ -29,6 +29,7 @@ def build(model: ModelSettings, input_shape: tuple[int, ...], classes: int, seed
         torch.manual_seed(seed)
         if ":" in model.name:
             return build_custom(model, input_shape, classes)
+        check_input(model, input_shape)
         return _BUILDERS[model.name](model.hidden, input_shape, classes)
 
 
@@ -54,16 +55,7 @@ def _cnn(hidden: list[int], input_shape: tuple[int, ...], classes: int) -> nn.Mo
 
     No normalisation: BatchNorm has no per-record gradient, and with two layers none is needed.
     """
-    if len(input_shape) != 3:
-        raise InputError(
-            f"model.name = 'cnn': records have shape {input_shape}, not (channels, height, width); use 'mlp'"
-        )
     channels, height, width = input_shape
-    if min(height, width) >> len(hidden) == 0:
-        raise InputError(
-            f"model.hidden = {hidden}: {len(hidden)} poolings leave nothing of {height}×{width} pixels; "
-            f"at most {min(height, width).bit_length() - 1} layers"
-        )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, filters in enumerate(hidden, start=1):
         layers[f"conv{i}"] = nn.Conv2d(channels, filters, kernel_size=3, padding=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 import tomllib
 import types
 import typing
@@ -40,20 +41,45 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     return parse(document, source=str(path), folder=path.resolve().parent)
 
 
+def scenario_file(path: Path) -> Path:
+    """Return the scenario's file where ``path`` is the folder of a run, else ``path`` itself."""
+    try:
+        return path / "scenario.toml" if path.is_dir() else path
+    except OSError:  # a name too long for any file: whoever reads it says so
+        return path
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return the document at ``path``, not validated; a scenario without a name is called as its file is.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or is empty.
+    """
+    document = read_toml(path)
+    if not document:
+        raise InputError(f"{path}: the scenario is empty; begin with data.name, a set of `fedsim data list`")
+    document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario")
+    return document
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the TOML document at ``path``, which must be a regular file: a pipe could keep us waiting.
 
     Raises:
         InputError: the file cannot be read or is not TOML.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise InputError(f"cannot read {path}: it is {kind}, not a file")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise cannot_read(path, error) from error
-    document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "scenario")
-    return document
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid TOML: it is nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError, or a number of too many digits
+        raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def put(document: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -74,6 +100,10 @@ def put(document: dict[str, Any], key: str, value: Any, source: str) -> None:
 def switch_dp(document: dict[str, Any], party: str, epsilon: float) -> None:
     """Set a party's target ε in ``document``; its other settings, or those of 'all', are kept. inf: off."""
     switch = document.setdefault("dp", {})
+    if not isinstance(switch, dict):
+        raise InputError(
+            f"dp = {_shown(switch)}: it should be a section, of a table for each party or for 'all'"
+        )
     if epsilon == math.inf:
         switch[party] = "off"
         return
@@ -93,7 +123,7 @@ def parse(document: Mapping[str, Any], source: str = "scenario", folder: Path | 
         scenario = Scenario.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{source}: {sentence(error)}") from error
-    return scenario if folder is None else _with_absolute_paths(scenario, folder)
+    return scenario if folder is None else _with_absolute_paths(scenario, folder, source)
 
 
 def save(scenario: Scenario, path: Path) -> None:
@@ -116,7 +146,7 @@ def assignment(text: str) -> tuple[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # a bare word is a string
 
 
@@ -138,20 +168,24 @@ def _switch_dp(document: dict[str, Any], text: str) -> None:
     switch_dp(document, party, epsilon)
 
 
-def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
-    def absolute(path: str) -> str:
-        return str((folder / Path(path).expanduser()).resolve())
+def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scenario:
+    def absolute(path: str, key: str) -> str:
+        try:
+            return str((folder / Path(path).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).partition(" from ")[0]
+            raise InputError(f"{source}: {key} = {_shown(path)}: it names no file: {reason}") from error
 
     data = scenario.data
     path = data.path
     if isinstance(path, str):
-        path = absolute(path)
+        path = absolute(path, "data.path")
     elif path is not None:
-        path = {party: absolute(file) for party, file in path.items()}
-    public = absolute(data.public) if data.public else None
+        path = {party: absolute(file, f"data.path.{party}") for party, file in path.items()}
+    public = absolute(data.public, "data.public") if data.public else None
     model = scenario.model
     if ":" in model.name:
-        model = model.model_copy(update={"folder": absolute(model.folder or ".")})
+        model = model.model_copy(update={"folder": absolute(model.folder or ".", "model.folder")})
     data = data.model_copy(update={"path": path, "public": public})
     return scenario.model_copy(update={"data": data, "model": model})
 
@@ -172,7 +206,16 @@ def sentence(error: ValidationError, root: type[BaseModel] = Scenario) -> str:
     shown = problem["input"]
     if isinstance(shown, dict):
         return f"[{key}] {message}" if key else message
-    return f"{key} = {shown!r}: {message}"
+    return f"{key} = {_shown(shown)}: {message}"
+
+
+def _shown(value: object, length: int = 120) -> str:
+    """Return a value as it is written, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 _UNION_TAG = re.compile(r"^(function-|literal\[|dict\[|DPSettings$|DefenceSettings$|str$|int$|float$)")

@@ -84,6 +84,8 @@ class DataSettings(Settings):
     def _own_table_needs_a_label(self) -> DataSettings:
         if self.name is not None and self.path is not None:
             raise ValueError("both 'name' and 'path' are set; keep one of them")
+        if self.path == {}:
+            raise ValueError("'path' names no file; give it one per party, {north = 'north.csv', …}")
         if self.path is not None and self.label is None:
             raise ValueError("'path' needs 'label', the column to predict")
         return self

@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import torch
 
 from fedsim.core.data.encode import Encoded
 from fedsim.core.errors import InputError
-from fedsim.core.models import layers, zoo
-from fedsim.core.models.private import check_dp_ready, ghost_problem
+from fedsim.core.models import shapes
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import make_plan, would_exceed
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.settings import Scenario
+
+
+def model(scenario: Scenario, encoded: Encoded) -> None:
+    """Check that the model suits the records. Only a user's own has to be built for that, with torch.
+
+    Raises:
+        InputError: it does not, in one sentence.
+    """
+    shapes.check_input(scenario.model, encoded.features.shape[1:])
+    if shapes.is_custom(scenario.model):
+        from fedsim.core.models import zoo
+
+        zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
 
 
 def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
@@ -25,6 +36,11 @@ def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np
     Raises:
         InputError: it cannot, in one sentence.
     """
+    if all(scenario.dp_of(name) is None for name in rows):
+        return
+    from fedsim.core.models import layers, zoo
+    from fedsim.core.models.private import check_dp_ready, ghost_problem
+
     module = zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
     for name, index in rows.items():
         settings = scenario.dp_of(name)
@@ -56,21 +72,14 @@ def defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray
     Raises:
         InputError: it cannot, in one sentence.
     """
-    module = zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
     for name in rows:
         settings = scenario.defence_of(name)
-        problem = "" if settings is None else _defence_problem(settings, scenario, name, encoded, module)
+        problem = "" if settings is None else _defence_problem(settings, scenario, name, encoded)
         if problem:
             raise InputError(f"defences.{name if name in scenario.defences else 'all'}.{problem}")
 
 
-def _defence_problem(
-    settings: DefenceSettings,
-    scenario: Scenario,
-    party: str,
-    encoded: Encoded,
-    module: torch.nn.Module,
-) -> str:
+def _defence_problem(settings: DefenceSettings, scenario: Scenario, party: str, encoded: Encoded) -> str:
     """Return the key of a defence that this party cannot have, why, and what it could have; '' if none."""
     private = scenario.dp_of(party) is not None
     if settings.epochs is not None and scenario.training.steps is not None:
@@ -78,7 +87,7 @@ def _defence_problem(
             f"epochs = {settings.epochs}: training.steps = {scenario.training.steps} says how long a round "
             "is; remove one of them"
         )
-    if settings.dropout and not layers.hidden_units(module):
+    if settings.dropout and not _has_hidden_units(scenario, encoded):
         return f"dropout = {settings.dropout:g}: model '{scenario.model.name}' has no activation layer"
     if settings.mixup and private:
         return (
@@ -96,6 +105,15 @@ def _defence_problem(
             "use 'public'"
         )
     return ""
+
+
+def _has_hidden_units(scenario: Scenario, encoded: Encoded) -> bool:
+    if not shapes.is_custom(scenario.model):
+        return shapes.has_hidden_units(scenario.model)
+    from fedsim.core.models import layers, zoo
+
+    module = zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
+    return bool(layers.hidden_units(module))
 
 
 def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:

@@ -3,15 +3,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
+from flwr_datasets import partitioner as library
 from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support.toys import make_encoded
 
+from fedsim.core import rng
 from fedsim.core.data.encode import Encoded
-from fedsim.core.data.parties import deal, slugs
+from fedsim.core.data.parties import deal, slugs, units_of
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import PartySettings
 
@@ -154,3 +157,33 @@ def test_dealing_does_not_import_a_plotting_library() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["IidPartitioner", "False"], "and the plots can still be imported later"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("persons", [None, 90])
+@pytest.mark.parametrize("count", [2, 5, 7])
+def test_iid_parties_are_those_of_flwr_datasets(count: int, persons: int | None, seed: int) -> None:
+    """The line that deals them without the library, against the library."""
+    encoded = make_encoded(203, persons=persons, seed=seed)
+    units, first = units_of(encoded)
+    partitioner = library.IidPartitioner(count)
+    shuffled = rng.generator(seed, "partition").permutation(first)
+    partitioner.dataset = datasets.Dataset.from_dict({"row": shuffled})
+    rows = deal(encoded, PartySettings(partition="iid", count=count), seed)
+    for number, mine in enumerate(rows.values()):
+        part = np.array(partitioner.load_partition(number)["row"])
+        assert (mine == np.flatnonzero(np.isin(units, units[part]))).all()
+
+
+@pytest.mark.parametrize("parties", [2, 3, 11])
+def test_natural_parties_are_those_of_flwr_datasets(parties: int) -> None:
+    encoded = make_encoded(150, parties=parties, seed=parties)
+    assert encoded.party is not None
+    partitioner = library.NaturalIdPartitioner("party")
+    order = rng.generator(5, "partition").permutation(len(encoded))
+    columns = {"row": order, "party": [str(name) for name in encoded.party[order]]}
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    rows = deal(encoded, PartySettings(), 5)
+    assert len(rows) == partitioner.num_partitions
+    for number, mine in enumerate(rows.values()):
+        assert (mine == np.sort(partitioner.load_partition(number)["row"])).all()

@@ -1,0 +1,32 @@
+"""`fedsim attacks`."""
+
+from __future__ import annotations
+
+import click
+
+from fedsim.cli.common import out
+
+
+@click.group()
+def attacks() -> None:
+    """The attacks there are.
+
+    \b
+    Example:
+      fedsim attacks list
+    """
+
+
+@attacks.command("list")
+def list_attacks() -> None:
+    """List the attacks: what each needs, sees, assumes, and its source.
+
+    \b
+    Example:
+      fedsim attacks list
+    """
+    from attacks.registry import SUITE
+    from fedsim.runs import observers
+    from fedsim.terminal import data_tables
+
+    out().print(data_tables.attack_list([*SUITE.values(), *observers.attacks()]))

@@ -1,0 +1,83 @@
+"""`fedsim audit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedsim.cli.common import data_dir_option, dp_option, err, line, out, read_scenario, set_option
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--party", help="Whose DP. [default: the first party with DP]")
+@set_option
+@dp_option
+@click.option(
+    "--vantage",
+    type=click.Choice(["white-box", "participant", "both"]),
+    default="white-box",
+    show_default=True,
+    help="Who sees what: every step of the training, or the models that a participant is sent.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["one-run", "many-run"]),
+    default="one-run",
+    show_default=True,
+    help="Many canaries at once, or a run for each guess: tighter, and slower.",
+)
+@click.option("--canaries", type=int, help="Of one-run. [default: 4000 white-box, 400 participant]")
+@click.option("--runs", type=int, help="Of many-run. [default: 400 white-box, 100 participant]")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the lower bound.")
+@data_dir_option
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="Keep the audit's own run here.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.pass_context
+def audit(
+    context: click.Context,
+    scenario: Path,
+    party: str | None,
+    overrides: tuple[str, ...],
+    dp: tuple[str, ...],
+    vantage: str,
+    data_dir: Path | None,
+    folder: Path | None,
+    workers: int,
+    **how: Any,
+) -> None:
+    """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
+    spent, beside what the accountant guarantees.
+
+    It makes runs of its own, with canaries, and leaves every other run alone. It ends with exit code 3 where
+    the lower bound lies above the upper one: the implementation, or its accounting, is broken.
+
+    \b
+    Examples:
+      fedsim audit experiments/hospitals.toml --dp all=8
+      fedsim audit experiments/hospitals.toml --dp all=8 --party hospital-3 --vantage both
+      fedsim audit experiments/heart.toml --dp all=1 --method many-run --runs 400 --workers 4
+    """
+    from fedsim.audit import audit as auditing
+    from fedsim.audit import settings as audit_settings
+    from fedsim.runs import prepare
+    from fedsim.terminal import audit_tables, live
+
+    with err().status("Reading the records…"):
+        prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
+    vantages: Sequence[Any] = audit_settings.VANTAGES if vantage == "both" else [vantage]
+    plans = [audit_settings.settings_for(prepared, party=party, vantage=name, **how) for name in vantages]
+    audits = []
+    for plan in plans:
+        with (
+            live.bar(f"{plan.vantage} runs", err()) as progress,
+            audit_settings.folder(folder, plan) as path,
+        ):
+            audits.append(auditing.audit(prepared, plan, path, workers, progress))
+    out().print(audit_tables.audits(audits))
+    for result in audits:
+        line(audit_tables.audit_words(result), style="red" if result.violated else None)
+    context.exit(3 if any(result.violated for result in audits) else 0)

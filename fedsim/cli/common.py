@@ -1,0 +1,55 @@
+"""What several commands share: their consoles, options and first steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedsim.cli.streams import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedsim.core.scenario.settings import Scenario
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    envvar="FEDSIM_DATA",
+    help="Folder with data sets, used instead of downloads. [env: FEDSIM_DATA]",
+)
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key.")
+dp_option = click.option(
+    "--dp", multiple=True, metavar="PARTY=ε", help="DP-SGD of a party; 'all=8', 'x=off'."
+)
+engine_option = click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
+
+
+def out() -> Console:
+    """Return the console of standard output: results."""
+    return console("stdout")
+
+
+def err() -> Console:
+    """Return the console of standard error: progress and notices."""
+    return console("stderr")
+
+
+def line(text: str, to: Console | None = None, style: str | None = None) -> None:
+    """Print ``text`` as it is on one line: no markup, no colours but ``style``, not wrapped."""
+    (to or out()).print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def notices(texts: tuple[str, ...] | list[str]) -> None:
+    """Print what a person has to know, in yellow."""
+    for text in texts:
+        err().print(text, style="yellow", markup=False, highlight=False, emoji=False)
+
+
+def read_scenario(path: Path, overrides: tuple[str, ...], dp: tuple[str, ...] = ()) -> Scenario:
+    """Return the scenario of a file, or of an earlier run's folder, with what the options change."""
+    from fedsim.core.scenario import reading
+
+    return reading.load(reading.scenario_file(path), overrides, dp)

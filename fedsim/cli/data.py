@@ -1,0 +1,70 @@
+"""`fedsim data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedsim.cli.common import data_dir_option, err, line, out
+
+
+@click.group()
+def data() -> None:
+    """The named data sets.
+
+    \b
+    Examples:
+      fedsim data list
+      fedsim data show heart-disease
+    """
+
+
+@data.command("list")
+def list_sets() -> None:
+    """List the named data sets.
+
+    \b
+    Example:
+      fedsim data list
+    """
+    from fedsim.core.data import catalogue
+    from fedsim.terminal import data_tables
+
+    out().print(data_tables.data_list([catalogue.get(name) for name in catalogue.names()]))
+
+
+@data.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show origin, licence, files and columns of NAME.
+
+    \b
+    Example:
+      fedsim data show heart-disease
+    """
+    from fedsim.core.data import catalogue
+    from fedsim.terminal import data_tables
+
+    data_tables.data_set(catalogue.get(name), out())
+
+
+@data.command()
+@click.argument("name")
+@data_dir_option
+def fetch(name: str, data_dir: Path | None) -> None:
+    """Download NAME, or find it in --data-dir, and check it against its hash.
+
+    \b
+    Examples:
+      fedsim data fetch heart-disease
+      fedsim data fetch mnist --data-dir data
+    """
+    from fedsim.core.data import catalogue
+
+    with err().status(f"Fetching {name}…"):
+        paths = catalogue.fetch(name, data_dir)
+    for path, file in zip(paths, catalogue.get(name).files, strict=True):
+        line(f"{path}: {'SHA-256 as published' if file.sha256 else 'no published SHA-256'}")
+    if not paths:
+        line(f"{name} comes with scikit-learn; there is nothing to fetch")

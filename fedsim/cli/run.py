@@ -1,0 +1,210 @@
+"""`fedsim run`, and what is done with finished runs: `show`, `report`, `runs`, `attack`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedsim.cli.common import (
+    data_dir_option,
+    dp_option,
+    engine_option,
+    err,
+    line,
+    notices,
+    out,
+    read_scenario,
+    set_option,
+)
+from fedsim.core.errors import InputError
+
+if TYPE_CHECKING:
+    from fedsim.core.run_directory import RunDirectory
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@set_option
+@dp_option
+@data_dir_option
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="Run folder. [default: runs/<name>]")
+@engine_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes for the parties, cores for the shadows. [default: 1, and all up to 4]",
+)
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+def run(
+    scenario: Path,
+    overrides: tuple[str, ...],
+    dp: tuple[str, ...],
+    data_dir: Path | None,
+    folder: Path | None,
+    engine: str,
+    workers: int | None,
+    resume: bool,
+) -> None:
+    """Run SCENARIO (a TOML file, or the folder of an earlier run) and show the result.
+
+    \b
+    Examples:
+      fedsim run experiments/hospitals.toml
+      fedsim run experiments/hospitals.toml --dp all=8 --dp hospital-2=3
+      fedsim run experiments/banks.toml --data-dir data --workers 4
+      fedsim run runs/banks --resume
+    """
+    from fedsim.runs import play
+    from fedsim.terminal import live
+
+    play.check_engine(engine)
+    if resume and (overrides or dp):
+        raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
+    if resume:
+        directory = _resumable(scenario, folder)
+    else:
+        directory = _prepare(scenario, overrides, dp, data_dir, folder)
+    _header(directory)
+    with live.follow(directory, err()):
+        play.federate(directory, engine, workers)
+    _report_and_show(directory)
+
+
+def _prepare(
+    path: Path, overrides: tuple[str, ...], dp: tuple[str, ...], data_dir: Path | None, folder: Path | None
+) -> RunDirectory:
+    from fedsim.core.run_directory import new_run_path
+    from fedsim.runs import prepare
+
+    scenario = read_scenario(path, overrides, dp)
+    with err().status("Reading the records…"):
+        prepared = prepare.check(scenario, data_dir)
+        return prepare.prepare(prepared, folder or new_run_path(Path("runs"), scenario.name))
+
+
+def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:
+    from fedsim.core.run_directory import RunDirectory
+    from fedsim.core.scenario.reading import load
+    from fedsim.runs import play
+
+    if folder is not None or scenario.is_dir():
+        return RunDirectory.open(folder or scenario)
+    return play.latest_unfinished(Path("runs"), load(scenario).name)
+
+
+def _header(directory: RunDirectory) -> None:
+    manifest, scenario = directory.manifest, directory.scenario
+    sizes = ", ".join(f"{name} ({n})" for name, n in manifest["parties"].items())
+    source = scenario.data.name or scenario.data.path
+    line(f"{scenario.name}: {source}; {sizes}", err())
+    line(f"Adversary: {manifest['adversary']}; run folder: {directory.path}", err())
+    notices(manifest["notices"])
+
+
+def _report_and_show(directory: RunDirectory) -> None:
+    """Write the report, then print the tables: what is kept does not depend on who looks on."""
+    from fedsim.terminal import run_tables
+
+    page = _write_report(directory)
+    run_tables.show(directory, out())
+    line(f"Report: {page}")
+
+
+def _write_report(
+    directory: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = ()
+) -> Path:
+    from fedsim.report import write
+
+    with err().status("Writing the report…"):
+        return write(directory, others, priors) if priors else write(directory, others)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def show(folder: Path) -> None:
+    """Show the tables of a run: utility, guarantee and leakage side by side.
+
+    \b
+    Example:
+      fedsim show runs/hospitals
+    """
+    from fedsim.core.run_directory import RunDirectory
+    from fedsim.terminal import run_tables
+
+    run_tables.show(RunDirectory.open(folder), out())
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="A run with another adversary, for the matrix adversary × victim.",
+)
+@click.option(
+    "--prior",
+    "priors",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of members among those asked about. [default: 0.1, 0.01, 0.001]",
+)
+def report(folder: Path, others: tuple[Path, ...], priors: tuple[float, ...]) -> None:
+    """Write RUN's report.html, one page that needs no network, and its figures.
+
+    \b
+    Examples:
+      fedsim report runs/hospitals
+      fedsim report runs/hospitals --prior 0.05
+      fedsim report runs/hospitals --with runs/hospitals-2
+    """
+    from fedsim.core.run_directory import RunDirectory
+
+    directory, beside = RunDirectory.open(folder), [RunDirectory.open(other) for other in others]
+    line(f"Report: {_write_report(directory, beside, priors)}")
+
+
+@click.command()
+@click.argument("parent", default="runs", type=click.Path(path_type=Path))
+def runs(parent: Path) -> None:
+    """List the runs in PARENT (default: runs).
+
+    \b
+    Examples:
+      fedsim runs
+      fedsim runs runs/sweeps/epsilon/cells
+    """
+    from fedsim.core.run_directory import runs_in
+    from fedsim.terminal import run_tables
+
+    out().print(run_tables.runs(runs_in(parent)))
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
+@click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
+@click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
+def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) -> None:
+    """Repeat the attacks of RUN offline, from what the adversary kept.
+
+    \b
+    Examples:
+      fedsim attack runs/hospitals
+      fedsim attack runs/hospitals --attacks loss,update-cosine
+      fedsim attack runs/hospitals --rounds 1,5,10-20,last
+    """
+    from fedsim.core.run_directory import RunDirectory
+    from fedsim.runs.attack import attack_again
+    from fedsim.terminal import live
+
+    directory = RunDirectory.open(folder)
+    names = [name.strip() for name in attacks.split(",")] if attacks else None
+    with live.bar("shadow federations", err()) as progress:
+        attack_again(directory, names, workers, progress, rounds)
+    _report_and_show(directory)

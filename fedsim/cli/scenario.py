@@ -1,0 +1,55 @@
+"""`fedsim scenario`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedsim.cli.common import data_dir_option, line, notices, read_scenario, set_option
+
+
+@click.group()
+def scenario() -> None:
+    """Scenario files: check one, or print the schema.
+
+    \b
+    Examples:
+      fedsim scenario check experiments/hospitals.toml
+      fedsim scenario schema
+    """
+
+
+@scenario.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@set_option
+@data_dir_option
+def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None:
+    """Check FILE and its data without running anything, and say what it would do.
+
+    \b
+    Examples:
+      fedsim scenario check experiments/hospitals.toml
+      fedsim scenario check clinics.toml --set parties.count=3
+    """
+    from fedsim.runs import prepare
+
+    prepared = prepare.check(read_scenario(file, overrides), data_dir)
+    notices(prepared.encoded.notices)
+    sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
+    line(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")
+
+
+@scenario.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors.
+
+    \b
+    Example:
+      fedsim scenario schema > scenario.schema.json
+    """
+    import json
+
+    from fedsim.core.scenario.settings import Scenario
+
+    line(json.dumps(Scenario.model_json_schema(), indent=2))
