@@ -59,11 +59,12 @@ def parse_rounds(text: str, last: int) -> list[int]:
     """
     chosen: set[int] = set()
     for part in text.replace("last", str(last)).split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,12})(?:\s*-\s*(\d{1,12}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise InputError(
                 f"rounds '{text}': '{part.strip()}' is no round; write for example 1,5,10-20,last"
             )
-        chosen |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, final = int(match[1]), int(match[2] or match[1])
+        chosen |= {first, *range(first, min(final, last) + 1), final}  # of a range beyond the last round one
     check_rounds(sorted(chosen), last)
     return sorted(chosen)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedsim import __version__
 from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.parallel import stop_signals
 
 # In a pipe there is no width to find out: 100 columns hold every table.
 _out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
@@ -25,7 +26,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with stop_signals():
+                return super().invoke(ctx)
         except FedsimError as error:
             if ctx.params.get("debug"):
                 raise
@@ -91,13 +93,14 @@ def run(
       fedsim run runs/banks --resume
     """
     from fedsim.runs import play
+    from fedsim.runs import resume as resume_run
     from fedsim.terminal import live, run_tables
 
     play.check_engine(engine)
     if resume:
         if overrides or dp:
             raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
-        folder = _resumable(scenario, out)
+        folder = resume_run.ready(_resumable(scenario, out), data_dir)
     else:
         folder = _prepare(scenario, overrides, dp, data_dir, out)
     _header(folder)
