@@ -2,8 +2,8 @@
 
 What the standard pools do not give, and a federation of other people's code needs: a task has a timeout of
 its own, which starts when its worker is ready; a worker that hangs, exits or is killed costs its own task
-alone and is replaced; and no worker outlives its parent, however that ends. Neither the number of workers nor the
-order in which tasks are finished changes a result: tasks are numbered, and share nothing.
+alone and is replaced; and no worker outlives its parent, however that ends. Neither the number of workers nor
+the order in which tasks are finished changes a result: tasks are numbered, and share nothing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Clients run in this process, or in a pool of processes (`fedsim.core.parallel`): where there are several
 workers, and always where a client runs a person's own code, which may hang or take its process along. There a
 client that takes too long, exits or is killed costs its own reply and no other. A client's answer depends
-only on its message, its context and its own records, so the number of workers cannot change a bit of the result.
+only on its message, its context and its own records: the number of workers cannot change a bit of the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What cannot work or cannot fit, said before any work starts: sizes against memory, devices, counts of parties."""
+"""What cannot work or cannot fit, said before any work starts: sizes, devices, counts of parties."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -45,9 +46,7 @@ def check(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) 
 
 def _attacks(scenario: Scenario) -> None:
     if not scenario.adversary.attacks:
-        raise InputError(
-            "adversary.attacks = []: name at least one attack, or 'all': see `fedsim attacks list`"
-        )
+        raise InputError("adversary.attacks = []: name an attack of `fedsim attacks list`, or 'all'")
 
 
 def _parties(scenario: Scenario, parties: int) -> None:
@@ -56,8 +55,8 @@ def _parties(scenario: Scenario, parties: int) -> None:
     if federation.min_parties > taking_part:
         of_all = "" if taking_part == parties else f" (federation.fraction = {federation.fraction:g})"
         raise InputError(
-            f"federation.min_parties = {federation.min_parties}: {taking_part} of {parties} parties train in a "
-            f"round{of_all}; use at most {taking_part}"
+            f"federation.min_parties = {federation.min_parties}: {taking_part} of {parties} parties train in "
+            f"a round{of_all}; use at most {taking_part}"
         )
 
 
@@ -119,7 +118,7 @@ def _sizes(
 
 
 def _model(scenario: Scenario, shape: tuple[int, ...], classes: int) -> tuple[float, float]:
-    """Return the number of parameters, and of outputs of all layers for one record; 0 of a person's own model."""
+    """Return the number of parameters (0: unknown), and of all layers' outputs for one record."""
     hidden, name = scenario.model.hidden, scenario.model.name
     if ":" in name:
         return 0.0, float(math.prod(shape))
@@ -132,7 +131,7 @@ def _model(scenario: Scenario, shape: tuple[int, ...], classes: int) -> tuple[fl
             channels, height, width = float(filters), height // 2, width // 2
         return parameters + classes * channels * height * width, floats
     widths = [float(math.prod(shape)), *map(float, hidden if name == "mlp" else []), float(classes)]
-    parameters = sum(a * b + b for a, b in zip(widths, widths[1:], strict=False))
+    parameters = sum(a * b + b for a, b in itertools.pairwise(widths))
     return parameters, sum(widths)
 
 
