@@ -8,9 +8,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import accomplice, central, malicious, participant
+from clients.isolation import contained
 from clients.party import Party, party_of
 
-app = ClientApp()
+app = ClientApp(mods=[contained])
 
 
 @app.query("introduce")

@@ -24,7 +24,7 @@ from flwr.supercore.run import Run
 from clients.warm_up import warm_up
 from fedsim.core.parallel import Outcome, TaskLate, Workers
 from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.settings import Scenario
+from fedsim.engines.own_code import runs_own_code
 
 RUN_ID = 1
 ClientApp = Callable[[Message, Context], Message]
@@ -45,11 +45,6 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes) as grid:
         context = Context(RUN_ID, internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
         server_app.app(grid, context)
-
-
-def runs_own_code(scenario: Scenario) -> bool:
-    """Return whether a client runs a 'module:callable' of the person's own: a model or an attack."""
-    return any(":" in name for name in (scenario.model.name, *scenario.adversary.attacks))
 
 
 class InProcessGrid(Grid):
