@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients import accomplice, central, malicious, participant
+from clients.isolation import contained
 from clients.party import Party, party_of
 
 
@@ -24,7 +25,7 @@ def without_private_text(message: Message, context: Context, call_next: ClientAp
     """
     try:
         return call_next(message, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if party_of(context).dp is None:
             raise
         logging.getLogger("fedsim").debug("an error under DP", exc_info=error)
@@ -32,7 +33,7 @@ def without_private_text(message: Message, context: Context, call_next: ClientAp
     raise RuntimeError(f"{kind}; under DP its text stays at the party")
 
 
-app = ClientApp(mods=[without_private_text])
+app = ClientApp(mods=[contained, without_private_text])
 
 
 @app.query("introduce")

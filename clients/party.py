@@ -71,7 +71,7 @@ def party_of(context: Context) -> Party:
     torch.set_num_threads(1)
     folder = run_folder(context)
     game = int(context.run_config.get("game", 0))
-    return _load(folder, game, int(context.node_config["partition-id"]), _identity(folder))
+    return _load(folder, _stamp(folder), game, int(context.node_config["partition-id"]))
 
 
 def run_folder(context: Context) -> Path:
@@ -89,25 +89,25 @@ def run_folder(context: Context) -> Path:
     return Path(configured)
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a run from a later one in a folder of the same name; None where there is no run."""
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Return what tells a run from another one that was at the same path before it."""
     try:
         status = (folder / "scenario.toml").stat()
     except OSError:
-        return None
+        return 0, 0  # `_load` says in a sentence what is missing
     return status.st_ino, status.st_mtime_ns
 
 
-@lru_cache(maxsize=64)
-def _load(folder: Path, game: int, partition: int, identity: tuple[int, int] | None) -> Party:
+@lru_cache(maxsize=1024)
+def _load(folder: Path, stamp: tuple[int, int], game: int, partition: int) -> Party:
     run = RunDirectory.open(folder)
     pattern = f"{partition:03d}-*"
-    found = sorted(run.party_folder(game, partition, "x").parent.glob(pattern))
-    if not found:
+    folders = sorted(run.party_folder(game, partition, "x").parent.glob(pattern))
+    if not folders:
         raise InputError(f"{run.path}: there is no party with partition id {partition} in game {game}")
-    records, info = read_party(found[0])
+    records, info = read_party(folders[0])
     scenario = run.scenario
-    module = zoo.build(scenario.model, records.train.shape, info["classes"])
+    module = zoo.build(scenario.model, records.train.shape, info.classes)
     return Party(
         name=records.name,
         partition=partition,
@@ -115,10 +115,10 @@ def _load(folder: Path, game: int, partition: int, identity: tuple[int, int] | N
         scenario=scenario,
         records=records,
         module=module.to(scenario.device),
-        classes=info["classes"],
-        names=tuple(info["names"]),
-        sizes=tuple(info["sizes"]),
-        folder=found[0],
-        observations=run.observations(game) if info["malicious"] else None,
-        shared=run.accomplice(game, partition, records.name) if info.get("accomplice") else None,
+        classes=info.classes,
+        names=info.names,
+        sizes=info.sizes,
+        folder=folders[0],
+        observations=run.observations(game) if info.malicious else None,
+        shared=run.accomplice(game, partition, records.name) if info.accomplice else None,
     )

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from attacks.shadows.members import Membership
+from fedsim.core import folders
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays, write_arrays
 
 Block = dict[str, np.ndarray]
 """Arrays of `Shadows` for some of the shadows, by field."""
 
-
 CACHE_BYTES = 8 * 2**30
 """What simulations may take on disk; of more, those are removed that were not used for longest."""
 
+_NAME = re.compile(r"shadows-[0-9a-f]{64}\.safetensors")
+
 
 def cache_folder() -> Path:
-    """Return the folder for `simulate`'s cache: $FEDSIM_CACHE, or fedsim/shadows in the user's cache."""
-    own = os.environ.get("FEDSIM_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "fedsim" / "shadows"
+    """Return the folder for simulations: a subfolder of fedsim's own in its cache."""
+    return folders.cache() / "shadows"
 
 
-def read_cache(file: Path, membership: Membership) -> Block:
-    """Return the arrays of the leading shadows that are kept; none where the file is of no use."""
+def cache_name(key: str) -> str:
+    """Return the name of the file of a request; key: 64 hexadecimal digits. No other file is ever removed."""
+    return f"shadows-{key}.safetensors"
+
+
+def read_cache(file: Path, membership: Membership, shapes: Mapping[str, tuple[int, ...]]) -> Block:
+    """Return the arrays of the leading shadows that are kept; none where the file is of no use.
+
+    shapes: of each array that is asked for, of one shadow
+    """
     try:
         arrays = read_arrays(file)
         members, digest = arrays.pop("members"), arrays.pop("digest")
@@ -39,12 +48,23 @@ def read_cache(file: Path, membership: Membership) -> Block:
     if not np.array_equal(digest, _digest(members, arrays)):
         warnings.warn(f"{file} is damaged; the shadows are trained again", RuntimeWarning, stacklevel=3)
         return {}
+    if not _fits(members, arrays, membership, shapes):
+        return {}
     with contextlib.suppress(OSError):  # a folder that may only be read
         file.touch()  # used now: see `_forget_oldest`
     n = min(len(members), len(membership))
     same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
     first = n if same.all() else int(np.argmin(same))
     return {name: array[:first] for name, array in arrays.items()}
+
+
+def _fits(
+    members: np.ndarray, arrays: Block, membership: Membership, shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether the file holds what is asked for: a file may be renamed, or written by another version."""
+    asked = {name: (len(members), *shape) for name, shape in shapes.items()}
+    have = {name: array.shape for name, array in arrays.items() if array.dtype == np.float32}
+    return have == asked and members.shape[1:] == membership.members.shape[1:]
 
 
 def write_cache(file: Path, membership: Membership, arrays: Block) -> None:
@@ -58,9 +78,11 @@ def write_cache(file: Path, membership: Membership, arrays: Block) -> None:
 
 
 def _forget_oldest(newest: Path) -> None:
-    """Remove the files beside ``newest`` that were not used for longest, until all take `CACHE_BYTES`."""
+    """Remove the simulations beside ``newest`` not used for longest, until all take `CACHE_BYTES`."""
     used = []
-    for file in newest.parent.glob("*.safetensors"):
+    for file in newest.parent.iterdir():
+        if not _NAME.fullmatch(file.name) or file.is_symlink():
+            continue
         with contextlib.suppress(OSError):  # another process may have removed it
             used.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     total = 0
@@ -71,8 +93,12 @@ def _forget_oldest(newest: Path) -> None:
 
 
 def _digest(members: np.ndarray, arrays: Block) -> np.ndarray:
-    """Return a SHA-256, (32,) uint8: safetensors itself would not notice a flipped bit."""
-    digest = hashlib.sha256(np.ascontiguousarray(members).data)
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+    """Return a SHA-256 of names, types, shapes and contents, (32,) uint8.
+
+    safetensors itself would not notice a flipped bit.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted({**arrays, "members": members}.items()):
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return np.frombuffer(digest.digest(), np.uint8)

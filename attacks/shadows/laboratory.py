@@ -11,20 +11,17 @@ own          nothing but its own records: candidates are in no shadow
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from attacks import deviation
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.shadows import members, plan
-from attacks.shadows import simulate as shadows_simulate
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
-from attacks.shadows.simulate import Shadows, flat_weights
+from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, flat_weights, train_shadows
 from attacks.signals import outputs as signals
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Pool, Records
@@ -53,19 +50,6 @@ def cores() -> int:
     return min(MOST_CORES, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class Laboratory:
-    """What simulations may cost, and where they are kept; none of it changes a result.
-
-    workers: cores; cache: folder of earlier simulations, or None
-    progress: called with shadows done and in all
-    """
-
-    workers: int = 1
-    cache: Path | None = None
-    progress: Callable[[int, int], object] | None = None
-
-
 def simulate(
     view: ParticipantView,
     candidates: Records,
@@ -87,8 +71,8 @@ def simulate(
     laboratory = laboratory or Laboratory()
     rounds = early_rounds(view) if early else observed_rounds(view)
     count = early_shadows(view) if early else view.assumptions.shadows
-    asked = Pool(candidates, _party_of(view, len(candidates)))
-    drawn_from, fixed = _records_to_draw(view, asked)
+    candidate_pool = Pool(candidates, _party_of(view, len(candidates)))
+    drawn_from, fixed = _records_to_draw(view, candidate_pool)
     columns = Records.concatenate([candidates, *_beside(view)])
     membership = members.draw_members(
         count,
@@ -98,24 +82,22 @@ def simulate(
         seed=seed,
         game=game,
     )
-    found = shadows_simulate.simulate(
-        federation_plan(view, rounds[-1]).resized(membership.sizes),
-        view.initial,
-        drawn_from.records,
-        membership,
-        columns,
-        rounds=rounds,
+    request = ShadowRequest(
+        plan=federation_plan(view, rounds[-1]).resized(membership.sizes),
+        initial=dict(view.initial),
+        pool=drawn_from.records,
+        membership=membership,
+        signal_records=columns,
+        rounds=tuple(rounds),
         seed=seed,
         game=game,
-        logit_rounds=rounds[-1:] if view.settings.classes > 2 and not early else (),
-        weight_rounds=rounds[-1:] if count <= _affordable_weights(view) else (),
+        logit_rounds=tuple(rounds[-1:]) if view.settings.classes > 2 and not early else (),
+        weight_rounds=tuple(rounds[-1:]) if count <= _affordable_weights(view) else (),
         raised=view.raised,
-        workers=laboratory.workers,
-        max_bytes=int(view.assumptions.memory * 2**30),
-        cache=laboratory.cache,
-        progress=laboratory.progress,
     )
-    return _matrix(view, columns, found, _inside(view, membership, len(candidates), len(columns)))
+    memory = int(view.assumptions.memory * 2**30)
+    shadows = train_shadows(request, dataclasses.replace(laboratory, max_bytes=memory))
+    return _matrix(view, columns, shadows, _inside(view, membership, len(candidates), len(columns)))
 
 
 def early_rounds(view: ParticipantView) -> list[int]:
@@ -199,14 +181,14 @@ def _beside(view: ParticipantView) -> list[Records]:
     return [owned.records] if owned is not None and len(owned) else []
 
 
-def _records_to_draw(view: ParticipantView, asked: Pool) -> tuple[Pool, dict[int, np.ndarray]]:
+def _records_to_draw(view: ParticipantView, candidate_pool: Pool) -> tuple[Pool, dict[int, np.ndarray]]:
     """Return the pool from which shadows are drawn, and party → the rows that it is known to train on.
 
     These come last: the adversary's own members and its poison, where it poisons; in a coalition those of all
     its parties. Under 'own' all own records are drawn from as well, to stand for the others'.
     """
-    owned = view.auxiliary or Pool(asked.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
-    parts = {"population": [asked, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
+    owned = view.auxiliary or Pool(candidate_pool.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    parts = {"population": [candidate_pool, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
     if parts is None:
         own = Records.concatenate([view.own_heldout, view.own_train])
         parts = [Pool(own, np.full(len(own), -1))]
@@ -234,9 +216,9 @@ def _inside(view: ParticipantView, membership: Membership, candidates: int, colu
     return inside
 
 
-def _matrix(view: ParticipantView, columns: Records, found: Shadows, inside: np.ndarray) -> SignalMatrix:
-    logits = [view.logits(t, columns) for t in found.rounds]
-    target = np.stack([signals.scaled_logit(each, columns.labels) for each in logits])
+def _matrix(view: ParticipantView, columns: Records, shadows: Shadows, inside: np.ndarray) -> SignalMatrix:
+    logits = [view.logits(t, columns) for t in shadows.rounds]
+    target = np.stack([signals.scaled_logit(answers, columns.labels) for answers in logits])
     beside = sum(len(records) for records in _beside(view))
     known = np.full(beside, -1)
     if view.auxiliary is not None and len(view.auxiliary) == beside:
@@ -244,14 +226,14 @@ def _matrix(view: ParticipantView, columns: Records, found: Shadows, inside: np.
     party = np.concatenate([_party_of(view, len(columns) - beside), known])
     return SignalMatrix(
         target=target.astype(np.float32),
-        shadows=found.phi,
+        shadows=shadows.phi,
         inside=inside,
-        rounds=np.array(found.rounds),
+        rounds=np.array(shadows.rounds),
         labels=columns.labels,
         party=party,
-        target_logits=None if found.logits is None else logits[-1].astype(np.float32),
-        shadow_logits=None if found.logits is None else found.logits[:, -1],
-        target_weights=None if found.weights is None else _flat_weights(view, found.rounds[-1])[None],
-        shadow_weights=found.weights,
+        target_logits=None if shadows.logits is None else logits[-1].astype(np.float32),
+        shadow_logits=None if shadows.logits is None else shadows.logits[:, -1],
+        target_weights=None if shadows.weights is None else _flat_weights(view, shadows.rounds[-1])[None],
+        shadow_weights=shadows.weights,
         features=columns.features,
     )

@@ -2,7 +2,7 @@
 
 S whole federations with the target's public settings start from the w_0 that the adversary was sent, and
 train on records that it draws (`draw_members`). Of each it keeps what the records' outputs were (`Shadows`),
-never the models. `simulate` trains them block by block: many at a time where the model allows it
+never the models. `train_shadows` trains them block by block: many at a time where the model allows it
 (`fedsim.core.training.stacked`), else one by one; on as many cores as asked for.
 
 Neither the size of a block, nor the number of workers, nor how many more shadows there are changes what a
@@ -13,13 +13,10 @@ depend on the block.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-import multiprocessing
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +24,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import TypeAdapter
 
-from attacks.shadows.cache import Block, read_cache, write_cache
+from attacks.shadows.cache import Block, cache_name, read_cache, write_cache
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams, poisson_width
 from attacks.signals import outputs as signals
 from fedsim.core.data.records import Records
+from fedsim.core.errors import FedsimError
+from fedsim.core.parallel import Outcome, TaskLate, WorkerDied, Workers, in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -69,94 +68,64 @@ def flat_weights(weights: Weights) -> np.ndarray:
     return np.concatenate([np.ravel(array) for array in weights.values()]).astype(np.float32)
 
 
-def simulate(
-    plan: FederationPlan,
-    initial: Weights,
-    pool: Records,
-    membership: Membership,
-    signal_records: Records,
-    *,
-    rounds: Sequence[int],
-    seed: int,
-    game: int = 0,
-    logit_rounds: Sequence[int] = (),
-    weight_rounds: Sequence[int] = (),
-    raised: Records | None = None,
-    workers: int = 1,
-    max_bytes: int = 2**30,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> Shadows:
-    """Train one shadow federation per row of ``membership`` from w_0 = ``initial`` and observe it.
+@dataclass(frozen=True)
+class Laboratory:
+    """What simulations may cost, and where they are kept; none of it changes a result.
 
-    pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
-    rounds: t of the models w_t to observe, in 0…T.
-    logit_rounds, weight_rounds: those of them of which logits, and weights, are kept as well.
-    raised: the records up whose loss a party moves its answers, where the plan has an ascent.
-    workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
-    max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
-        at the least.
-    cache: folder where results are kept (`cache_folder`), but for a 'module:callable', whose code may change;
-        a request that an earlier one covers is read.
-    progress: called with the number of shadows done and in all.
+    workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither
+    cache: folder of earlier simulations (`cache.cache_folder`), or None; a request that one of them covers is
+        read. Not for a 'module:callable', whose code may change.
+    progress: called with shadows done and in all
+    max_bytes: roughly what training may take, over all workers, beside the result; each worker trains one
+        shadow at the least
+    """
+
+    workers: int = 1
+    cache: Path | None = None
+    progress: Progress | None = None
+    max_bytes: int = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class ShadowRequest:
+    """Which shadows to train, and what to observe of them: all that decides the result.
+
+    initial: w_0, from which every shadow starts
+    pool: the records that ``membership`` is about; signal_records: those whose outputs are kept
+    rounds: t of the models w_t to observe, in 0…T, increasing
+    logit_rounds, weight_rounds: those of them of which logits, and weights, are kept as well
+    raised: the records whose loss a party's answers are moved to raise, where the plan has an ascent
 
     Raises:
         ValueError: ``membership`` has not the plan's party sizes, or ``rounds`` are not increasing in 0…T; an
             ascent without records to raise, or such records without an ascent.
     """
-    if membership.sizes != plan.sizes.tolist():
-        raise ValueError(
-            f"the shadows' parties have {membership.sizes} records, the plan's {plan.sizes.tolist()}"
-        )
-    if not rounds or list(rounds) != sorted(set(rounds)) or not 0 <= rounds[0] <= rounds[-1] <= plan.rounds:
-        raise ValueError(f"rounds {list(rounds)} are not increasing in 0…{plan.rounds}")
-    for name, some in (("logit_rounds", logit_rounds), ("weight_rounds", weight_rounds)):
-        if list(some) != [t for t in rounds if t in some]:
-            raise ValueError(f"{name} {list(some)} are not increasing in {list(rounds)}")
-    if (plan.ascent is None) != (raised is None):
-        raise ValueError("an ascent needs records that it raises, and they need an ascent")
-    job = _Job(
-        plan,
-        dict(initial),
-        pool,
-        signal_records,
-        tuple(rounds),
-        seed,
-        game,
-        tuple(logit_rounds),
-        tuple(weight_rounds),
-        raised,
-    )
-    # What a module of the user's own computes is written in a file that may change.
-    own_module = ":" in plan.model.name
-    file = cache / f"{job.key(membership)}.safetensors" if cache and not own_module else None
-    kept = read_cache(file, membership) if file else {}
-    done = len(kept.get("phi", ()))
-    if done < len(membership):
-        kept = _train(job, membership, kept, workers, max_bytes, progress)
-        if file:
-            write_cache(file, membership, kept)
-    elif progress:
-        progress(len(membership), len(membership))
-    return Shadows(tuple(rounds), kept["phi"], kept.get("logits"), kept.get("weights"), membership)
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What all blocks of a request share."""
 
     plan: FederationPlan
     initial: Weights
     pool: Records
+    membership: Membership
     signal_records: Records
     rounds: tuple[int, ...]
     seed: int
-    game: int
-    logit_rounds: tuple[int, ...]
-    weight_rounds: tuple[int, ...]
-    raised: Records | None
+    game: int = 0
+    logit_rounds: tuple[int, ...] = ()
+    weight_rounds: tuple[int, ...] = ()
+    raised: Records | None = None
 
-    def key(self, membership: Membership) -> str:
+    def __post_init__(self) -> None:
+        sizes, rounds, last = self.plan.sizes.tolist(), list(self.rounds), self.plan.rounds
+        if self.membership.sizes != sizes:
+            raise ValueError(f"the shadows' parties have {self.membership.sizes} records, the plan's {sizes}")
+        if not rounds or rounds != sorted(set(rounds)) or not 0 <= rounds[0] <= rounds[-1] <= last:
+            raise ValueError(f"rounds {rounds} are not increasing in 0…{last}")
+        for name, chosen in (("logit_rounds", self.logit_rounds), ("weight_rounds", self.weight_rounds)):
+            if list(chosen) != [t for t in rounds if t in chosen]:
+                raise ValueError(f"{name} {list(chosen)} are not increasing in {rounds}")
+        if (self.plan.ascent is None) != (self.raised is None):
+            raise ValueError("an ascent needs records that it raises, and they need an ascent")
+
+    def key(self) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
         plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
         kept = [self.rounds, self.logit_rounds, self.weight_rounds]
@@ -166,98 +135,120 @@ class _Job:
             **self.initial,
             "pool": self.pool.features, "pool labels": self.pool.labels,
             "signal": self.signal_records.features, "signal labels": self.signal_records.labels,
-            "members": membership.members[0],
+            "members": self.membership.members[0],
         }  # fmt: skip
         if self.raised is not None:
             named |= {"raised": self.raised.features, "raised labels": self.raised.labels}
         for name, array in named.items():
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:32]
+        return digest.hexdigest()
 
 
-def _train(
-    job: _Job,
-    membership: Membership,
-    kept: Block,
-    workers: int,
-    max_bytes: int,
-    progress: Progress | None,
-) -> Block:
-    """Train the shadows that ``kept`` does not have; return all of them."""
-    done, total = len(kept.get("phi", ())), len(membership)
-    size = block_size(job.plan, len(job.signal_records), total - done, workers, max_bytes)
+def train_shadows(request: ShadowRequest, laboratory: Laboratory | None = None) -> Shadows:
+    """Train one shadow federation per row of the membership, from w_0, and observe it.
+
+    Raises:
+        FedsimError: a worker's process ended, as where memory runs out.
+    """
+    laboratory = laboratory or Laboratory()
+    total = len(request.membership)
+    # What a module of the user's own computes is written in a file that may change.
+    own_module = ":" in request.plan.model.name
+    file = laboratory.cache / cache_name(request.key()) if laboratory.cache and not own_module else None
+    arrays = read_cache(file, request.membership, _shapes(request)) if file else {}
+    if len(arrays.get("phi", ())) < total:
+        arrays = _train_missing(request, arrays, laboratory)
+        if file:
+            write_cache(file, request.membership, arrays)
+    elif laboratory.progress:
+        laboratory.progress(total, total)
+    logits, weights = arrays.get("logits"), arrays.get("weights")
+    return Shadows(request.rounds, arrays["phi"], logits, weights, request.membership)
+
+
+def _shapes(request: ShadowRequest) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of one shadow, by field of `Shadows`."""
+    n, plan = len(request.signal_records), request.plan
+    shapes: dict[str, tuple[int, ...]] = {"phi": (len(request.rounds), n)}
+    if request.logit_rounds:
+        shapes["logits"] = (len(request.logit_rounds), n, plan.classes)
+    if request.weight_rounds:
+        size = sum(array.size for array in request.initial.values())
+        shapes["weights"] = (len(request.weight_rounds), size)
+    return shapes
+
+
+def _train_missing(request: ShadowRequest, cached: Block, laboratory: Laboratory) -> Block:
+    """Train the shadows that ``cached`` does not have; return all of them."""
+    done, total = len(cached.get("phi", ())), len(request.membership)
+    records, workers = len(request.signal_records), laboratory.workers
+    size = block_size(request.plan, records, total - done, workers, laboratory.max_bytes)
     starts = range(done, total, size)
     blocks: dict[int, Block] = {}
-    for start, block in _run(job, membership.members, starts, size, min(workers, len(starts))):
+    for start, block in _run(request, starts, size, min(workers, len(starts))):
         blocks[start] = block
-        if progress:
-            progress(done + sum(len(b["phi"]) for b in blocks.values()), total)
-    parts = [kept] * bool(kept) + [blocks[start] for start in starts]
+        if laboratory.progress:
+            laboratory.progress(done + sum(len(b["phi"]) for b in blocks.values()), total)
+    parts = [cached] * bool(cached) + [blocks[start] for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
 
 
 def _run(
-    job: _Job, members: np.ndarray, starts: Sequence[int], size: int, workers: int
+    request: ShadowRequest, starts: Sequence[int], size: int, workers: int
 ) -> Iterator[tuple[int, Block]]:
     """Yield (start, block) as blocks are finished, ``workers`` of them at a time on one core each."""
     from fedsim.core.training.stacked.batches import single_thread
 
-    stop = threading.Event()
+    members = request.membership.members
+    blocks = [(start, members[start : start + size]) for start in starts]
     with single_thread(), contextlib.ExitStack() as on_exit:
         if workers == 1:
-            for start in starts:
-                yield start, _run_block(job, start, members[start : start + size])
+            for start, part in blocks:
+                yield start, _run_block(request, start, part)
             return
-        stack = _stack(job.plan)
-        threads = stack is not None and stack.rounds_alike
-        executor = _threads(workers) if threads else _processes(workers, job)
-        on_exit.callback(executor.shutdown, cancel_futures=True)
-        on_exit.callback(stop.set)
-        waiting = {}
-        for start in starts:
-            part = members[start : start + size]
-            future = (
-                executor.submit(_run_block, job, start, part, stop.is_set)
-                if threads
-                else executor.submit(_run_in_worker, start, part)
-            )
-            waiting[future] = start
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        stack = _stack(request.plan)
+        if stack is not None and stack.rounds_alike:
+            # Stacked layers spend their time in large operations, which release the interpreter's lock.
+            outcomes = in_threads(_run_block, [(request, *block) for block in blocks], workers)
+        else:
+            # Other modules spend theirs in Python.
+            pool = on_exit.enter_context(Workers(workers, functools.partial(_start_worker, request)))
+            outcomes = pool.run(_run_in_worker, blocks)
+        on_exit.enter_context(contextlib.closing(outcomes))
+        for outcome in outcomes:
+            if outcome.state != "started":
+                yield starts[outcome.number], _block_of(outcome)
 
 
-def _threads(workers: int) -> Executor:
-    """Stacked layers spend their time in large operations, which release the interpreter's lock."""
+def _block_of(outcome: Outcome) -> Block:
+    try:
+        block: Block = outcome.result()
+    except (WorkerDied, TaskLate) as error:
+        advice = "use fewer --workers, or less adversary.memory"
+        raise FedsimError(f"shadow federations could not be trained: {error}; {advice}") from error
+    return block
+
+
+_worker_request: ShadowRequest | None = None
+
+
+def _start_worker(request: ShadowRequest) -> None:
     import torch
 
-    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _processes(workers: int, job: _Job) -> Executor:
-    """Other modules spend theirs in Python. Spawned, since a forked torch may hang."""
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(job,))
-
-
-_worker_job: _Job | None = None
-
-
-def _start_worker(job: _Job) -> None:
-    import torch
-
-    global _worker_job
-    _worker_job = job
+    global _worker_request
+    _worker_request = request
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 
 def _run_in_worker(start: int, members: np.ndarray) -> Block:
-    assert _worker_job is not None
-    return _run_block(_worker_job, start, members)
+    assert _worker_request is not None
+    return _run_block(_worker_request, start, members)
 
 
-def _run_block(job: _Job, start: int, members: np.ndarray, stop: Callable[[], bool] = lambda: False) -> Block:
+def _run_block(
+    job: ShadowRequest, start: int, members: np.ndarray, stop: Callable[[], bool] = lambda: False
+) -> Block:
     """Train the shadows ``start``, ``start`` + 1, … with these members.
 
     stop: asked before every round of stacked models whether to give up
@@ -290,16 +281,11 @@ SIGNAL_LOGITS = 2**18
 class _Seen:
     """What is kept of a block: filled round by round."""
 
-    def __init__(self, job: _Job, shadows: int) -> None:
+    def __init__(self, job: ShadowRequest, shadows: int) -> None:
         self._job = job
-        shape = (shadows, len(job.rounds), len(job.signal_records))
-        self.block: Block = {"phi": np.empty(shape, np.float32)}
-        if job.logit_rounds:
-            asked = (len(job.logit_rounds), len(job.signal_records), job.plan.classes)
-            self.block["logits"] = np.empty((shadows, *asked), np.float32)
-        if job.weight_rounds:
-            size = sum(array.size for array in job.initial.values())
-            self.block["weights"] = np.empty((shadows, len(job.weight_rounds), size), np.float32)
+        self.block: Block = {
+            name: np.empty((shadows, *shape), np.float32) for name, shape in _shapes(job).items()
+        }
 
     def by(self, first: int) -> Callable[[int, torch.Tensor, Mapping[str, torch.Tensor]], None]:
         """Return what takes t, the logits (S, n, classes) and w_t of the shadows from ``first`` on."""

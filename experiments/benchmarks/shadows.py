@@ -38,7 +38,7 @@ from torch import nn
 
 from attacks.shadows.members import draw_members
 from attacks.shadows.plan import FederationPlan, PartyTraining
-from attacks.shadows.simulate import simulate
+from attacks.shadows.simulate import Laboratory, ShadowRequest, train_shadows
 from fedsim.core.data.records import Records
 from fedsim.core.models import weights, zoo
 from fedsim.core.privacy.plan import Plan
@@ -106,16 +106,8 @@ def stacked(plan: FederationPlan, shadows: int, workers: int) -> None:
     pool = random_records(2 * sum(sizes))
     membership = draw_members(shadows, sizes, np.repeat(np.arange(len(sizes)), 2 * plan.sizes), seed=0)
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
-    simulate(
-        plan,
-        weights.weights_of(module),
-        pool,
-        membership,
-        pool,
-        rounds=[plan.rounds],
-        seed=0,
-        workers=workers,
-    )
+    request = ShadowRequest(plan, weights.weights_of(module), pool, membership, pool, (plan.rounds,), seed=0)
+    train_shadows(request, Laboratory(workers))
 
 
 def fresh_module() -> nn.Sequential:
@@ -396,10 +388,9 @@ def running_and_in_all(plan: FederationPlan, shadows: int, workers: int) -> tupl
     initial = weights.weights_of(zoo.build(plan.model, plan.input_shape, plan.classes))
     finished: list[tuple[int, float]] = []
     start = time.perf_counter()
-    simulate(
-        plan, initial, pool, membership, pool.take(np.arange(16)), rounds=[1], seed=0, workers=workers,
-        progress=lambda done, total: finished.append((done, time.perf_counter())),
-    )  # fmt: skip
+    request = ShadowRequest(plan, initial, pool, membership, pool.take(np.arange(16)), (1,), seed=0)
+    note = lambda done, total: finished.append((done, time.perf_counter()))  # noqa: E731
+    train_shadows(request, Laboratory(workers, progress=note))
     (before, first), (after, last) = finished[workers - 1], finished[-1]
     return (last - first) / (after - before), (time.perf_counter() - start) / shadows
 

@@ -26,10 +26,11 @@ from scipy.stats import rankdata
 from attacks.matrix import lira
 from attacks.matrix.joint import parts, stacking
 from attacks.matrix.signal_matrix import SignalMatrix
-from attacks.shadows import members, simulate
+from attacks.shadows import members
 from attacks.shadows.laboratory import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
+from attacks.shadows.simulate import ShadowRequest, train_shadows
 from fedsim.core import rng
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
@@ -106,9 +107,11 @@ class Laboratory:
             participants=len(self.prepared.rows),
         )
         asked = encoded.records(self.others)
-        found = simulate.simulate(
-            plan, weights_of(module), encoded.records(pool), membership, asked, rounds=rounds,
-            seed=rng.integer(seed, purpose, bits=31), weight_rounds=rounds[-1:],
+        found = train_shadows(
+            ShadowRequest(
+                plan, weights_of(module), encoded.records(pool), membership, asked, tuple(rounds),
+                seed=rng.integer(seed, purpose, bits=31), weight_rounds=tuple(rounds[-1:]),
+            )
         )  # fmt: skip
         inside = np.full((count, len(self.others)), -1, np.int16)
         inside[:, known] = membership.inside[:, : known.sum()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedsim.audit.participant import participant_audit
 from fedsim.audit.party import plan_of, training_of
 from fedsim.audit.settings import Audit, AuditSettings
-from fedsim.audit.white_box import Progress, white_box
+from fedsim.audit.white_box import Progress, Target, white_box
 from fedsim.core.data.store import read_party
 from fedsim.core.models import zoo
 from fedsim.core.run_directory import RunDirectory
@@ -50,7 +50,7 @@ def _white_box_of_party(
 ) -> Audit:
     scenario, party = run.scenario, settings.party
     records, info = read_party(run.party_folder(0, names.index(party), party))
-    module = zoo.build(scenario.model, records.train.shape, info["classes"], seed=settings.seed)
+    module = zoo.build(scenario.model, records.train.shape, info.classes, seed=settings.seed)
     plan = plan_of(scenario, party, len(records.train))
-    train = training_of(scenario, party)
-    return white_box(settings, plan, module, records.train, train=train, workers=workers, progress=progress)
+    target = Target(plan, module, records.train, training_of(scenario, party))
+    return white_box(settings, target, workers, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,19 +28,21 @@ def participant_audit(
     m = settings.canaries if one_run else 1
     stream = rng.generator(settings.seed, "audit coins", party=settings.party)
     inside = stream.random((1, m)) < 0.5 if one_run else (np.arange(games) % 2 == 0)[:, None]
-    found: list[Mapping[str, np.ndarray]] = []
+    scores_by_game: list[Mapping[str, np.ndarray]] = []
     plans = []
     for game in range(games):
         planted, n = _plant(run, game, names, settings, inside[game])
         plans.append(plan_of(run.scenario, settings.party, n))
         inprocess.run_game(run, game, workers)
         view = observations.load_view(run.observations(game))
-        found.append(canaries.participant_scores(view, planted))
+        scores_by_game.append(canaries.participant_scores(view, planted))
         if progress:
             progress(game + 1, games)
-    plan = max(plans, key=lambda each: each.epsilon)
+    plan = max(plans, key=lambda plan: plan.epsilon)
     delta = plan.delta if settings.delta is None else settings.delta
-    scores = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    scores = {
+        name: np.concatenate([of_game[name] for of_game in scores_by_game]) for name in scores_by_game[0]
+    }
     error = settings.error / len(scores)
     if one_run:
         numbers = [settings.guesses] if settings.guesses else [max(2, m // 4), nearly_all(m)]
@@ -64,12 +67,12 @@ def _plant(
     folder = run.party_folder(game, where, settings.party)
     records, info = read_party(folder)
     stream = rng.generator(settings.seed, "audit canaries", party=settings.party)
-    planted = canaries.edge_records(records.heldout, info["classes"], len(inside), stream)
+    planted = canaries.edge_records(records.heldout, info.classes, len(inside), stream)
     train = Records.concatenate([records.train, planted.take(inside)])
     write_party(folder, PartyRecords(records.name, train, records.heldout), info)
-    sizes = [len(train) if k == where else n for k, n in enumerate(info["sizes"])]
+    sizes = tuple(len(train) if k == where else n for k, n in enumerate(info.sizes))
     for partition, name in enumerate(names):
         folder = run.party_folder(game, partition, name)
         records, info = read_party(folder)
-        write_party(folder, records, info | {"sizes": sizes})
+        write_party(folder, records, dataclasses.replace(info, sizes=sizes))
     return planted, len(train)

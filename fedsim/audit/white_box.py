@@ -19,9 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +43,9 @@ from fedsim.audit.verdict import (
 )
 from fedsim.core import rng
 from fedsim.core.data.records import Records
+from fedsim.core.parallel import Workers
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.training import dp
-from fedsim.engines import inprocess
 
 Progress = Callable[[int, int], object]
 World = canaries.GradientCanaries | canaries.LoneCanary
@@ -64,56 +62,58 @@ Train = Callable[..., Any]
 """
 
 
-def white_box(
-    settings: AuditSettings,
-    plan: Plan,
-    module: torch.nn.Module,
-    records: Records,
-    *,
-    train: Train = dp.train_private,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> Audit:
-    """Audit ``train`` on ``records`` and canaries, with ``plan``'s sample rate, noise and steps.
-
-    module: the party's; its weights are where the training starts, and it is left as it is.
-    train: one round of DP-SGD, called ``plan.rounds`` times a run; it is what is under audit.
-    workers: processes to share the runs; ``train`` is pickled then
-    """
-    delta = plan.delta if settings.delta is None else settings.delta
-    measure = _one_run if settings.method == "one-run" else _many_run
-    laboratory = _Laboratory(settings, plan, module, records, train, workers, progress)
-    outcome = measure(settings, plan, delta, laboratory)
-    return audit_of(settings, "white-box", outcome, upper(plan, delta), delta)
-
-
 @dataclass(frozen=True)
-class _Laboratory:
-    """Runs the training under audit on canaries."""
+class Target:
+    """What is audited: a party's training.
 
-    settings: AuditSettings
+    module: the party's; its weights are where the training starts, and it is left as it is
+    records: the party's own
+    train: one round of DP-SGD, called ``plan.rounds`` times a run
+    """
+
     plan: Plan
     module: torch.nn.Module
     records: Records
-    train: Train
+    train: Train = dp.train_private
+
+
+def white_box(
+    settings: AuditSettings, target: Target, workers: int = 1, progress: Progress | None = None
+) -> Audit:
+    """Audit the training on the records and canaries, with the plan's sample rate, noise and steps.
+
+    workers: processes to share the runs; ``target`` is pickled then
+    """
+    delta = target.plan.delta if settings.delta is None else settings.delta
+    measure = _one_run if settings.method == "one-run" else _many_run
+    outcome = measure(settings, delta, _Runs(settings, target, workers, progress))
+    return audit_of(settings, "white-box", outcome, upper(target.plan, delta), delta)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Makes the runs of the training under audit on canaries."""
+
+    settings: AuditSettings
+    target: Target
     workers: int
     progress: Progress | None
 
+    @property
+    def plan(self) -> Plan:
+        return self.target.plan
+
     def run_all(self, worlds: Sequence[World], inside: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield `run` of every world, in order, whatever process makes it."""
-        numbers = range(len(worlds))
-        if self.workers == 1 or not _portable(self.module):
-            yield from self._told(map(self.run, worlds, inside, numbers), len(worlds))
+        runs = list(zip(worlds, inside, range(len(worlds)), strict=True))
+        if self.workers == 1 or not _portable(self.target.module):
+            yield from self._counted((self.run(*run) for run in runs), len(runs))
             return
         alone = dataclasses.replace(self, progress=None)
-        context = multiprocessing.get_context("spawn")
-        with (
-            inprocess.environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
-            ProcessPoolExecutor(min(self.workers, len(worlds)), mp_context=context) as pool,
-        ):
-            yield from self._told(pool.map(alone.run, worlds, inside, numbers), len(worlds))
+        with Workers(min(self.workers, len(runs))) as pool:
+            yield from self._counted(pool.map(alone.run, runs), len(runs))
 
-    def _told(self, results: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
+    def _counted(self, results: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
         for done, result in enumerate(results, start=1):
             yield result
             if self.progress:
@@ -127,7 +127,7 @@ class _Laboratory:
         adapted: dict[str, float] = {}
         for round in range(self.plan.rounds):
             readout.start_round()
-            report = self.train(
+            report = self.target.train(
                 module,
                 records,
                 world.settings,
@@ -156,18 +156,18 @@ def _portable(module: torch.nn.Module) -> bool:
     return all(type(part).__module__.startswith("torch.") for part in module.modules())
 
 
-def _one_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> Outcome:
-    m = settings.canaries
-    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, len(laboratory.records))))
+def _one_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
+    m, target, plan = settings.canaries, runs.target, runs.plan
+    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, len(target.records))))
     coins = rng.generator(settings.seed, "audit coins", party=settings.party).random(m) < 0.5
     scores = {name: np.zeros(m) for name in (*LEVELS, "repetition")}
     of_size = functools.cache(
-        lambda size: canaries.gradient_canaries(laboratory.module, laboratory.records, size, plan)
+        lambda size: canaries.gradient_canaries(target.module, target.records, size, plan)
     )
-    runs = laboratory.run_all([of_size(len(part)) for part in parts], [coins[part] for part in parts])
-    for part, x in zip(parts, runs, strict=True):
+    readings = runs.run_all([of_size(len(part)) for part in parts], [coins[part] for part in parts])
+    for part, x in zip(parts, readings, strict=True):
         for name, level in LEVELS.items():
-            scores[name][part] = laboratory.ratio(x, level)
+            scores[name][part] = runs.ratio(x, level)
         scores["repetition"][part] = canaries.repetition(x)
     best = best_of(
         [
@@ -196,18 +196,19 @@ def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tu
     return [first, *((score, fixed or guesses, share) for score, guesses in others)]
 
 
-def _many_run(settings: AuditSettings, plan: Plan, delta: float, laboratory: _Laboratory) -> Outcome:
+def _many_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
+    target, plan, count = runs.target, runs.plan, settings.runs
     stream = rng.generator(settings.seed, "lone canary", party=settings.party)
-    world = canaries.lone_canary(laboratory.module, laboratory.records.shape, plan, stream)
-    runs, signals = settings.runs, world.signals
-    inside = np.arange(runs) % 2 == 0
-    steps = list(laboratory.run_all([world] * runs, np.split(inside, runs)))
+    world = canaries.lone_canary(target.module, target.records.shape, plan, stream)
+    signals = world.signals
+    inside = np.arange(count) % 2 == 0
+    steps = list(runs.run_all([world] * count, np.split(inside, count)))
     x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
-    planned = laboratory.ratio(x[..., 0], 1.0)
-    said = planned > best_threshold(settings, plan, runs)
+    planned = runs.ratio(x[..., 0], 1.0)
+    said = planned > best_threshold(settings, plan, count)
     tests = [told_apart(said, inside, MAIN_SHARE * settings.error, delta, plan)]
-    scores = [laboratory.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
-    scores += [laboratory.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
+    scores = [runs.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
+    scores += [runs.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
     scores += [canaries.repetition(x[..., 0])]
     error = (1 - MAIN_SHARE) / len(scores) * settings.error
     return best_of(tests + [learnt(score, inside, error, delta, plan) for score in scores])

@@ -17,6 +17,7 @@ import click
 from fedsim import __version__
 from fedsim.cli.streams import on_standard_streams, printable
 from fedsim.core.errors import FedsimError, InputError, suggestion
+from fedsim.core.parallel import stop_signals
 
 _UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the operating system says of a path that cannot be that of any file."""
@@ -96,7 +97,8 @@ class FedsimGroup(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
         try:
-            return super().invoke(ctx)
+            with stop_signals():
+                return super().invoke(ctx)
         except FedsimError as error:
             if ctx.params.get("debug"):
                 raise

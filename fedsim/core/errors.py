@@ -10,6 +10,7 @@ else that is raised is a bug and keeps its stack trace.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -33,3 +34,27 @@ def suggestion(value: object, choices: Iterable[str], limit: int = 12) -> str:
         return f"; did you mean '{near[0]}'?"
     more = ", …" if len(known) > limit else ""
     return f"; valid: {', '.join(known[:limit])}{more}"
+
+
+PLAIN_LENGTH = 300
+"""Characters of someone else's error that are shown and kept."""
+
+_UNSAFE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x1f\x7f-\x9f]")
+_ADDRESS = re.compile(r"(?: at)? 0x[0-9a-fA-F]{6,}")
+
+
+def plainly(error: BaseException | str) -> str:
+    """Return what an error of someone else's code says: one short line, the same on every run.
+
+    Without terminal escapes, control characters and memory addresses, cut to `PLAIN_LENGTH`. An error of
+    fedsim's own is a sentence already; any other is named by its type.
+    """
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be had)"
+    text = _ADDRESS.sub("", _UNSAFE.sub(" ", text[: 20 * PLAIN_LENGTH]))
+    if isinstance(error, BaseException) and not isinstance(error, FedsimError):
+        text = f"{type(error).__name__}: {text}" if text.strip() else type(error).__name__
+    text = " ".join(text.split())
+    return text if len(text) <= PLAIN_LENGTH else f"{text[: PLAIN_LENGTH - 1]}…"

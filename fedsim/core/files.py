@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,25 +33,49 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.close(handle)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
         write(Path(temporary))
         Path(temporary).replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
-    """Return the one-sentence error for a file that could not be written."""
-    if error.errno == errno.ENOSPC:
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # of `write_atomically`
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in ``folder`` and below it."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """Return the one-sentence error for a file that could not be written, whichever library wrote it."""
+    number = getattr(error, "errno", None) or _number_in(str(error))
+    if number in _FULL:
         return InputError(f"cannot write {path}: the disk is full; free some space and use --resume")
-    reason = error.strerror or str(error)
+    if number in _FORBIDDEN:
+        return InputError(f"cannot write {path}: the folder is read-only; choose another one with --out")
+    reason = getattr(error, "strerror", None) or str(error)
     return InputError(f"cannot write {path}: {reason}; choose another folder with --out")
+
+
+def _number_in(text: str) -> int | None:
+    """Return the system's error number in the text of Rust ("os error 28") or Arrow ("errno 28")."""
+    number = re.search(r"(?:os error|errno) (\d+)", text, re.IGNORECASE)
+    return int(number[1]) if number else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,8 +24,10 @@ Nothing in it is a pickle, and every file is written whole or not at all.
 
 from __future__ import annotations
 
+import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +35,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import safe_open
+from typing_extensions import TypedDict, Unpack
 
 from fedsim.core import files
 from fedsim.core.data.records import Pool
@@ -42,6 +47,60 @@ from fedsim.core.scenario.reading import parse, save
 from fedsim.core.scenario.settings import Scenario
 
 FORMAT = 1
+
+
+class GameEntry(TypedDict):
+    """What the manifest says of a finished game.
+
+    rounds: rounds run; final_model_sha256: of the file of the last global model; seconds: wall time
+    """
+
+    rounds: int
+    final_model_sha256: str
+    seconds: float
+
+
+class Manifest(TypedDict, total=False):
+    """What ``manifest.json`` says of a run; a field is there from the moment at which it is known.
+
+    format: of the run directory (`FORMAT`)
+    complete: whether every game is evaluated; prepared: whether all records have been dealt
+    engine: 'inprocess' or 'ray'; workers: processes for the parties, cores for the shadows
+    adversary: name of the malicious party; record: what a record is called, as 'patient'
+    parties: name → number of records, by partition; classes: spellings of the label
+    input_shape: of one record's features
+    notices: what a person should know of the run, a sentence each
+    data_sha256: file → hash of the tables that were read
+    seed: of the scenario; created: ISO 8601, UTC
+    dp: party → its plan, in JSON's numbers; central_dp: what central DP spends on a party
+    games: number of a finished game → what came of it
+    versions: package → version; machine: system, processor, cores
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    format: int
+    complete: bool
+    prepared: bool
+    engine: str
+    workers: int
+    adversary: str
+    record: str
+    parties: dict[str, int]
+    classes: list[Any]
+    input_shape: list[int]
+    notices: list[str]
+    data_sha256: dict[str, str]
+    seed: int
+    created: str
+    dp: dict[str, dict[str, Any]]
+    central_dp: dict[str, Any]
+    games: dict[str, GameEntry]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True)
@@ -74,7 +133,7 @@ class RunDirectory:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            taken = any(path.iterdir())
+            taken = any(path.iterdir()) or not _claim(path / "scenario.toml")
         except OSError as error:
             raise files.cannot_write(path, error) from error
         if taken:
@@ -112,14 +171,55 @@ class RunDirectory:
         return parse(document, source=str(path))
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """Versions, seeds, hashes, engine, machine, wall times, completeness."""
-        path = self.path / "manifest.json"
-        return files.read_json(path) if path.exists() else {}
+    def manifest(self) -> Manifest:
+        """What is known of the run so far; empty where there is no manifest yet.
 
-    def update_manifest(self, **entries: Any) -> None:
+        Raises:
+            InputError: the file cannot be read, or an entry has another type.
+        """
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return {}
+        try:
+            return _MANIFEST.validate_python(files.read_json(path), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"])) or "the document"
+            raise InputError(
+                f"{path}: {key}: {problem['msg']}; the file has been changed or damaged"
+            ) from error
+
+    def update_manifest(self, **entries: Unpack[Manifest]) -> None:
         """Add or replace entries of the manifest."""
         files.write_json(self.path / "manifest.json", {**self.manifest, **entries})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running the same folder; the lock ends with the process.
+
+        Raises:
+            InputError: another process is running it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{self.path} is being run by another process; wait until it is done") from error
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def forget_records(self) -> None:
+        """Remove what has been dealt, so that it can be dealt anew."""
+        shutil.rmtree(self.path / "parties", ignore_errors=True)
+        for path in [*self.path.glob("candidates-*.safetensors"), self.path / "truth.parquet"]:
+            path.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- parties
     def party_folder(self, game: int, partition: int, name: str) -> Path:
@@ -245,13 +345,33 @@ def scores_table(scores: Mapping[str, np.ndarray], thresholds: Mapping[str, floa
     return pd.concat(parts, ignore_index=True)
 
 
+def _claim(path: Path) -> bool:
+    """Create the file; False where another process was quicker."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
 def new_run_path(parent: Path, name: str) -> Path:
-    """Return ``parent/name``, or ``parent/name-2`` and so on where that is taken."""
+    """Make and return ``parent/name``, or ``parent/name-2`` and so on where that is taken.
+
+    The folder is empty, and no other process is given it.
+
+    Raises:
+        InputError: ``parent`` cannot be written to.
+    """
     path, number = parent / name, 1
-    while path.exists():
-        number += 1
-        path = parent / f"{name}-{number}"
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = parent / f"{name}-{number}"
+        except OSError as error:
+            raise files.cannot_write(path, error) from error
 
 
 def runs_in(parent: Path) -> list[RunDirectory]:

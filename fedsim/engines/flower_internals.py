@@ -20,6 +20,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsim.core.errors import plainly
+
 SERVER_NODE_ID = 1
 
 
@@ -42,8 +44,7 @@ def set_message_id(message: Message, message_id: str) -> None:
 
 def failure(message: Message, error: BaseException) -> Message:
     """Return the reply of a client that raised ``error``."""
-    reason = f"{type(error).__name__}: {error}"
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, plainly(error)), reply_to=message)
 
 
 def to_bytes(state: RecordDict) -> bytes:

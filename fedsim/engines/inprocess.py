@@ -1,24 +1,19 @@
 """The default engine: a Flower grid that calls the ClientApp directly, without Ray or network.
 
-With ``workers > 1`` the messages of a round are spread over a persistent pool of processes. A client's
-answer depends only on its message, its context and its own records, so the number of
-workers cannot change a single bit of the result.
+Clients run in this process, or in a pool of processes (`fedsim.core.parallel`): where there are several
+workers, and always where a client runs a person's own code, which may hang or take its process along. There a
+client that takes too long, exits or is killed costs its own reply and no other. A client's answer depends
+only on its message, its context and its own records: the number of workers cannot change a bit of the result.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedsim.engines import flower_internals as internals  # before any other import of flwr
 
@@ -26,36 +21,45 @@ from flwr.app import Context, Message, RecordDict, UserConfig  # isort: skip
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from clients.warm_up import warm_up
+from fedsim.core.parallel import Outcome, TaskLate, Workers
 from fedsim.core.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from fedsim.engines.own_code import runs_own_code
 
 RUN_ID = 1
 ClientApp = Callable[[Message, Context], Message]
 
 
 def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
-    """Run one game of ``run`` in this process, with ``workers`` processes for the parties."""
+    """Run one game of ``run``, with ``workers`` processes for the parties.
+
+    One worker is this process, unless a person's own code runs in it: that gets a process of its own.
+    """
     import torch
 
     from fedsim.server import server_app
 
     torch.set_num_threads(1)
     _quiet_flower()
-    with InProcessGrid(run.path, game, run.scenario.parties.count or 0, workers) as grid:
+    processes = workers if workers > 1 or runs_own_code(run.scenario) else 0
+    with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes) as grid:
         context = Context(RUN_ID, internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
         server_app.app(grid, context)
 
 
 class InProcessGrid(Grid):
-    """Flower's Grid over clients that live in this process or in a pool of processes."""
+    """Flower's Grid over clients that live in this process or in a pool of processes.
+
+    workers: processes for the clients; 0 to run them in this one
+    client_app: instead of fedsim's own, in this process only
+    """
 
     def __init__(
-        self, run: Path, game: int, parties: int, workers: int = 1, client_app: ClientApp | None = None
+        self, run: Path, game: int, parties: int, workers: int = 0, client_app: ClientApp | None = None
     ) -> None:
         internals.assume_identity(RUN_ID)
         self.run_config: UserConfig = {"run": str(run), "game": game}
+        self._path = run
         self._run = internals.empty_run(RUN_ID)
         self._contexts = {
             internals.SERVER_NODE_ID + 1 + partition: self._new_context(partition, parties)
@@ -64,7 +68,9 @@ class InProcessGrid(Grid):
         self._message_numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._client_app = client_app
-        self._pool = _new_pool(min(workers, parties)) if workers > 1 else None
+        start = functools.partial(_start_worker, run)
+        self._pool = Workers(min(workers, parties), start) if workers else None
+        self._warm = False
 
     def _new_context(self, partition: int, parties: int) -> Context:
         node_config: UserConfig = {"partition-id": partition, "num-partitions": parties}
@@ -72,13 +78,13 @@ class InProcessGrid(Grid):
         return Context(RUN_ID, node_id, node_config, RecordDict(), self.run_config)
 
     def __enter__(self) -> InProcessGrid:
+        if self._pool is not None:
+            self._pool.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
-            for process in list((self._pool._processes or {}).values()):
-                process.kill()  # whatever a worker is still doing, nobody waits for it any more
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.__exit__(*exception)
 
     # ---------------------------------------------------------- Flower's Grid
     def set_run(self, run: Run) -> None:
@@ -119,17 +125,23 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Deliver messages and return the replies; one that took longer than ``timeout`` is lost."""
+        """Deliver messages and return the replies, in the messages' order.
+
+        timeout: seconds for each client; a reply that took longer is lost, and the client's process is ended
+        """
         numbered = list(messages)
         for message in numbered:
             internals.set_message_id(message, str(next(self._message_numbers)))
         if self._pool is None:
             return self._answer_here(numbered, timeout)
-        return self._answer_in_pool(numbered, timeout)
+        return self._answer_in_pool(self._pool, numbered, timeout)
 
     # --------------------------------------------------------------- delivery
     def _answer_here(self, messages: list[Message], timeout: float | None) -> list[Message]:
         app = self._client_app or _client_app()
+        if not self._warm:
+            warm_up(RunDirectory.open(self._path).scenario)
+            self._warm = True
         replies = []
         for message in messages:
             started = time.monotonic()
@@ -138,24 +150,18 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def _answer_in_pool(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        assert self._pool is not None
-        deadline = None if timeout is None else time.monotonic() + timeout
-        futures: list[Future[tuple[Message, Context]]] = [
-            self._pool.submit(_answer_in_worker, message, self._contexts[message.metadata.dst_node_id])
-            for message in messages
-        ]
-        replies = []
-        for message, future in zip(messages, futures, strict=True):
-            try:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                reply, context = future.result(left)
-            except FutureTimeout:
-                future.cancel()
-                continue
-            self._contexts[message.metadata.dst_node_id] = context
-            replies.append(reply)
-        return replies
+    def _answer_in_pool(self, pool: Workers, messages: list[Message], timeout: float | None) -> list[Message]:
+        contexts = [self._contexts[message.metadata.dst_node_id] for message in messages]
+        tasks = list(zip(messages, contexts, strict=True))
+        replies: dict[int, Message] = {}
+        for outcome in pool.run(_answer_in_worker, tasks, timeout):
+            if outcome.state == "done":
+                reply, context = outcome.value
+                self._contexts[messages[outcome.number].metadata.dst_node_id] = context
+                replies[outcome.number] = reply
+            elif outcome.state == "failed" and not isinstance(outcome.error, TaskLate):
+                replies[outcome.number] = _failure(messages[outcome.number], outcome)
+        return [replies[number] for number in sorted(replies)]
 
     # ----------------------------------------------------------------- resume
     def states(self) -> dict[int, bytes]:
@@ -174,47 +180,25 @@ class InProcessGrid(Grid):
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """Call the client; an exception becomes Flower's error reply, as on the other engines."""
+    """Call the client; what it raises, SystemExit too, becomes Flower's error reply."""
     try:
         return app(message, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logging.getLogger("fedsim").debug("client %s raised", context.node_config, exc_info=error)
         return internals.failure(message, error)
 
 
+def _failure(message: Message, outcome: Outcome) -> Message:
+    assert outcome.error is not None
+    return internals.failure(message, outcome.error)
+
+
 # --------------------------------------------------------------------- workers
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    """Return a pool of single-threaded processes that have the ClientApp imported."""
-    with environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-        pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-        )
-        for _ in range(workers):
-            pool.submit(os.getpid)  # start all processes while the environment is set
-    return pool
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set variables for the processes that the body starts."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(run: Path) -> None:
     internals.assume_identity(RUN_ID)
     _quiet_flower()
     _client_app()
+    warm_up(RunDirectory.open(run).scenario)
 
 
 def _client_app() -> ClientApp:

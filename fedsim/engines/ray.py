@@ -8,6 +8,7 @@ so a game that was stopped starts again from round 1 (to the same result).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,14 +20,16 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fedsim
-from fedsim.core.errors import FedsimError
+from clients.isolation import ISOLATE
+from fedsim.core.errors import FedsimError, plainly
 from fedsim.core.run_directory import RunDirectory
+from fedsim.engines.own_code import runs_own_code
 
 _STARTUP_SECONDS = 60.0
 
@@ -40,7 +43,8 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     app = app_folder()
     run.forget_checkpoint(game)
     log_path = run.path / f"flower-{game:03d}.log"
-    with _private_home() as environment, _superlink(environment, log_path) as address:
+    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
+    with _private_home(isolation) as environment, _superlink(environment, log_path) as address:
         _configure(environment, address)
         parties = run.scenario.parties.count
         federation = f"num-supernodes={parties} client-resources-num-cpus=1 init-args-log-to-driver=false"
@@ -52,7 +56,8 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
             *("--federation-config", federation),
         ]
         with log_path.open("ab") as log:
-            subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+            home = environment["FLWR_HOME"]  # where no folder is called as the connection is
+            subprocess.run(command, env=environment, cwd=home, stdout=log, stderr=log, check=False)
         status = _status(environment)
     if status != "finished:completed":
         raise FedsimError(f"Flower's run ended as '{status}': {_last_error(log_path)} (see {log_path})")
@@ -71,8 +76,8 @@ def app_folder() -> Path:
 
 
 @contextmanager
-def _private_home() -> Iterator[dict[str, str]]:
-    """Give Flower a home folder of its own, and switches that keep it quiet and offline."""
+def _private_home(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Give Flower a home folder of its own, switches that keep it quiet and offline, and ``variables``."""
     home = Path(tempfile.mkdtemp(prefix="fedsim-flower-"))
     scripts = str(Path(sys.executable).parent)
     try:
@@ -85,6 +90,7 @@ def _private_home() -> Iterator[dict[str, str]]:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            **variables,
         }
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -140,7 +146,7 @@ def _configure(environment: dict[str, str], address: str) -> None:
 def _status(environment: dict[str, str]) -> str:
     answer = subprocess.run(
         [_tool("flwr"), "list", "fedsim", "--format", "json"],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment, cwd=environment["FLWR_HOME"], capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
         runs: list[dict[str, Any]] = json.loads(answer.stdout)["runs"]
@@ -153,20 +159,27 @@ def _last_error(log_path: Path) -> str:
     """Return the last line of the log that names an error."""
     lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     telling = [line.strip() for line in lines if "Error" in line or "Exception" in line]
-    return (telling or lines or ["no log"])[-1][:300]
+    return plainly((telling or lines or ["no log"])[-1])
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    with contextlib.ExitStack() as on_exit:
+        sockets = [on_exit.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def _tool(name: str) -> str:
-    """Return the path of a command that belongs to this Python."""
+    """Return the path of a command that belongs to this Python, or that is on the PATH.
+
+    Raises:
+        FedsimError: there is none.
+    """
     beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if path is None:
+        raise FedsimError(
+            f"--engine ray needs the command '{name}', which comes with flwr; install flwr again"
+        )
+    return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from attacks.shadows import cache
 from attacks.shadows.laboratory import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
-from fedsim.core.run_directory import RunDirectory, runs_in
+from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
 from fedsim.runs import observers
 from fedsim.runs.attack import evaluate, observe
 
@@ -27,6 +27,11 @@ def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None =
     """
     if not run.manifest.get("prepared"):
         raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
+    with run.locked():
+        _federate(run, engine, workers)
+
+
+def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
     laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
     run.update_manifest(engine=engine, workers=laboratory.workers)
     for game in range(run.scenario.games):
@@ -60,7 +65,7 @@ def _run_game(run: RunDirectory, game: int, engine: str, workers: int) -> None:
 def _note_game(run: RunDirectory, game: int, seconds: float) -> None:
     last = run.last_round(game)
     digest = hashlib.sha256(run.model_path(game, last).read_bytes()).hexdigest()
-    entry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}
+    entry: GameEntry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}
     run.update_manifest(games={**run.manifest.get("games", {}), str(game): entry})
 
 

@@ -17,12 +17,13 @@ from clients.sectors import SECTORS
 from fedsim.core import rng
 from fedsim.core.data import catalogue, parties
 from fedsim.core.data import encode as encoding
-from fedsim.core.data.store import AUXILIARY, TARGETS, write_party, write_pool, write_public
+from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import STRATEGIES, Scenario
 from fedsim.evaluation import truth
 from fedsim.runs.checks import adversary as observers
+from fedsim.runs.checks import limits
 from fedsim.runs.checks import parties as checks
 from fedsim.runs.checks.parties import defences, private_training
 
@@ -75,6 +76,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     )
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
+    limits.check(scenario, encoded, rows)
     observers.check(scenario, list(rows), adversary)
     checks.model(scenario, encoded)
     private_training(scenario, encoded, rows)
@@ -119,8 +121,11 @@ def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str
                 raise InputError(f"{section}.{name}: no such party{suggestion(name, ['all', *rows])}")
 
 
-def prepare(prepared: Prepared, path: Path) -> RunDirectory:
-    """Create the run's folder: each party's own records of every game, the candidates, the truth."""
+def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
+    """Fill the run's folder: each party's own records of every game, the candidates, the truth.
+
+    place: of a new run, or a run that was stopped before its records were dealt
+    """
     scenario, encoded = prepared.scenario, prepared.encoded
     games = [
         truth.draw_game(
@@ -134,7 +139,7 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
         )
         for game in range(scenario.games)
     ]
-    run = RunDirectory.create(path, scenario)
+    run = place if isinstance(place, RunDirectory) else RunDirectory.create(place, scenario)
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
@@ -161,15 +166,15 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
     if settings.active == "poisoning":  # what it tells the others counts its poison
         sizes[prepared.adversary] += settings.poison_copies * len(game.candidates.first(settings.targets))
     for partition, (name, records) in enumerate(game.parties.items()):
-        info = {
-            "partition": partition,
-            "sector": run.scenario.parties.sector,
-            "malicious": name == prepared.adversary,
-            "accomplice": name in settings.coalition,
-            "classes": len(prepared.encoded.classes),
-            "names": list(game.parties),
-            "sizes": list(sizes.values()),
-        }
+        info = PartyInfo(
+            partition=partition,
+            sector=run.scenario.parties.sector,
+            malicious=name == prepared.adversary,
+            accomplice=name in settings.coalition,
+            classes=len(prepared.encoded.classes),
+            names=tuple(game.parties),
+            sizes=tuple(sizes.values()),
+        )
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)
         defence = run.scenario.defence_of(name)

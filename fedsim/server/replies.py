@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from clients import messages
+from fedsim.core.errors import plainly
 from fedsim.core.scenario.settings import FederationSettings, Scenario
 from fedsim.server import strategy as strategies
 from fedsim.server.federation import Federation, log
@@ -54,7 +55,7 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
     if reply is None:
         return Outcome("no reply", "nothing came within federation.timeout")
     if reply.has_error():
-        return Outcome("failed", str(reply.error.reason))
+        return Outcome("failed", plainly(str(reply.error.reason)))
     content = reply.content
     if "refusal" in content:
         return Outcome("refused", str(content.config_records["refusal"]["reason"]))

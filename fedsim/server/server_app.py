@@ -208,11 +208,11 @@ def _collect_findings(federation: Federation) -> None:
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
     )
-    # What the adversary does at home is no round of the protocol: no timeout of it applies.
+    # What the adversary does at home is no round of the protocol: it has a timeout of its own.
     message = Message(content, node, "query.attack")
-    replies = list(federation.grid.send_and_receive([message], timeout=None))
+    replies = list(federation.grid.send_and_receive([message], timeout=federation.scenario.adversary.timeout))
     if not replies or replies[0].has_error():
-        reason = replies[0].error.reason if replies else "no reply"
+        reason = replies[0].error.reason if replies else "no reply within adversary.timeout"
         raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")
     scores = messages.to_numpy(replies[0].content.array_records["scores"])
     thresholds = messages.numbers(replies[0].content.metric_records["thresholds"])

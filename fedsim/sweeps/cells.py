@@ -7,44 +7,40 @@ on from its last whole round to the same result, bit for bit; a finished one is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
-import os
+import platform
 import shutil
-import signal
-import threading
 import traceback
-from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock
 
 import attacks
 import clients
 import fedsim
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, plainly
+from fedsim.core.parallel import Workers
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
-from fedsim.engines.inprocess import environment
 from fedsim.runs import play, prepare
 from fedsim.runs.prepare import Prepared
 
 LIBRARIES = ("dp-accounting", "flwr", "numpy", "opacus", "pandas", "scikit-learn", "scipy", "torch")
 """Packages whose version may change a figure."""
 
-# What shows or orders runs, and changes none.
-_PRESENTATION = ("cli.py", "live.py", "tables.py", "report", "sweep.py", "cells.py", "audit.py")
-
-_SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-# A killed process leaves a semaphore to Python's tracker, which removes it, and would complain.
-_QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+# The folders whose code decides a run's result. That of the others (audit, cli, report, sweeps, terminal) may
+# change without any cell being run again.
+_DECISIVE = {
+    attacks: (".",),
+    clients: (".",),
+    fedsim: ("core", "engines", "evaluation", "runs", "server", "serving"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,12 +101,11 @@ def _own_model(scenario: Scenario) -> str:
 def code_version() -> str:
     """Return a hash of the code that a run executes, and of the versions of the libraries beneath it."""
     digest = hashlib.sha256()
-    for package in (attacks, clients, fedsim):
+    for package, folders in _DECISIVE.items():
         root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            relative = path.relative_to(root)
-            if package is not fedsim or relative.parts[0] not in _PRESENTATION:
-                digest.update(f"{package.__name__}/{relative}\0".encode() + path.read_bytes() + b"\0")
+        for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
+            relative = path.relative_to(root).as_posix()
+            digest.update(f"{package.__name__}/{relative}\0".encode() + path.read_bytes() + b"\0")
     for name in LIBRARIES:
         digest.update(f"{name} {importlib.metadata.version(name)}\0".encode())
     return digest.hexdigest()
@@ -138,75 +133,26 @@ def run(cell: Cell) -> None:
 def attempt(cell: Cell) -> Report:
     """Run the cell and say what became of it; what it prints goes to a log beside its folder.
 
-    The log is also the lock, which the system lifts when the process ends, however it ends.
+    The system lifts the lock beside it when the process ends, however it ends.
     """
     if not cell.folder.is_dir():
-        where = f"there is no folder {cell.folder} on {os.uname().nodename}"
+        where = f"there is no folder {cell.folder} on {platform.node()}"
         return Report(cell.key, "failed", f"{where}; all nodes must share the sweep's folder")
-    with (cell.folder / f"{cell.key}.log").open("a", encoding="utf-8") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        log.truncate(0)
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            try:
-                run(cell)
-            except FedsimError as error:
-                return Report(cell.key, "failed", str(error))
-            except Exception as error:
-                traceback.print_exc()
-                what = " ".join(str(error).split())[:300]
-                return Report(cell.key, "failed", f"{type(error).__name__}: {what} (trace in {log.name})")
+    log_path = cell.folder / f"{cell.key}.log"
+    with (
+        FileLock(cell.folder / f"{cell.key}.lock"),
+        log_path.open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            run(cell)
+        except FedsimError as error:
+            return Report(cell.key, "failed", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return Report(cell.key, "failed", f"{plainly(error)} (trace in {log_path})")
     return Report(cell.key, "done")
-
-
-class _Worker:
-    """A process that runs one cell after another."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        # Ctrl-C reaches the whole process group; a child that inherits the block leaves it to its parent.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with environment(**_SINGLE_THREAD, **_QUIET):
-                self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        self.key = ""
-
-    def give(self, cell: Cell) -> None:
-        self.key = cell.key
-        self.connection.send(cell)
-
-    def answer(self) -> Report:
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            ended = f"its process ended with code {self.process.exitcode}"
-            return Report(self.key, "failed", f"{ended} (−9 is often too little memory: use fewer --workers)")
-
-
-def _serve(connection: Connection) -> None:
-    """Answer cells until the parent hangs up; end with the parent even in the middle of a cell."""
-    import torch
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    while True:
-        try:
-            cell = connection.recv()
-        except EOFError:
-            return
-        connection.send(attempt(cell))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def in_processes(cells: Sequence[Cell], workers: int) -> Generator[Report]:
@@ -214,23 +160,23 @@ def in_processes(cells: Sequence[Cell], workers: int) -> Generator[Report]:
 
     The processes end with the iterator: close it to stop.
     """
-    waiting = deque(cells)
-    busy: list[_Worker] = []
-    idle: list[_Worker] = []
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker()
-                busy.append(worker)
-                worker.give(cell := waiting.popleft())
-                yield Report(cell.key, "running")
-            ready = wait([worker.connection for worker in busy])
-            for worker in [worker for worker in busy if worker.connection in ready]:
-                report = worker.answer()
-                busy.remove(worker)
-                if worker.process.is_alive():
-                    idle.append(worker)
-                yield report
-    finally:
-        for worker in [*busy, *idle]:
-            worker.process.kill()
+    with Workers(min(workers, len(cells)), _start_worker) as pool:
+        for outcome in pool.run(attempt, [(cell,) for cell in cells]):
+            key = cells[outcome.number].key
+            if outcome.state == "started":
+                yield Report(key, "running")
+            elif outcome.error is not None:
+                yield Report(key, "failed", _why_it_ended(outcome.error))
+            else:
+                yield outcome.value
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _why_it_ended(error: BaseException) -> str:
+    advice = "; use fewer --workers" if "too little memory" in str(error) else ""
+    return f"{plainly(error)}{advice}"

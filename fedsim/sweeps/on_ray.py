@@ -9,8 +9,8 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from fedsim.core.errors import InputError
-from fedsim.engines.inprocess import environment
-from fedsim.sweeps.cells import _SINGLE_THREAD, Cell, Report, attempt
+from fedsim.core.parallel import SINGLE_THREAD, environment
+from fedsim.sweeps.cells import Cell, Report, attempt
 
 
 def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generator[Report]:
@@ -63,9 +63,9 @@ def _check_address(address: str) -> None:
 
 
 def _join_ray(ray: Any, workers: int, address: str | None) -> None:
-    kept = {name: os.environ[name] for name in ("FEDSIM_CACHE", "FEDSIM_DATA") if name in os.environ}
+    folders = {name: os.environ[name] for name in ("FEDSIM_CACHE", "FEDSIM_DATA") if name in os.environ}
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": {**_SINGLE_THREAD, **kept}},
+        "runtime_env": {"env_vars": {**SINGLE_THREAD, **folders}},
         "log_to_driver": False,
     }
     if address is None:

@@ -80,6 +80,7 @@ def plan(
     """
     sweep, last = load(path), dict(scenarios.assignment(text) for text in overrides)
     check_clashes(sweep, path, [("--set", last)])
+    _check_count(sweep, path)
     parsed = list(_scenarios(sweep, path, last))
     read: dict[str, Encoded] = {}
     points = []
@@ -89,6 +90,26 @@ def plan(
         if progress:
             progress(len(points), len(parsed))
     return points
+
+
+MOST_POINTS = 20_000
+"""Points of a sweep: each is checked against its data before the first one is run."""
+
+
+def _check_count(sweep: Sweep, path: Path) -> None:
+    """Refuse a sweep of more points than can be checked, before any of them is made.
+
+    Raises:
+        InputError: naming the axis with most values.
+    """
+    lengths = {axis: len(values) for axis, values in sweep.axes.items()}
+    points = len(sweep.scenarios) * max(1, len(sweep.variants)) * math.prod(lengths.values())
+    if points > MOST_POINTS:
+        longest = max(lengths, key=lambda axis: lengths[axis], default="variants")
+        raise InputError(
+            f"{path}: {points:,} points, of which a sweep has at most {MOST_POINTS:,}; shorten the longest "
+            f"axis, '{longest}'"
+        )
 
 
 def _scenarios(sweep: Sweep, path: Path, last: Values) -> Iterator[tuple[Values, str, Scenario]]:
@@ -103,8 +124,8 @@ def _scenarios(sweep: Sweep, path: Path, last: Values) -> Iterator[tuple[Values,
             raise InputError(f"{where}: '{name}' is none of the sweep's{suggestion(name, names)}")
     for source, (document, folder) in zip(sweep.scenarios, documents, strict=True):
         name = str(document["name"])
-        mine = [v for v in sweep.variants if not v.scenarios or name in v.scenarios]
-        variants = mine if sweep.variants else [Variant(name="")]
+        applying = [v for v in sweep.variants if not v.scenarios or name in v.scenarios]
+        variants = applying if sweep.variants else [Variant(name="")]
         for variant, values in itertools.product(variants, itertools.product(*sweep.axes.values())):
             axes = dict(zip(sweep.axes, values, strict=True))
             where = f"{path}: {', '.join([name, *filter(None, [variant.name]), *_words(axes)])}"

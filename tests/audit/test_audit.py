@@ -19,7 +19,7 @@ from fedsim.audit import audit, bounds
 from fedsim.audit import white_box as audit_white_box
 from fedsim.audit.settings import VANTAGES, Audit, AuditSettings, settings_for
 from fedsim.audit.verdict import MAIN_SHARE
-from fedsim.audit.white_box import Train, white_box
+from fedsim.audit.white_box import Target, Train, white_box
 from fedsim.cli import main
 from fedsim.core.data.records import Records
 from fedsim.core.data.store import read_party
@@ -50,7 +50,7 @@ def a_party(hidden: tuple[int, ...] = (), n: int = 32) -> tuple[torch.nn.Module,
 
 
 def outcome(plan: Plan, train: Train = dp.train_private, hidden=(), **settings) -> Audit:
-    return white_box(AuditSettings(**settings), plan, *a_party(hidden), train=train)
+    return white_box(AuditSettings(**settings), Target(plan, *a_party(hidden), train))
 
 
 # ----------------------------------------------------------------- correct DP-SGD
@@ -95,23 +95,24 @@ def test_an_image_model_is_audited_through_a_layer_beside_it() -> None:
     stream = np.random.default_rng(0)
     records = Records(stream.normal(size=(32, 1, 4, 4)).astype(np.float32), stream.integers(0, 3, 32))
     module = zoo.build(ModelSettings(name="cnn", hidden=[2]), (1, 4, 4), 3, seed=1)
-    found = white_box(AuditSettings(canaries=500), a_plan(rounds=2), module, records)
+    found = white_box(AuditSettings(canaries=500), Target(a_plan(rounds=2), module, records))
     assert 0.5 < found.lower["f-dp"] < found.upper
 
 
 def test_the_same_audit_twice_is_the_same_whatever_the_workers() -> None:
-    plan, party = a_plan(rounds=2, steps=3), a_party()
+    target = Target(a_plan(rounds=2, steps=3), *a_party())
     settings = AuditSettings(canaries=600)
-    alone, again = (white_box(settings, plan, *party) for _ in range(2))
+    alone, again = (white_box(settings, target) for _ in range(2))
     assert alone == again
-    assert alone == white_box(settings, plan, *party, workers=2)
-    assert alone != white_box(replace(settings, seed=1), plan, *party)
+    assert alone == white_box(settings, target, workers=2)
+    assert alone != white_box(replace(settings, seed=1), target)
 
 
 def test_progress_is_told_run_by_run() -> None:
     told: list[tuple[int, int]] = []
     settings = AuditSettings(canaries=600)
-    white_box(settings, a_plan(rounds=1, steps=2), *a_party(), progress=lambda *at: told.append(at))
+    target = Target(a_plan(rounds=1, steps=2), *a_party())
+    white_box(settings, target, progress=lambda *at: told.append(at))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -249,8 +250,8 @@ def test_a_participant_s_canaries_are_in_the_audited_party_of_the_audit_s_run_al
         assert (8 <= planted <= 32) if name == found.party else planted == 0
         np.testing.assert_array_equal(own.train.features[: len(normal.train)], normal.train.features)
         np.testing.assert_array_equal(own.heldout.features, normal.heldout.features)
-        sizes.append((len(own.train), info["sizes"]))
-    assert all(told == [n for n, _ in sizes] for _, told in sizes)
+        sizes.append((len(own.train), info.sizes))
+    assert all(list(told) == [n for n, _ in sizes] for _, told in sizes)
 
 
 def test_a_participant_finds_canaries_of_a_party_without_dp_and_none_under_strong_dp(tmp_path: Path) -> None:

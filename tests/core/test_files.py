@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from fedsim.core import files
 from fedsim.core.errors import InputError
@@ -31,6 +35,48 @@ def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"table\.parquet: the disk is full; .*--resume"):
         files.write_atomically(tmp_path / "table.parquet", no_space)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to Linux's /dev/full")
+@pytest.mark.parametrize("library", ["safetensors", "pandas", "python"])
+def test_a_full_disk_is_known_whoever_writes(tmp_path: Path, library: str) -> None:
+    """Each library has an error of its own for it."""
+    arrays = {"a": np.zeros(10_000)}
+    write = {
+        "safetensors": lambda _: save_file(arrays, "/dev/full"),
+        "pandas": lambda _: pd.DataFrame(arrays).to_parquet("/dev/full"),
+        "python": lambda _: Path("/dev/full").write_text("x"),
+    }[library]
+    with pytest.raises(
+        InputError, match=r"cannot write .*: the disk is full; free some space and use --resume"
+    ):
+        files.write_atomically(tmp_path / "x", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_read_only_folder_is_one_sentence(tmp_path: Path, number: int) -> None:
+    def refused(temporary: Path) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: refused (os error {number})")
+
+    with pytest.raises(InputError, match="the folder is read-only; choose another one with --out"):
+        files.write_atomically(tmp_path / "x", refused)
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from fedsim.core import files\n"
+        "files.write_atomically(Path(sys.argv[1]), lambda temporary: os._exit(9))"
+    )
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "round-001.safetensors"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert len(list(tmp_path.rglob(".*"))) == 1
+    others = [tmp_path / name for name in (".gitignore", ".lock", "models/round-000.safetensors", ".a.b")]
+    for other in others:
+        other.write_text("theirs")
+    files.remove_temporary(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
 
 
 def test_unwritable_place_is_one_sentence(tmp_path: Path) -> None:

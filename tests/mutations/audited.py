@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedsim.audit.settings import AuditSettings
-from fedsim.audit.white_box import white_box
+from fedsim.audit.white_box import Target, white_box
 from fedsim.core.data.records import Records
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan
@@ -51,7 +51,7 @@ def audit(path: str) -> Finding:
     stream = np.random.default_rng(1)
     records = Records(stream.normal(size=(N, FEATURES)).astype(np.float32), stream.integers(0, 3, N))
     party = _AuditedParty(path)
-    found = white_box(SETTINGS, plan, module(path), records, train=party.train)
+    found = white_box(SETTINGS, Target(plan, module(path), records, party.train))
     return Finding(max(found.lower.values()), min(found.upper, party.answered))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from fedsim.core.privacy import accountants, calibration, ledger, plan
+from fedsim.core.privacy import accountants, calibration, ledger, plan, prv, rdp
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def _code(source: str, name: str) -> CodeType:
 
 def _forget() -> None:
     """Empty the accounting's caches: they hold answers of the other code."""
-    for function in [f for module in (accountants, calibration, ledger, plan) for f in vars(module).values()]:
+    for function in [
+        f for module in (accountants, calibration, ledger, plan, prv, rdp) for f in vars(module).values()
+    ]:
         clear: Callable[[], None] | None = getattr(function, "cache_clear", None)
         if clear is not None:
             clear()

@@ -79,8 +79,8 @@ def test_a_bug_may_have_several_edits_and_the_accountants_forget_it() -> None:
     spent = Ledger().add(1.0, 0.1, 10)
     right = spent.epsilon(1e-5)
     edits = (
-        Edit("fedsim.core.privacy.ledger:spent", "if not entries:", "if True:"),
-        Edit("fedsim.core.privacy.ledger:spent", "return 0.0,", "return 100.0,"),
+        Edit("fedsim.core.privacy.accountants:spent", "if not entries:", "if True:"),
+        Edit("fedsim.core.privacy.accountants:spent", "return 0.0,", "return 100.0,"),
         Edit("fedsim.core.privacy.ledger:Ledger.epsilon", "[0]", "[0] + 1"),
     )
     with planted(edits):

@@ -14,9 +14,9 @@ from support.runs import final_sha, finished_run, prepared_run, scenario
 
 from attacks import deviation
 from attacks.shadows import laboratory
-from attacks.shadows import simulate as shadows_simulate
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import Ascent
+from attacks.shadows.simulate import ShadowRequest, Shadows
 from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import Weights
@@ -120,14 +120,14 @@ def test_its_shadows_train_on_the_same_poison(tmp_path: Path, monkeypatch: pytes
     run = finished_run(tmp_path, adversary=adversary(POISON))
     view, candidates = view_of(run), observations.load_candidates(run.observations(0))
     asked: list[tuple[Records, Membership]] = []
-    simulate = shadows_simulate.simulate
+    train_shadows = laboratory.train_shadows
 
-    def spy(plan, initial, pool, membership, *rest, **named):  # type: ignore[no-untyped-def]
-        asked.append((pool, membership))
-        assert plan.sizes.tolist() == [20, 10, 10]
-        return simulate(plan, initial, pool, membership, *rest, **named)
+    def spy(request: ShadowRequest, resources: laboratory.Laboratory) -> Shadows:
+        asked.append((request.pool, request.membership))
+        assert request.plan.sizes.tolist() == [20, 10, 10]
+        return train_shadows(request, resources)
 
-    monkeypatch.setattr(shadows_simulate, "simulate", spy)
+    monkeypatch.setattr(laboratory, "train_shadows", spy)
     matrix = laboratory.simulate(view, candidates, run.scenario.seed)
     [(pool, membership)] = asked
     assert view.poison is not None

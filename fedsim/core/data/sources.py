@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedsim.core import folders
 from fedsim.core.data.schema import Schema
 from fedsim.core.data.table import sha256
 from fedsim.core.errors import InputError
@@ -73,13 +73,12 @@ def obtain(data: DataSet, data_dir: Path | None) -> list[Path]:
     """
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir}: there is no such folder")
-    named = os.environ.get("FEDSIM_DATA")
-    folders = [folder for folder in (data_dir, Path(named) if named else None) if folder is not None]
-    return [_obtain_file(data, file, folders) for file in data.files]
+    local = [folder for folder in (data_dir, folders.named_data()) if folder is not None]
+    return [_obtain_file(data, file, local) for file in data.files]
 
 
-def _obtain_file(data: DataSet, file: File, folders: list[Path]) -> Path:
-    for folder in folders:
+def _obtain_file(data: DataSet, file: File, local: list[Path]) -> Path:
+    for folder in local:
         for path in (folder / data.folder / file.name, folder / file.name):
             if path.is_file():
                 verify(path, file)
@@ -143,9 +142,7 @@ def _unpack_tar(path: Path, member: str) -> bytes:
 
 def cache_folder(data: DataSet) -> Path:
     """Return where downloads of this set are kept."""
-    import pooch
-
-    return Path(pooch.os_cache("fedsim")) / (data.folder or data.name)
+    return folders.downloads() / (data.folder or data.name)
 
 
 def _download(data: DataSet, file: File) -> Path:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from fedsim.core.data.records import Pool, Records
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, plainly
 from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
 
 AUXILIARY = "auxiliary.safetensors"
@@ -31,8 +32,30 @@ class PartyRecords:
         return len(self.train) + len(self.heldout)
 
 
-def write_party(folder: Path, party: PartyRecords, info: Mapping[str, Any]) -> None:
-    """Write the party's records and ``info`` (JSON values) into ``folder``.
+@dataclass(frozen=True)
+class PartyInfo:
+    """What a party's process may know beside its own records.
+
+    partition: its number; sector: what kind of organisation it is
+    malicious, accomplice: whether it is the adversary, or shares what it sees with it
+    classes: number of classes
+    names, sizes: of all parties, by partition; sizes are numbers of training records, which are public
+    """
+
+    partition: int
+    sector: str
+    malicious: bool
+    accomplice: bool
+    classes: int
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+_INFO = TypeAdapter(PartyInfo)
+
+
+def write_party(folder: Path, party: PartyRecords, info: PartyInfo) -> None:
+    """Write the party's records, and what else it may know, into ``folder``.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -44,10 +67,10 @@ def write_party(folder: Path, party: PartyRecords, info: Mapping[str, Any]) -> N
         "heldout.labels": party.heldout.labels,
     }
     write_arrays(folder / "records.safetensors", arrays)
-    write_json(folder / "party.json", {"name": party.name, "info": dict(info)})
+    write_json(folder / "party.json", {"name": party.name, "info": dataclasses.asdict(info)})
 
 
-def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
+def read_party(folder: Path) -> tuple[PartyRecords, PartyInfo]:
     """Return what `write_party` wrote into ``folder``.
 
     Raises:
@@ -59,9 +82,9 @@ def read_party(folder: Path) -> tuple[PartyRecords, dict[str, Any]]:
         train, heldout = (
             Records(arrays[f"{split}.features"], arrays[f"{split}.labels"]) for split in ("train", "heldout")
         )
-        return PartyRecords(about["name"], train, heldout), about["info"]
+        return PartyRecords(about["name"], train, heldout), _INFO.validate_python(about["info"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"cannot read {folder}: it is not a party's folder ({error})") from error
+        raise InputError(f"cannot read {folder}: it is not a party's folder ({plainly(error)})") from error
 
 
 def write_public(folder: Path, public: Records) -> None:

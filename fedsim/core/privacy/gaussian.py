@@ -3,6 +3,7 @@
 A value of Euclidean sensitivity Δ is released with N(0, (zΔ)²) added; z is the noise multiplier. It is
 (ε, δ)-DP if and only if δ ≥ Φ(1/2z − εz) − e^ε Φ(−1/2z − εz): Balle & Wang 2018, theorem 8. k releases at z
 are as one at z/√k (Dong, Roth & Su 2022, corollary 3.3), so that the same formula is exact for them together.
+The conversions are Google's dp-accounting's.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ import math
 
 def delta_of(epsilon: float, noise_multiplier: float) -> float:
     """Return the smallest δ at which one release is (ε, δ)-DP, ε ≥ 0, z > 0."""
-    from scipy.special import log_ndtr
+    from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 
-    centre, shift = 1 / (2 * noise_multiplier), epsilon * noise_multiplier
-    inside, outside = float(log_ndtr(centre - shift)), epsilon + float(log_ndtr(-centre - shift))
-    # e^inside − e^outside, of which the second is smaller and both may be tiny.
-    return max(0.0, -math.exp(inside) * math.expm1(min(0.0, outside - inside)))
+    return float(GaussianPrivacyLoss(noise_multiplier).get_delta_for_epsilon(epsilon))
 
 
 def epsilon_of(delta: float, noise_multiplier: float, releases: int = 1) -> float:
@@ -25,17 +23,11 @@ def epsilon_of(delta: float, noise_multiplier: float, releases: int = 1) -> floa
 
     delta: in (0, 1)
     """
-    from scipy.optimize import brentq
+    from dp_accounting import get_epsilon_gaussian
 
-    if releases == 0:
-        return 0.0
-    z = noise_multiplier / math.sqrt(releases)
-    if delta_of(0.0, z) <= delta:
-        return 0.0
-    high = 1.0
-    while delta_of(high, z) > delta:
-        high *= 2
-    return float(brentq(lambda value: delta_of(value, z) - delta, 0.0, high, xtol=1e-12))
+    return (
+        0.0 if releases == 0 else float(get_epsilon_gaussian(noise_multiplier / math.sqrt(releases), delta))
+    )
 
 
 def noise_for(epsilon: float, delta: float) -> float:
@@ -43,11 +35,6 @@ def noise_for(epsilon: float, delta: float) -> float:
 
     The classic √(2 ln(1.25/δ))/ε (Dwork & Roth 2014, theorem A.1) is larger, and holds for ε ≤ 1 only.
     """
-    from scipy.optimize import brentq
+    from dp_accounting import get_sigma_gaussian
 
-    low, high = -1.0, 1.0  # of ln z
-    while delta_of(epsilon, math.exp(low)) < delta:
-        low -= 1
-    while delta_of(epsilon, math.exp(high)) > delta:
-        high += 1
-    return math.exp(brentq(lambda x: delta_of(epsilon, math.exp(x)) - delta, low, high, xtol=1e-12))
+    return float(get_sigma_gaussian(epsilon, delta))

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from fedsim.core.privacy.accountants import (
-    LOWEST_PRV_NOISE,
-    PRV_ERROR,
-    Accountant,
-    Entry,
-    prv_epsilon,
-    rdp_epsilon,
-)
+from fedsim.core.privacy.accountants import Accountant, spent
+from fedsim.core.privacy.rdp import Entry
 
 
 @dataclass(frozen=True)
@@ -67,18 +59,3 @@ class Ledger:
         """
         columns = config["noise_multiplier"], config["sample_rate"], config["steps"]
         return Ledger(tuple((float(s), float(q), int(k)) for s, q, k in zip(*columns, strict=True)))
-
-
-@lru_cache(maxsize=4096)
-def spent(entries: tuple[Entry, ...], delta: float, accountant: Accountant) -> tuple[float, Accountant]:
-    """Return (ε, accountant used): asked anew after every round of every party, hence the cache."""
-    if not entries:
-        return 0.0, accountant
-    renyi = rdp_epsilon(entries, delta)
-    if accountant == "prv" and renyi < math.inf and min(entries)[0] >= LOWEST_PRV_NOISE:
-        # In powers of two, so that one grid serves many rounds while ε grows.
-        error = PRV_ERROR * 2 ** math.floor(math.log2(max(1.0, renyi / 1000 / PRV_ERROR)))
-        tight = prv_epsilon(entries, delta, error)
-        if tight is not None:
-            return tight, "prv"
-    return renyi, "rdp"

@@ -44,6 +44,9 @@ class AdversarySettings(Settings):
     memory: Positive = Field(
         1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
     )
+    timeout: Positive = Field(
+        86400.0, description="seconds that its attacks may take after the last round, over all of them"
+    )
     observers: list[Literal["outsider", "participant", "coalition", "server"]] = Field(
         ["participant"], description="whose attacks to score on the same candidates; 'participant' always is"
     )

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.shadows import simulate
 
 from attacks.shadows import aggregation, block, cohort, plain
 from attacks.shadows import cache as shadows_cache
@@ -29,14 +30,14 @@ from attacks.shadows.plan import STRATEGIES, Ascent, FederationPlan, PartyTraini
 from attacks.shadows.schedule import Streams, draw_schedule, permutations
 from attacks.shadows.simulate import (
     BLOCK_MODELS,
-    _Job,
+    ShadowRequest,
     _stack,
     block_size,
     bytes_per_shadow,
     flat_weights,
-    simulate,
 )
 from attacks.signals import outputs as signals
+from fedsim.core import parallel
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 from fedsim.core.models import zoo
@@ -633,7 +634,7 @@ def test_an_interrupted_simulation_stops_its_threads(monkeypatch: pytest.MonkeyP
     def interrupted(futures: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shadows_simulate, "as_completed", interrupted)
+    monkeypatch.setattr(parallel, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         simulate(plan, w_0(plan), pool, members_of(plan, 2, pool), pool, rounds=[3], seed=3, workers=2)
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
@@ -851,7 +852,7 @@ class Counting:
         self.trained = 0
         run = shadows_simulate._run_block
 
-        def counted(job: _Job, start: int, members: np.ndarray, *more: object) -> Block:
+        def counted(job: ShadowRequest, start: int, members: np.ndarray, *more: object) -> Block:
             self.trained += len(members)
             return run(job, start, members, *more)  # type: ignore[arg-type]
 
@@ -938,7 +939,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIM_CACHE", "/somewhere")
-    assert cache_folder() == Path("/somewhere")
+    assert cache_folder() == Path("/somewhere/shadows")
     monkeypatch.delenv("FEDSIM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/home/of/caches")
     assert cache_folder() == Path("/home/of/caches/fedsim/shadows")

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from fedsim.core.data.records import Pool, Records
-from fedsim.core.data.store import AUXILIARY, PartyRecords, read_party, read_pool, write_party, write_pool
+from fedsim.core.data.store import (
+    AUXILIARY,
+    PartyInfo,
+    PartyRecords,
+    read_party,
+    read_pool,
+    write_party,
+    write_pool,
+)
 from fedsim.core.errors import InputError
 from fedsim.core.files import write_arrays
 
@@ -20,12 +28,15 @@ def party(shape: tuple[int, ...] = (3,)) -> PartyRecords:
     return PartyRecords("h-1", records(5), records(4))
 
 
+INFO = PartyInfo(1, "hospital", False, True, 2, ("h-1", "h-2"), (5, 7))
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
 def test_what_is_written_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    written, info = party(shape), {"classes": ["no", "yes"], "sector": "hospital", "name": "kept apart"}
-    write_party(tmp_path / "h-1", written, info)
+    written = party(shape)
+    write_party(tmp_path / "h-1", written, INFO)
     read, found = read_party(tmp_path / "h-1")
-    assert read.name == "h-1" and found == info and len(read) == 9
+    assert read.name == "h-1" and found == INFO and len(read) == 9
     for ours, theirs in ((written.train, read.train), (written.heldout, read.heldout)):
         np.testing.assert_array_equal(ours.features, theirs.features)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
@@ -33,14 +44,14 @@ def test_what_is_written_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None
 
 
 def test_the_folder_holds_two_files_and_no_pickle(tmp_path: Path) -> None:
-    write_party(tmp_path, party(), {})
+    write_party(tmp_path, party(), INFO)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["party.json", "records.safetensors"]
 
 
 def test_broken_folders_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         read_party(tmp_path / "none")
-    write_party(tmp_path, party(), {})
+    write_party(tmp_path, party(), INFO)
     (tmp_path / "party.json").write_text("{}")
     with pytest.raises(InputError, match="it is not a party's folder"):
         read_party(tmp_path)

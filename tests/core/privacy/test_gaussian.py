@@ -3,11 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from dp_accounting.pld import common
-from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from fedsim.core.privacy import gaussian, ledger
@@ -15,11 +14,19 @@ from fedsim.core.privacy import gaussian, ledger
 EPSILONS, DELTAS = st.floats(0.01, 100), st.floats(1e-9, 0.9)
 
 
+def delta_by_the_formula(epsilon: float, z: float) -> float:
+    """Balle & Wang 2018, theorem 8, as it stands."""
+    centre, shift = 1 / (2 * z), epsilon * z
+    first, second = float(log_ndtr(centre - shift)), epsilon + float(log_ndtr(-centre - shift))
+    return max(0.0, -math.exp(first) * math.expm1(min(0.0, second - first)))
+
+
 @given(EPSILONS, DELTAS)
-def test_noise_is_that_of_googles_implementation(epsilon: float, delta: float) -> None:
-    asked = common.DifferentialPrivacyParameters(epsilon, delta)
-    expected = GaussianPrivacyLoss.from_privacy_guarantee(asked).standard_deviation
-    assert gaussian.noise_for(epsilon, delta) == pytest.approx(expected, rel=1e-5)
+def test_the_conversions_are_the_formulas(epsilon: float, delta: float) -> None:
+    z = gaussian.noise_for(epsilon, delta)
+    assert delta_by_the_formula(epsilon, z) == pytest.approx(delta, rel=1e-6)
+    assert gaussian.delta_of(epsilon, z) == pytest.approx(delta_by_the_formula(epsilon, z), rel=1e-6)
+    assert delta_by_the_formula(gaussian.epsilon_of(delta, z), z) == pytest.approx(delta, rel=1e-6)
 
 
 @given(EPSILONS, DELTAS)

@@ -16,11 +16,11 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedsim.core.errors import InputError
-from fedsim.core.privacy import calibration
-from fedsim.core.privacy import ledger as privacy_ledger
-from fedsim.core.privacy.accountants import ORDERS, Accountant
+from fedsim.core.privacy import accountants, calibration
+from fedsim.core.privacy.accountants import Accountant
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan, would_exceed
+from fedsim.core.privacy.rdp import ORDERS
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.training import TrainingSettings
 
@@ -171,9 +171,9 @@ def test_epsilon_after_each_of_fifty_rounds_is_cheap() -> None:
         spent.epsilon(1e-5, "prv")
     assert time.perf_counter() - started < 10  # Opacus' own accountant: 50 × 0.3 s
     entry = spent.entries
-    before = privacy_ledger.spent.cache_info().hits
+    before = accountants.spent.cache_info().hits
     Ledger(entry).epsilon(1e-5, "prv")
-    assert privacy_ledger.spent.cache_info().hits == before + 1
+    assert accountants.spent.cache_info().hits == before + 1
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])

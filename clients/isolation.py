@@ -1,0 +1,70 @@
+"""What a client's own code does to its process costs its own reply, on engines that share processes.
+
+Flower's simulation gives a process (a Ray actor) to one client after another, and goes on asking one that has
+died. There (`ISOLATE`) a person's own code runs in a process of its own below the actor, which is ended when
+it hangs and replaced when it dies; the in-process engine has such processes itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from clients.party import run_folder
+from clients.warm_up import warm_up
+from fedsim.core.errors import plainly
+from fedsim.core.parallel import Workers
+from fedsim.core.run_directory import RunDirectory
+
+ISOLATE = "FEDSIM_ISOLATE"
+"""Environment variable: '1' where clients need processes of their own."""
+
+
+def contained(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Answer; what the client raises, SystemExit too, becomes its error reply (a Flower mod)."""
+    try:
+        isolated = os.environ.get(ISOLATE) == "1"
+        return _answer_apart(message, context) if isolated else call_next(message, context)
+    except (Exception, SystemExit) as error:
+        logging.getLogger("fedsim").debug("client %s raised", context.node_config, exc_info=error)
+        reason = plainly(error)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _answer_apart(message: Message, context: Context) -> Message:
+    folder = run_folder(context)
+    scenario = RunDirectory.open(folder).scenario
+    attacks = message.metadata.message_type == "query.attack"
+    timeout = scenario.adversary.timeout if attacks else scenario.federation.timeout
+    [(reply, state)] = _worker(folder).map(_answer, [(message, context)], timeout)
+    context.state = state
+    answer: Message = reply
+    return answer
+
+
+@lru_cache(maxsize=1)
+def _worker(folder: Path) -> Workers:
+    """Return this process's worker, which ends with it."""
+    return Workers(1, functools.partial(_start_worker, folder)).__enter__()
+
+
+def _start_worker(folder: Path) -> None:
+    os.environ.pop(ISOLATE)
+    from clients import client_app  # noqa: F401
+
+    warm_up(RunDirectory.open(folder).scenario)
+
+
+def _answer(message: Message, context: Context) -> tuple[Message, RecordDict]:
+    from clients.client_app import app
+
+    return app(message, context), context.state

@@ -1,0 +1,32 @@
+"""Where fedsim keeps what it did not make for anyone in particular: one rule for every cache and download.
+
+FEDSIM_CACHE   a folder that holds fedsim's subfolders 'shadows' and 'data'; default: the system's place for
+               caches (on Linux $XDG_CACHE_HOME/fedsim, else ~/.cache/fedsim)
+FEDSIM_DATA    a folder with data sets of the person's own, which is only ever read
+
+Whatever else lies in such a folder is not fedsim's, and is neither changed nor removed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache() -> Path:
+    """Return the folder that holds fedsim's caches; it need not exist."""
+    named = os.environ.get("FEDSIM_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("fedsim", appauthor=False)
+
+
+def downloads() -> Path:
+    """Return the folder of downloaded data sets; it need not exist."""
+    return cache() / "data"
+
+
+def named_data() -> Path | None:
+    """Return the person's own folder of data sets, None where none is named."""
+    named = os.environ.get("FEDSIM_DATA")
+    return Path(named).expanduser() if named else None

@@ -1,0 +1,158 @@
+"""A client that hangs, exits or is killed costs its own reply, whatever the workers and the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedsim.core.errors import FedsimError
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.reading import parse
+from fedsim.engines.inprocess import InProcessGrid, answer
+from fedsim.runs import play, prepare
+
+MODEL = """
+import os, pathlib, signal, time
+from torch import nn
+FAULT = pathlib.Path(__file__).with_name("fault").read_text()
+class Net(nn.Linear):
+    def forward(self, x):
+        if self.training and len(x) and bool((x[:, -1] > 0).any()):
+            if FAULT == "exit": os._exit(7)
+            if FAULT == "sys.exit": raise SystemExit(5)
+            if FAULT == "kill": os.kill(os.getpid(), signal.SIGKILL)
+            if FAULT == "interrupt": raise KeyboardInterrupt
+            if FAULT == "hang": time.sleep(600)
+            if FAULT == "huge": raise RuntimeError("\\x1b[31m" + "x" * 10_000_000)
+            if FAULT == "address": raise RuntimeError(f"of {object()}")
+        return super().forward(x)
+def make(shape, classes):
+    return Net(shape[0], classes)
+"""
+
+
+def faulty_run(folder: Path, fault: str, **federation: Any) -> RunDirectory:
+    """Three sites, of which s1 alone holds marked records, on which its model does what ``fault`` says."""
+    stream, n = np.random.default_rng(0), 20
+    site = np.repeat(["s0", "s1", "s2"], n)
+    frame = pd.DataFrame({"a": stream.uniform(size=3 * n), "mark": (site == "s1") * 1.0, "site": site})
+    frame["y"] = stream.choice(["no", "yes"], 3 * n)
+    frame.to_csv(folder / "m.csv", index=False)
+    (folder / "faulty.py").write_text(MODEL)
+    (folder / "fault").write_text(fault)
+    document = {
+        "data": {
+            "path": "m.csv", "label": "y", "party": "site", "bounds": {"a": [0, 1], "mark": [0, 1]},
+            "categories": {"y": ["no", "yes"]},
+        },
+        "model": {"name": "faulty:make"},
+        "federation": {"rounds": 2, **federation},
+        "training": {"epochs": 1},
+        "adversary": {"attacks": ["loss"]},
+    }  # fmt: skip
+    return prepare.prepare(prepare.check(parse(document, folder=folder), None), folder / "run")
+
+
+def statuses(run: RunDirectory) -> dict[str, set[tuple[str, str]]]:
+    rounds = run.table("rounds").query("round > 0 and party != 'all'")
+    rows = zip(rounds["party"], rounds["status"], rounds["detail"], strict=True)
+    found: dict[str, set[tuple[str, str]]] = {}
+    for party, status, detail in rows:
+        found.setdefault(party, set()).add((status, detail))
+    return found
+
+
+FAULTS = {
+    "exit": ("failed", "its process ended with code 7"),
+    "sys.exit": ("failed", "SystemExit: 5"),
+    "kill": ("failed", "its process ended with code −9 (often too little memory)"),
+    "interrupt": ("failed", "KeyboardInterrupt"),
+    "huge": ("failed", "RuntimeError: " + "x" * 285 + "…"),
+    "address": ("failed", "RuntimeError: of <object object>"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_party_fails_alone_and_the_run_ends_well(tmp_path: Path, fault: str, workers: int) -> None:
+    run = faulty_run(tmp_path, fault)
+    play.federate(run, workers=workers)
+    assert run.manifest["complete"] and run.has("leakage")
+    assert statuses(run) == {"s0": {("ok", "")}, "s1": {FAULTS[fault]}, "s2": {("ok", "")}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hung_client_alone_sends_no_reply(tmp_path: Path, workers: int) -> None:
+    run = faulty_run(tmp_path, "hang", timeout=20)
+    play.federate(run, workers=workers)
+    assert run.manifest["complete"]
+    late = {("no reply", "nothing came within federation.timeout")}
+    assert statuses(run) == {"s0": {("ok", "")}, "s1": late, "s2": {("ok", "")}}
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_does_not_change_what_is_left(tmp_path: Path) -> None:
+    models = []
+    for workers in (1, 3):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        run = faulty_run(folder, "exit")
+        play.federate(run, workers=workers)
+        models.append(run.model_path(0, 2).read_bytes())
+    assert models[0] == models[1]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize("fault", ["exit", "sys.exit"])
+def test_on_ray_it_is_the_same(tmp_path: Path, fault: str) -> None:
+    pytest.importorskip("ray")
+    run = faulty_run(tmp_path, fault)
+    play.federate(run, engine="ray", workers=2)
+    assert statuses(run) == {"s0": {("ok", "")}, "s1": {FAULTS[fault]}, "s2": {("ok", "")}}
+
+
+ENDLESS = """
+import time
+import torch
+class Endless(torch.nn.Linear):
+    def forward(self, x):
+        if not self.training and len(x) > 31:  # all candidates together: an attack
+            time.sleep(600)
+        return super().forward(x)
+def make(shape, classes):
+    return Endless(shape[0], classes)
+"""
+
+
+@pytest.mark.slow
+def test_the_attack_has_a_timeout_of_its_own(tmp_path: Path) -> None:
+    run = faulty_run(tmp_path, "none")
+    (tmp_path / "faulty.py").write_text(ENDLESS)
+    adversary = run.scenario.adversary.model_copy(update={"timeout": 3.0})
+    from fedsim.core.scenario.reading import save
+
+    save(run.scenario.model_copy(update={"adversary": adversary}), run.path / "scenario.toml")
+    with pytest.raises(FedsimError, match=r"brought no scores: no reply within adversary\.timeout"):
+        play.federate(RunDirectory.open(run.path))
+
+
+def test_a_client_in_this_process_that_exits_has_failed(tmp_path: Path) -> None:
+    from flwr.app import Message, RecordDict
+
+    from fedsim.engines import flower_internals as internals
+
+    def exits(message: Message, context: Any) -> Message:
+        raise SystemExit(5)
+
+    with InProcessGrid(tmp_path, 0, 2, client_app=exits) as grid:
+        message = Message(RecordDict(), internals.SERVER_NODE_ID + 1, "train")
+        internals.set_message_id(message, "1")
+        reply = answer(exits, message, grid._contexts[internals.SERVER_NODE_ID + 1])
+    assert reply.error.reason == "SystemExit: 5"
