@@ -24,7 +24,9 @@ from fedsim.core.models.weights import load_weights, weights_of
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
-from fedsim.core.training import dp, metrics, sgd
+from fedsim.core.training import clipping, dp, metrics, optimizers, sgd
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.steps import LocalTraining
 
 PLAN = Plan(
     sample_rate=0.4,
@@ -56,11 +58,16 @@ def mlp(classes: int = 3, hidden: tuple[int, ...] = (8, 6), shape: tuple[int, ..
     return zoo.build(ModelSettings(hidden=list(hidden)), shape, classes, seed=1)
 
 
-def streams(round: int = 0) -> dict[str, torch.Generator]:
-    return {
-        "sampling": rng.torch_generator(0, "poisson sampling", round=round),
-        "noise": rng.torch_generator(0, "dp noise", round=round),
-    }
+def streams(round: int = 0) -> tuple[torch.Generator, torch.Generator]:
+    """Of batches, and of noise."""
+    return (
+        rng.torch_generator(0, "poisson sampling", round=round),
+        rng.torch_generator(0, "dp noise", round=round),
+    )
+
+
+def draws(round: int = 0) -> PartyDraws:
+    return PartyDraws(*streams(round))
 
 
 class Hidden(nn.Module):
@@ -74,6 +81,10 @@ class Hidden(nn.Module):
         return self.module(x)
 
 
+def on_path(path: str, settings: TrainingSettings, **more) -> LocalTraining:
+    return LocalTraining(settings, gradients="auto" if path == "written out" else path, **more)  # type: ignore[arg-type]
+
+
 def trained(
     module: nn.Module,
     records: Records,
@@ -85,10 +96,10 @@ def trained(
 ) -> dict:
     """The weights after a round by one of the paths, of which the second and third are Opacus'."""
     module = copy.deepcopy(module)
-    more["gradients"] = "auto" if path == "written out" else path
+    watch = more.pop("watch", None)
+    local = on_path(path, TrainingSettings(**(options or {})), **more)
     trained = Hidden(module) if path == "ghost" else module
-    settings = TrainingSettings(**(options or {}))
-    report = dp.train_private(trained, records, settings, plan, **streams(round), **more)
+    report = dp.train_private(trained, records, local, plan, draws(round), watch=watch)
     assert report.loss is None
     assert report.steps == plan.steps_per_round or "stop_on" in more
     assert (report.clipping_norm is None) == (plan.clipping == "flat")
@@ -118,22 +129,22 @@ def by_records(
 
     With algorithm 1 of Andrew et al. 2021 where clipping adapts.
     """
-    module, source = copy.deepcopy(module), streams()
+    module, (sampling, noises) = copy.deepcopy(module), streams()
     parameters = list(module.parameters())
     anchor = [p.detach().clone() for p in parameters]
-    optimizer = sgd.make_optimizer(TrainingSettings(**options), parameters)
+    optimizer = optimizers.torch_optimizer(TrainingSettings(**options), parameters)
     bound, sigma, batch = plan.clipping_norm, plan.noise_multiplier, plan.expected_batch
     count_noise = max(batch / 20, sigma)
     adaptive = plan.clipping == "adaptive"
     z = 1 / math.sqrt(1 / sigma**2 - 1 / (2 * count_noise) ** 2) if adaptive else sigma
-    for x, y in dp.poisson_batches(metrics.tensors(records), plan, source["sampling"]):
+    for x, y in dp.poisson_batches(metrics.tensors(records), plan, PartyDraws(sampling, None)):
         gradients, short = clipped_gradients(module, x, y, bound, smoothing)
         for p, total, start in zip(parameters, gradients, anchor, strict=True):
-            noise = torch.normal(0.0, z * bound, p.shape, generator=source["noise"])
+            noise = torch.normal(0.0, z * bound, p.shape, generator=noises)
             p.grad = (total + noise) / batch + mu * (p.detach() - start) + l1 * p.detach().sign()
         optimizer.step()
         if adaptive:
-            noise = torch.normal(0.0, count_noise, (1,), generator=source["noise"])
+            noise = torch.normal(0.0, count_noise, (1,), generator=noises)
             share = np.clip(0.5 + (short - len(y) / 2 + float(noise)) / batch, 0, 1)
             bound *= math.exp(-plan.clipping_rate * (share - plan.clipping_quantile))
     return weights_of(module)
@@ -162,12 +173,12 @@ def test_steps_without_noise_are_those_of_opacus_own_optimizer(path: str) -> Non
     plan = replace(PLAN, noise_multiplier=0.0)
     private = GradSampleModule(copy.deepcopy(module), loss_reduction="sum")
     optimizer = DPOptimizer(
-        sgd.make_optimizer(TrainingSettings(), list(private.parameters())),
+        optimizers.torch_optimizer(TrainingSettings(), list(private.parameters())),
         noise_multiplier=0.0,
         max_grad_norm=plan.clipping_norm,
         expected_batch_size=plan.expected_batch,
     )
-    for x, y in dp.poisson_batches(metrics.tensors(records), plan, streams()["sampling"]):
+    for x, y in dp.poisson_batches(metrics.tensors(records), plan, draws()):
         optimizer.zero_grad()
         functional.cross_entropy(private(x), y, reduction="sum").backward()
         optimizer.step()
@@ -199,8 +210,7 @@ def test_the_adapted_norm_is_carried_over_and_survives_empty_batches(path: str) 
         trained_on = copy.deepcopy(module)
         report = dp.train_private(
             Hidden(trained_on) if path == "ghost" else trained_on,
-            some_records(), TrainingSettings(), plan, **streams(round),
-            gradients="auto" if path == "written out" else path, clipping_norm=norm,
+            some_records(), on_path(path, TrainingSettings()), plan, draws(round), clipping_norm=norm,
         )  # fmt: skip
         before = plan.clipping_norm if norm is None else norm
         assert report.clipping_norm != before
@@ -215,7 +225,7 @@ def test_the_norm_settles_at_the_quantile_of_the_gradients_norms() -> None:
         PLAN, clipping="adaptive", clipping_quantile=0.3, clipping_rate=0.05, noise_multiplier=1e-3,
         sample_rate=1.0, expected_batch=200.0, steps_per_round=500,
     )  # fmt: skip
-    report = dp.train_private(module, records, TrainingSettings(lr=1e-12), plan, **streams())
+    report = dp.train_private(module, records, LocalTraining(TrainingSettings(lr=1e-12)), plan, draws())
     parameters, norms = list(module.parameters()), []
     for x, y in zip(*metrics.tensors(records), strict=True):
         gradient = torch.autograd.grad(functional.cross_entropy(module(x[None]), y[None]), parameters)
@@ -249,10 +259,8 @@ def test_early_stopping_answers_the_best_epoch_and_counts_the_steps_made(path: s
     options, defence = {"batch": 10, "lr": 1.0}, DefenceSettings(patience=2)
     plan = replace(PLAN, steps_per_round=30)
     stopped = copy.deepcopy(module)
-    report = dp.train_private(
-        Hidden(stopped) if path == "ghost" else stopped, records, TrainingSettings(**options), plan,
-        **streams(), gradients="auto" if path == "written out" else path, defence=defence, stop_on=public,
-    )  # fmt: skip
+    local = on_path(path, TrainingSettings(**options), defence=defence, stop_on=public)
+    report = dp.train_private(Hidden(stopped) if path == "ghost" else stopped, records, local, plan, draws())
     epochs = []
     for epoch in range(1, 11):
         shorter = replace(plan, steps_per_round=3 * epoch)
@@ -293,13 +301,13 @@ def test_auto_takes_ghost_clipping_for_large_modules_that_it_is_right_for() -> N
     tied = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), shared, nn.Tanh(), shared, nn.Linear(300, 3))
     small = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
     convolutions = zoo.build(ModelSettings(name="cnn", hidden=[16, 64, 64]), (1, 28, 28), 3)
-    assert dp.takes_ghost(large, (10,), 12, "auto")
-    assert not dp.takes_ghost(large, (10,), 2, "auto")
-    assert not dp.takes_ghost(tied, (10,), 12, "auto")
-    assert not dp.takes_ghost(small, (10,), 12, "auto")
-    assert not dp.takes_ghost(convolutions, (1, 28, 28), 1000, "auto")
-    assert dp.takes_ghost(small, (10,), 12, "ghost")
-    assert not dp.takes_ghost(large, (10,), 12, "per-sample")
+    assert clipping.takes_ghost(large, (10,), 12, "auto")
+    assert not clipping.takes_ghost(large, (10,), 2, "auto")
+    assert not clipping.takes_ghost(tied, (10,), 12, "auto")
+    assert not clipping.takes_ghost(small, (10,), 12, "auto")
+    assert not clipping.takes_ghost(convolutions, (1, 28, 28), 1000, "auto")
+    assert clipping.takes_ghost(small, (10,), 12, "ghost")
+    assert not clipping.takes_ghost(large, (10,), 12, "per-sample")
 
 
 @settings(max_examples=20, deadline=None)
@@ -328,7 +336,7 @@ def test_without_noise_and_clipping_full_batches_are_plain_training(options: dic
     found = trained(module, records, plan, options=options, proximal_mu=0.2, path=path)
     plain = copy.deepcopy(module)
     settings = TrainingSettings(**options, batch=30, steps=5)
-    sgd.train(plain, records, settings, rng.torch_generator(0, "training"), proximal_mu=0.2)
+    sgd.train(plain, records, LocalTraining(settings, proximal_mu=0.2), draws())
     assert_close(found, weights_of(plain))
 
 
@@ -383,7 +391,7 @@ def test_records_are_drawn_independently_with_probability_q() -> None:
     n, plan = 50, replace(PLAN, sample_rate=0.3, steps_per_round=4000)
     index = torch.arange(n)
     drawn = np.zeros((plan.steps_per_round, n))
-    batches = dp.poisson_batches((index, index), plan, streams()["sampling"])
+    batches = dp.poisson_batches((index, index), plan, draws())
     for step, (rows, _) in enumerate(batches):
         drawn[step, rows] = 1
     count = drawn.sum(0)
@@ -397,7 +405,7 @@ def test_records_are_drawn_independently_with_probability_q() -> None:
 
 def test_full_rate_takes_every_record_in_every_step() -> None:
     data = metrics.tensors(some_records(7))
-    batches = list(dp.poisson_batches(data, replace(PLAN, sample_rate=1.0), streams()["sampling"]))
+    batches = list(dp.poisson_batches(data, replace(PLAN, sample_rate=1.0), draws()))
     assert len(batches) == PLAN.steps_per_round
     assert all(torch.equal(x, data[0]) for x, _ in batches)
 
@@ -424,12 +432,11 @@ def test_the_module_can_be_trained_again_and_carries_nothing_of_opacus(path: str
     module, records = mlp(), some_records()
     names = list(module.state_dict())
     for round in range(2):
-        gradients = "per-sample" if path == "per-sample" else "auto"
-        dp.train_private(module, records, TrainingSettings(), PLAN, **streams(round), gradients=gradients)
+        dp.train_private(module, records, on_path(path, TrainingSettings()), PLAN, draws(round))
     assert list(module.state_dict()) == names
     assert not any(hasattr(p, "grad_sample") for p in module.parameters())
     assert layers.linear_stack(module) is not None
-    sgd.train(module, records, TrainingSettings(), rng.torch_generator(0, "training"))
+    sgd.train(module, records, LocalTraining(TrainingSettings()), draws())
 
 
 @PATHS
@@ -454,6 +461,9 @@ def test_a_watch_sees_the_parameters_before_and_after_every_step_and_changes_not
 def test_one_stream_for_two_purposes_is_refused() -> None:
     stream = rng.torch_generator(0, "dp")
     with pytest.raises(ValueError, match="stream each"):
-        dp.train_private(mlp(), some_records(), TrainingSettings(), PLAN, sampling=stream, noise=stream)
+        PartyDraws(stream, stream)
+
+
+def test_nobody_trains_without_records() -> None:
     with pytest.raises(ValueError, match="without records"):
-        dp.train_private(mlp(), some_records(0), TrainingSettings(), PLAN, **streams())
+        dp.train_private(mlp(), some_records(0), LocalTraining(TrainingSettings()), PLAN, draws())

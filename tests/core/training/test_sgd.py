@@ -22,7 +22,9 @@ from fedsim.core.models.weights import load_weights, weights_of
 from fedsim.core.privacy import plan
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
-from fedsim.core.training import metrics, regularisation, sgd
+from fedsim.core.training import metrics, optimizers, sgd
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.steps import LocalTraining
 
 OPTIMIZERS = [
     {},
@@ -48,9 +50,13 @@ def stream(round: int = 0) -> torch.Generator:
     return rng.torch_generator(0, "training", round=round)
 
 
+def draws(round: int = 0) -> PartyDraws:
+    return PartyDraws(stream(round), None)
+
+
 def trained(module: nn.Module, records: Records, settings: TrainingSettings, **options) -> dict:
     module = copy.deepcopy(module)
-    sgd.train(module, records, settings, stream(), **options)
+    sgd.train(module, records, LocalTraining(settings, **options), draws())
     return weights_of(module)
 
 
@@ -58,8 +64,8 @@ def by_autograd(module: nn.Module, records: Records, settings: TrainingSettings,
     """The slow obvious twin: FedProx's loss as the paper writes it, torch's optimizer, the same batches."""
     module = copy.deepcopy(module)
     anchor = [p.detach().clone() for p in module.parameters()]
-    optimizer = sgd.make_optimizer(settings, list(module.parameters()))
-    for x, y in sgd.minibatches(metrics.tensors(records), settings, stream()):
+    optimizer = optimizers.torch_optimizer(settings, list(module.parameters()))
+    for x, y in sgd.minibatches(metrics.tensors(records), settings, draws()):
         optimizer.zero_grad()
         distance = sum(((p - start) ** 2).sum() for p, start in zip(module.parameters(), anchor, strict=True))
         (functional.cross_entropy(module(x), y) + mu / 2 * distance).backward()
@@ -127,7 +133,7 @@ def test_the_same_stream_gives_the_same_bits_and_another_one_does_not(name: str)
     records, settings = some_records(shape=(1, 4, 4)), TrainingSettings()
     first, again = (trained(module, records, settings) for _ in range(2))
     np.testing.assert_equal(first, again)
-    sgd.train(module, records, settings, stream(round=1))
+    sgd.train(module, records, LocalTraining(settings), draws(round=1))
     assert not np.array_equal(weights_of(module)["output.bias"], first["output.bias"])
 
 
@@ -146,7 +152,7 @@ def test_dropout_draws_from_the_party_s_stream_and_leaves_the_global_one_alone()
 def test_batches_and_steps(n: int, options: dict) -> None:
     settings = TrainingSettings(batch=16, **options)
     data = torch.arange(n), torch.arange(n) * 2
-    batches = list(sgd.minibatches(data, settings, stream()))
+    batches = list(sgd.minibatches(data, settings, draws()))
     assert len(batches) == plan.steps_per_round(settings, n)
     assert all(torch.equal(2 * x, y) for x, y in batches)
     per_epoch = -(-n // 16)
@@ -155,7 +161,7 @@ def test_batches_and_steps(n: int, options: dict) -> None:
         assert sorted(seen.tolist()) == list(range(n))
     if len(batches) > per_epoch:
         assert not torch.equal(batches[0][0], batches[per_epoch][0])
-    report = sgd.train(mlp(), some_records(n), settings, stream())
+    report = sgd.train(mlp(), some_records(n), LocalTraining(settings), draws())
     assert report.steps == len(batches)
 
 
@@ -164,19 +170,19 @@ def test_the_reported_loss_is_the_mean_over_the_round_s_records(wrap) -> None:
     module, records = wrap(mlp()), some_records()
     expected = metrics.evaluate(module, records)["loss"]
     # With a vanishing learning rate every batch meets the same weights.
-    report = sgd.train(module, records, TrainingSettings(lr=1e-12, epochs=2), stream())
+    report = sgd.train(module, records, LocalTraining(TrainingSettings(lr=1e-12, epochs=2)), draws())
     assert report.loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_learns() -> None:
     records, module = some_records(n=30, classes=2), mlp(2, (32, 32))
-    sgd.train(module, records, TrainingSettings(epochs=150), stream())
+    sgd.train(module, records, LocalTraining(TrainingSettings(epochs=150)), draws())
     assert metrics.evaluate(module, records)["accuracy"] == 1.0
 
 
 def test_nobody_trains_without_records() -> None:
     with pytest.raises(ValueError, match="without records"):
-        sgd.train(mlp(), some_records(0), TrainingSettings(), stream())
+        sgd.train(mlp(), some_records(0), LocalTraining(TrainingSettings()), draws())
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -240,10 +246,10 @@ def regularised(module: nn.Module, records: Records, settings: TrainingSettings,
     the loss, sign(0) = 0 being autograd's derivative of |w| there.
     """
     module = copy.deepcopy(module)
-    optimizer = sgd.make_optimizer(settings, list(module.parameters()))
+    optimizer = optimizers.torch_optimizer(settings, list(module.parameters()))
     source, smoothing = stream(), defence.get("label_smoothing", 0.0)
-    mixing, alpha = regularisation.mixup_stream(source), defence.get("mixup", 0)
-    for x, y in sgd.minibatches(metrics.tensors(records), settings, source):
+    mixing, alpha = rng.generator(source.initial_seed(), "mixup"), defence.get("mixup", 0)
+    for x, y in sgd.minibatches(metrics.tensors(records), settings, PartyDraws(source, None)):
         share, other = 1.0, torch.arange(len(y))
         if alpha:
             share = mixing.beta(alpha, alpha)
@@ -292,7 +298,9 @@ def test_dropout_written_out_equals_torch_s_layers(n: int, batch: int, hidden: l
 
 def test_dropout_leaves_the_module_as_it_was() -> None:
     module = Hidden(mlp())
-    sgd.train(module, some_records(), TrainingSettings(), stream(), defence=DefenceSettings(dropout=0.5))
+    sgd.train(
+        module, some_records(), LocalTraining(TrainingSettings(), DefenceSettings(dropout=0.5)), draws()
+    )
     assert not any(layer._forward_hooks for layer in module.modules())
     first, again = (metrics.logits(module, some_records()) for _ in range(2))
     np.testing.assert_equal(first, again)
@@ -315,9 +323,8 @@ def test_early_stopping_answers_the_best_epoch(patience: int, wrap) -> None:
         e for e in range(12) if e - int(np.argmin(losses[: e + 1])) == patience
     )  # epochs that are made, less one
     stopped = copy.deepcopy(module)
-    report = sgd.train(
-        stopped, records, settings, stream(), defence=DefenceSettings(patience=patience), stop_on=unseen
-    )
+    local = LocalTraining(settings, DefenceSettings(patience=patience), stop_on=unseen)
+    report = sgd.train(stopped, records, local, draws())
     assert report.steps == 3 * (last + 1) < 36
     assert_close(weights_of(stopped), epochs[int(np.argmin(losses[: last + 1]))])
 
@@ -328,14 +335,16 @@ def test_a_round_whose_steps_are_no_whole_epochs_is_measured_at_its_end() -> Non
     losses = []
     for steps in (3, 4):
         measured = copy.deepcopy(module)
-        sgd.train(measured, records, settings.model_copy(update={"steps": steps}), stream())
+        shorter = LocalTraining(settings.model_copy(update={"steps": steps}))
+        sgd.train(measured, records, shorter, draws())
         losses.append(metrics.evaluate(measured, records)["loss"])
     assert losses[1] < losses[0]
-    report = sgd.train(module, records, settings, stream(), defence=defence, stop_on=records)
+    report = sgd.train(module, records, LocalTraining(settings, defence, stop_on=records), draws())
     assert report.steps == 4
     assert metrics.evaluate(module, records)["loss"] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_early_stopping_needs_records() -> None:
     with pytest.raises(ValueError, match="early stopping needs records"):
-        sgd.train(mlp(), some_records(), TrainingSettings(), stream(), defence=DefenceSettings(patience=1))
+        local = LocalTraining(TrainingSettings(), DefenceSettings(patience=1))
+        sgd.train(mlp(), some_records(), local, draws())
