@@ -78,4 +78,16 @@ def noisy(shape, classes):
 
 def smooth(shape, classes):
     return nn.Sequential(nn.Linear(*shape, 8), nn.Tanh(), nn.Linear(8, classes))
+
+class Recurrent(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.gru = nn.GRU(1, 6, batch_first=True)
+        self.output = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.output(self.gru(x[:, :, None])[0][:, -1])
+
+def recurrent(shape, classes):
+    return Recurrent(classes)
 """

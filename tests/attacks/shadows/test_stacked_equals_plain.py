@@ -148,7 +148,7 @@ def test_stacked_equals_plain_equals_record_by_record(changes: dict, monkeypatch
         np.testing.assert_allclose(actual.phi, phi, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["noisy", "smooth"])
+@pytest.mark.parametrize("name", ["noisy", "smooth", "recurrent"])
 def test_modules_of_ones_own(name: str, tmp_path: Path) -> None:
     """What cannot be stacked is trained one by one: same interface, repeatable, no global stream touched."""
     (tmp_path / "shadow_modules.py").write_text(MODULES)
@@ -179,3 +179,20 @@ def test_a_batch_wider_than_foreseen_is_trained_whole(monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "poisson_width", lambda n, rate: 4)
     widened = simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=11).phi
     np.testing.assert_allclose(widened, foreseen, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_shadows_without_dp_do_without_opacus(tmp_path: Path, run_python) -> None:  # type: ignore[no-untyped-def]
+    """It cannot hook every module that torch can train."""
+    (tmp_path / "shadow_modules.py").write_text(MODULES)
+    script = f"""
+import sys
+sys.path.insert(0, "tests")
+from attacks.shadows.simulate import simulate
+from fedsim.core.scenario.training import ModelSettings
+from support.shadow_plans import members_of, small_plan, some_pool, w_0
+plan = small_plan((9,), model=ModelSettings(name="shadow_modules:recurrent", folder={str(tmp_path)!r}))
+pool = some_pool(plan)
+phi = simulate(plan, w_0(plan), pool, members_of(plan, 1, pool), pool, rounds=[3], seed=0).phi
+print(phi.shape, "opacus" in sys.modules)
+"""
+    assert run_python(script) == "(1, 1, 60) False\n"

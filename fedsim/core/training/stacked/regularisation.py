@@ -46,7 +46,7 @@ class Regularisation:
     def dropping(self, batches: Batches, numbers: Tensor) -> Batches:
         """Return the batches with hidden units dropped; numbers: (n, B, hidden units), uniform on [0, 1)."""
         dropout = self.dropout[: len(numbers), None, None]
-        return replace(batches, kept=(numbers >= dropout) / (1 - dropout))
+        return replace(batches, unit_scale=(numbers >= dropout) / (1 - dropout))
 
     def _targets(self, labels: Tensor) -> Tensor:
         """Return (1 − s)·one-hot + s/K, (n, B, K)."""
