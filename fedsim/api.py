@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.core.errors import InputError
-from fedsim.core.run_directory import RunDirectory, new_run_path
+from fedsim.core.run_directory import Manifest, RunDirectory, new_run_path
 from fedsim.core.scenario import reading
 from fedsim.core.scenario.settings import Scenario
 
@@ -116,7 +116,7 @@ class Run:
         return self._directory.scenario
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Versions, seed, hashes of the data, engine, machine, wall times, and whether it is complete."""
         return self._directory.manifest
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,21 +15,12 @@ from torch import Tensor
 
 from attacks.shadows.aggregation import server
 from attacks.shadows.cohort import Cohort, gather, with_empty_row
-from attacks.shadows.defences import EarlyStopping, Regularisation, draw_heldout, shape_updates
+from attacks.shadows.defences import CohortRegularisation, draw_heldout, early_stopping, shape_updates
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Schedule, Streams, draw_schedule
-from fedsim.core.training.stacked.batches import (
-    Batches,
-    Gradient,
-    Noise,
-    Parameters,
-    Pool,
-    Stack,
-    Trainer,
-    up,
-)
+from fedsim.core.training.stacked.batches import Batches, Parameters, Pool, Stack, Trainer, up
+from fedsim.core.training.stacked.clipping import Clipping, StackedPlans, noise_source
 from fedsim.core.training.stacked.layers import Workspace
-from fedsim.core.training.stacked.noise import NoiseSource
 from fedsim.core.training.stacked.optimizers import Penalties, optimizer
 
 RAISED_TOGETHER = 64
@@ -159,16 +150,16 @@ def _ascend(block: _Block, sent: Parameters, answers: Parameters) -> None:
     assert ascent is not None and raised is not None
     trainer = stack.trainer(answers, raised)
     step = [torch.zeros_like(p) for p in answers]
-    for some in torch.arange(up(len(raised))).clamp_(max=len(raised)).split(RAISED_TOGETHER):
-        rows = some.expand(len(answers[0]), -1)
+    for part in torch.arange(up(len(raised))).clamp_(max=len(raised)).split(RAISED_TOGETHER):
+        rows = part.expand(len(answers[0]), -1)
         gradient = trainer.gradient(Batches(rows, raised.labels[rows], (rows != len(raised)).float()))
-        for i, each in enumerate(step):
-            gradient.add_to(i, each, 1.0, ascent.rate)
+        for i, change in enumerate(step):
+            gradient.add_to(i, change, 1.0, ascent.rate)
     learnt = [answer - before for answer, before in zip(answers, sent, strict=True)]
     long, longest = _length(stack, step), ascent.limit * _length(stack, learnt)
     factor = torch.where(long > longest, longest / long, 1.0).float()
-    for answer, each in zip(answers, step, strict=True):
-        answer += each * factor.view(-1, *[1] * (each.dim() - 1))
+    for answer, change in zip(answers, step, strict=True):
+        answer += change * factor.view(-1, *[1] * (change.dim() - 1))
 
 
 def _length(stack: Stack, update: Parameters) -> Tensor:
@@ -193,25 +184,29 @@ def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
     update = optimizer(local, plan.training, _penalties(plan, cohort))
-    private = _Private(block, cohort) if plan.parties[cohort.parties[0]].dp else None
-    regularisation = Regularisation(plan, cohort, stack, pool, block.key)
-    stopping = EarlyStopping(plan, cohort, stack, pool, block.heldout)
+    clipping = _clipping(block, cohort)
+    regularisation = CohortRegularisation(plan, cohort, stack, pool, block.key)
+    stopping = early_stopping(plan, cohort, stack, pool, block.heldout)
     labels = pool.labels.index_select(0, cohort.rows.flatten()).view_as(cohort.rows)
     present = cohort.rows != len(pool)
-    size = present.sum(2, keepdim=True).clamp_(min=1) if private is None else private.expected_batch
-    steps = zip(*(cohort.by_step(each) for each in (cohort.rows, labels, present / size)), strict=True)
+    if clipping is None:
+        size = present.sum(2, keepdim=True).clamp_(min=1)  # (steps, M, 1): the batch drawn
+    else:
+        size = clipping.expected_batch[:, None]  # (M, 1)
+    weight = present / size  # (steps, M, width), of a record in its batch's mean
+    steps = zip(*map(cohort.by_step, (cohort.rows, labels, weight)), strict=True)
     for step, (rows, y, w) in enumerate(steps):
         batches = regularisation.applied_to(Batches(rows, y, w), step)
-        if private is None:
-            update(trainer.gradient(batches), len(rows))
-        else:
-            gradient = trainer.gradient(private.applied_to(batches, step))
-            update(gradient, len(rows))
-            private.follow(gradient, w, stopping.ended)
+        if clipping is not None:
+            batches = clipping.applied_to(batches, cohort.noise[step, : len(rows)])
+        gradient = trainer.gradient(batches)
+        update(gradient, len(rows))
+        if clipping is not None:
+            clipping.follow(gradient, w, stopping.ended)
         stopping.after(step + 1, local)
     stopping.finish(local)
-    if private is not None:
-        block.norms[cohort.shadow, cohort.party] = private.norm
+    if clipping is not None:
+        block.norms[cohort.shadow, cohort.party] = clipping.norm
     shape_updates(plan, cohort, stack, current, local, block.key)
     return local
 
@@ -227,54 +222,16 @@ def _penalties(plan: FederationPlan, cohort: Cohort) -> Penalties:
     return Penalties(plan.proximal_mu, l1, one_or_each(lambda k: plan.training_of(k).l2))
 
 
-class _Private:
-    """What DP-SGD adds: clipping norms, which may adapt (Andrew et al. 2021), and noise on the mean gradient.
-
-    norm: C of the next step, (M,) float64; expected_batch: (M, 1) float32
-    """
-
-    def __init__(self, block: _Block, cohort: Cohort) -> None:
-        plan = block.plan
-        self.norm = block.norms[cohort.shadow, cohort.party]
-        batch = cohort.per_model(lambda k: plan.dp(k).expected_batch)
-        self.expected_batch = batch[:, None]
-        self._deviation = cohort.per_model(lambda k: plan.dp(k).gradient_noise).double() / batch
-        self._adapts = cohort.per_model(lambda k: plan.dp(k).clipping == "adaptive") > 0
-        self._some_adapt = bool(self._adapts.any())
-        self._count_noise = cohort.per_model(lambda k: plan.dp(k).count_noise)
-        self._quantile = cohort.per_model(lambda k: plan.dp(k).clipping_quantile)
-        self._rate = cohort.per_model(lambda k: plan.dp(k).clipping_rate)
-        self._numbers = cohort.noise
-        source = noise_source(block.key, block.stack)
-        self._source, self._flat = source, block.scratch("noise", cohort.models, source.size)
-        self._pieces = block.stack.split(self._flat[:, :-1])
-        self._count = torch.empty(0)
-
-    def applied_to(self, batches: Batches, step: int) -> Batches:
-        """Return the batches of a step with the clipping norms and the noise of the models that make it."""
-        n = len(batches.rows)
-        signs = self._source.draw(self._numbers[step, :n], out=self._flat[:n])
-        self._count = self._flat[:n, -1] * signs
-        pieces = self._pieces if n == len(self._flat) else [piece[:n] for piece in self._pieces]
-        noise = Noise(pieces, signs * (self._deviation[:n] * self.norm[:n]).float())
-        norm = self.norm[:n, None].float()
-        return replace(batches, clipping_norm=norm, noise=noise)
-
-    def follow(self, gradient: Gradient, weight: Tensor, ended: Tensor) -> None:
-        """Move the norms that adapt after a step, by a noisy count of the gradients that were not longer.
-
-        weight: (n, B), 0 where there is no record; ended: (M,) bool, whose round has ended
-        """
-        if not self._some_adapt:
-            return
-        n, present = len(weight), weight > 0
-        shorter = (gradient.norms <= self.norm[:n, None].float()) & present
-        count = shorter.sum(1) - present.sum(1) / 2 + self._count_noise[:n] * self._count
-        share = (0.5 + count / self.expected_batch[:n, 0]).clamp(0, 1)
-        moved = self.norm[:n] * torch.exp(-self._rate[:n] * (share - self._quantile[:n])).double()
-        self.norm[:n] = torch.where(self._adapts[:n] & ~ended[:n], moved, self.norm[:n])
-
-
-def noise_source(key: tuple[int, int], stack: Stack) -> NoiseSource:
-    """Return the source of a step's noise: one number per parameter, and one for a count of gradients."""
-    return NoiseSource(key, stack.parameters + 1)
+def _clipping(block: _Block, cohort: Cohort) -> Clipping | None:
+    """Return the DP-SGD of the cohort's models, None for one of plain parties."""
+    plans = [block.plan.parties[k].dp for k in cohort.parties]
+    if plans[0] is None:
+        return None
+    source = noise_source(block.key, block.stack)
+    return Clipping(
+        StackedPlans.of([block.plan.dp(k) for k in cohort.parties], cohort.counts),
+        block.norms[cohort.shadow, cohort.party],
+        block.stack,
+        source,
+        block.scratch("noise", cohort.models, source.size),
+    )

@@ -1,34 +1,31 @@
-"""One shadow federation the plain way: torch.nn and torch.optim, one party after another and one record after
-another, with the same batches, noise and defences as `attacks.shadows.block`, which is tested against it.
+"""One shadow federation the plain way: one party after another, each trained as the party itself trains
+(`fedsim.core.training`), with the same batches, noise and defences as in `attacks.shadows.block`.
 
-It is also the path of the modules that cannot be stacked.
+It is the path of the modules that cannot be stacked, and what the stacked shadows are tested against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attacks import deviation
 from attacks.shadows.aggregation import server
-from attacks.shadows.block import Observe, noise_source
+from attacks.shadows.block import Observe
 from attacks.shadows.defences import draw_heldout
+from attacks.shadows.draws import ShadowDraws, ShadowNumbers
 from attacks.shadows.plan import FederationPlan
-from attacks.shadows.schedule import Schedule, Streams, draw_schedule
+from attacks.shadows.schedule import Streams, draw_schedule
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
-from fedsim.core.models.layers import dropout, hidden_units, hooked
-from fedsim.core.scenario.protection import DefenceSettings
-from fedsim.core.training.stacked.batches import Stack
-from fedsim.core.training.stacked.noise import uniform
-from fedsim.core.training.stacked.stack import layout_of
-
-Data = tuple[Tensor, Tensor]
+from fedsim.core.models.weights import weights_of
+from fedsim.core.training import dp, sgd
+from fedsim.core.training.draws import Draws
+from fedsim.core.training.steps import LocalTraining
+from fedsim.core.training.updates import shape_answer
 
 
 def train_one(
@@ -44,21 +41,10 @@ def train_one(
 ) -> dict[str, Tensor]:
     """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
-    data = torch.tensor(pool.features), torch.tensor(pool.labels)
     names = list(module.state_dict())
     current = [torch.tensor(initial[name], dtype=torch.float32) for name in names]
-    aggregate = server(plan)
-    heldout = draw_heldout(plan, members[None], len(pool), [streams])
-    parties = [
-        _Party(
-            plan,
-            k,
-            _rows(data, members[k]),
-            _rows(data, heldout[k][0]) if k in heldout else None,
-            streams.key,
-        )
-        for k in range(len(plan.parties))
-    ]
+    aggregate, parties = server(plan), _parties(plan, pool, members, streams)
+    numbers = ShadowNumbers(module, plan.classes, streams.key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed)
         for t in range(plan.rounds + 1):
@@ -73,13 +59,44 @@ def train_one(
             total = int(schedule.active[0] @ plan.sizes)
             for k in np.flatnonzero(schedule.active[0]).tolist():
                 module.load_state_dict(dict(zip(names, current, strict=True)))
-                parties[k].train(module, schedule)
+                parties[k].train(module, ShadowDraws(schedule, k, numbers))
                 if plan.ascends(k, t + 1):
                     _ascend(plan, module, dict(zip(names, current, strict=True)), raised)
                 for sum_, answer in zip(mean, module.state_dict().values(), strict=True):
                     sum_ += plan.parties[k].size / total * answer
             current = aggregate(current, mean)
     return {name: w[None] for name, w in zip(names, current, strict=True)}
+
+
+class _Party:
+    """A simulated party; what outlives a round is the clipping norm, where it adapts."""
+
+    def __init__(self, plan: FederationPlan, party: int, records: Records, stop_on: Records | None) -> None:
+        self._records, self._dp = records, plan.parties[party].dp
+        self._local = LocalTraining(
+            plan.training_of(party), plan.parties[party].defence, plan.proximal_mu, stop_on=stop_on
+        )
+        self._norm: float | None = None
+
+    def train(self, module: nn.Module, draws: Draws) -> None:
+        """Train ``module`` in place for one round, and shape its update."""
+        sent = weights_of(module)
+        if self._dp is None:
+            sgd.train(module, self._records, self._local, draws)
+        else:
+            report = dp.train_private(
+                module, self._records, self._local, self._dp, draws, clipping_norm=self._norm
+            )
+            self._norm = report.clipping_norm
+        shape_answer(module, sent, self._local.defence, draws)
+
+
+def _parties(plan: FederationPlan, pool: Records, members: np.ndarray, streams: Streams) -> list[_Party]:
+    heldout = draw_heldout(plan, members[None], len(pool), [streams])
+    return [
+        _Party(plan, k, pool.take(rows[rows >= 0]), pool.take(heldout[k][0]) if k in heldout else None)
+        for k, rows in enumerate(members)
+    ]
 
 
 def _ascend(
@@ -92,13 +109,8 @@ def _ascend(
     step = deviation.ascent(module, raised, plan.ascent.rate)
     step = deviation.shortened(step, plan.ascent.limit * learnt)
     module.train()
-    for name, each in step.items():
-        answer[name] += torch.from_numpy(each)
-
-
-def _rows(data: Data, rows: np.ndarray) -> Data:
-    index = torch.from_numpy(rows[rows >= 0].astype(np.int64))
-    return data[0][index], data[1][index]
+    for name, change in step.items():
+        answer[name] += torch.from_numpy(change)
 
 
 def _answers(module: nn.Module, records: Records) -> Tensor:
@@ -108,202 +120,3 @@ def _answers(module: nn.Module, records: Records) -> Tensor:
         parts = [module(x) for x in torch.tensor(records.features).split(4096)]
     module.train()
     return torch.cat(parts)
-
-
-class _Party:
-    """A simulated party; what outlives a round is the clipping norm, where it adapts."""
-
-    def __init__(
-        self, plan: FederationPlan, party: int, data: Data, heldout: Data | None, key: tuple[int, int]
-    ) -> None:
-        self._plan, self._party, self._data, self._heldout, self._key = plan, party, data, heldout, key
-        self._dp, self._defence = plan.parties[party].dp, plan.parties[party].defence
-        self._norm = self._dp.clipping_norm if self._dp else 0.0
-
-    def train(self, module: nn.Module, schedule: Schedule) -> None:
-        """Train ``module`` in place for one round, and shape its update."""
-        plan, k, defence = self._plan, self._party, self._defence
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        anchors = {name: p.detach().clone() for name, p in trained.items()}
-        layout = layout_of(module, plan.classes)
-        step = _torch_optimizer(plan, k, list(trained.values()))
-        stop = _Stopping(module, self._heldout, defence.patience) if self._heldout else None
-        batches = schedule.batches[k][0]
-        for i, batch in enumerate(batches):
-            x, targets = self._regularised(schedule, i, batch[batch >= 0])
-            step.zero_grad()
-            with self._dropping(module, layout, schedule, i):
-                if self._dp is None:
-                    functional.cross_entropy(module(x), targets).backward()
-                else:
-                    self._write_private_gradient(module, layout, x, targets, schedule.noise[0, k, i])
-            for name, p in trained.items():
-                if p.grad is not None:
-                    p.grad += plan.proximal_mu * (p.detach() - anchors[name])
-                    p.grad += defence.l1 * p.detach().sign()
-            step.step()
-            epoch_ends = (i + 1) % plan.batches_per_epoch(k) == 0 or i + 1 == len(batches)
-            if stop and epoch_ends and stop.ends():
-                break
-        if stop:
-            stop.finish()
-        if defence.changes_update:
-            number = schedule.rounding[0, k : k + 1] if defence.quantise else np.zeros(1, np.uint64)
-            self._shape(trained, anchors, layout, number)
-
-    def _regularised(self, schedule: Schedule, step: int, batch: np.ndarray) -> Data:
-        """Return features and targets (B, classes) of a batch, mixed where mixup is on."""
-        x, targets = self._data[0][batch], self._targets(self._data[1][batch])
-        if self._party not in schedule.mixing:
-            return x, targets
-        mixing = schedule.mixing[self._party]
-        other, share = mixing.partner[0, step], float(mixing.share[0, step])
-        other = other[other >= 0]
-        x = share * x + (1 - share) * self._data[0][other]
-        return x, share * targets + (1 - share) * self._targets(self._data[1][other])
-
-    def _targets(self, labels: Tensor) -> Tensor:
-        classes, smoothing = self._plan.classes, self._defence.label_smoothing
-        return (1 - smoothing) * functional.one_hot(labels, classes).float() + smoothing / classes
-
-    @contextmanager
-    def _dropping(self, module: nn.Module, layout: Stack, schedule: Schedule, step: int) -> Iterator[None]:
-        """Drop hidden units for a while: of stacked layers the same as in a stack, else by torch's stream."""
-        probability = self._defence.dropout
-        hidden = sum(layout.hidden_widths)
-        if not probability or not hidden:
-            with dropout(module, probability):
-                yield
-            return
-        layers = hidden_units(module)
-        size = len(self._data[0]) * hidden
-        numbers = uniform(self._key, schedule.dropout[0, self._party, step : step + 1], size)
-        kept = (numbers.view(-1, hidden) >= probability) / (1 - probability)
-        drop = _Dropping(kept.split(layout.hidden_widths, dim=1))
-        with hooked(layers, drop):
-            yield
-
-    def _write_private_gradient(
-        self, module: nn.Module, layout: Stack, x: Tensor, targets: Tensor, number: np.uint64
-    ) -> None:
-        """Write (Σ_i min(1, C / ‖g_i‖) g_i + N(0, (zC)²)) / (q n) into ``grad`` (Abadi et al. 2016, alg. 1).
-
-        Then move C, where it adapts (Andrew et al. 2021, algorithm 1).
-        """
-        dp = self._plan.dp(self._party)
-        source = noise_source(self._key, layout)
-        flat = torch.empty(1, source.size)
-        sign = source.draw(np.array([number]), out=flat)
-        flat *= sign
-        noise = layout.state(layout.split(flat[:, :-1]))
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        for name, p in trained.items():
-            p.grad = dp.gradient_noise * self._norm / dp.expected_batch * noise[name][0]
-        shorter = 0
-        for i in range(len(x)):
-            loss = functional.cross_entropy(module(x[i : i + 1]), targets[i : i + 1])
-            gradients = torch.autograd.grad(loss, list(trained.values()))
-            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt().item()
-            shorter += norm <= self._norm
-            factor = min(1.0, self._norm / (norm + 1e-6)) / dp.expected_batch
-            for p, g in zip(trained.values(), gradients, strict=True):
-                assert p.grad is not None
-                p.grad += factor * g
-        if dp.clipping == "adaptive":
-            count = shorter - len(x) / 2 + dp.count_noise * float(flat[0, -1])
-            self._norm = dp.next_clipping_norm(self._norm, count)
-
-    def _shape(
-        self,
-        trained: Mapping[str, nn.Parameter],
-        sent: Mapping[str, Tensor],
-        layout: Stack,
-        number: np.ndarray,
-    ) -> None:
-        updates = {name: (p.detach() - sent[name]).double() for name, p in trained.items()}
-        flat = uniform(self._key, number, layout.parameters)
-        numbers = layout.state(layout.split(flat))
-        shaped = _shaped(updates, self._defence, {name: numbers[name][0].double() for name in updates})
-        with torch.no_grad():
-            for name, p in trained.items():
-                p.copy_(sent[name] + shaped[name].float())
-
-
-class _Dropping:
-    """Multiplies each hidden layer's outputs by what is kept of them, (records, units) of every layer."""
-
-    def __init__(self, kept: Sequence[Tensor]) -> None:
-        self._kept = kept
-        self._layer = self._record = 0
-
-    def __call__(self, layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        kept = self._kept[self._layer][self._record : self._record + len(output)]
-        self._layer += 1
-        if self._layer == len(self._kept):  # the next call is for the batch's next records
-            self._layer, self._record = 0, self._record + len(output)
-        return output * kept
-
-
-class _Stopping:
-    """Early stopping (`fedsim.core.training.stopping.EarlyStopping`)."""
-
-    def __init__(self, module: nn.Module, heldout: Data, patience: int | None) -> None:
-        assert patience is not None
-        self._module, self._data, self._patience = module, heldout, patience
-        self._lowest, self._waited = float("inf"), 0
-        self._best: dict[str, Tensor] = {}
-
-    def ends(self) -> bool:
-        """Measure the module; return whether the round ends here."""
-        self._module.eval()
-        with torch.no_grad():
-            loss = functional.cross_entropy(self._module(self._data[0]).double(), self._data[1]).item()
-        self._module.train()
-        if loss < self._lowest:
-            self._lowest, self._waited = loss, 0
-            self._best = {name: value.clone() for name, value in self._module.state_dict().items()}
-            return False
-        self._waited += 1
-        return self._waited >= self._patience
-
-    def finish(self) -> None:
-        """Give the module the weights of its best epoch."""
-        self._module.load_state_dict(self._module.state_dict() | self._best)
-
-
-def _torch_optimizer(
-    plan: FederationPlan, party: int, parameters: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    settings = plan.training_of(party)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.l2)
-    return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.l2)
-
-
-def _shaped(
-    updates: Mapping[str, Tensor], defence: DefenceSettings, numbers: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return updates clipped, then sparsified over all parameters, then quantised each."""
-    flat = torch.cat([update.flatten() for update in updates.values()])
-    if defence.clip_update is not None and flat.norm() > defence.clip_update:
-        flat = flat * defence.clip_update / flat.norm()
-    if defence.sparsify is not None:
-        kept = int(np.ceil(defence.sparsify * len(flat)))
-        for i in flat.abs().argsort(descending=True, stable=True)[kept:].tolist():
-            flat[i] = 0
-    pieces = flat.split([update.numel() for update in updates.values()])
-    shaped = {name: piece.view(updates[name].shape) for name, piece in zip(updates, pieces, strict=True)}
-    if defence.quantise is None:
-        return shaped
-    return {
-        name: _quantised(update, numbers[name], 2**defence.quantise - 1) for name, update in shaped.items()
-    }
-
-
-def _quantised(update: Tensor, numbers: Tensor, top: int) -> Tensor:
-    reach = update.abs().max()
-    if reach == 0:
-        return update
-    spacing = 2 * reach / top
-    level = torch.minimum(torch.floor((update + reach) / spacing + numbers), torch.tensor(top))
-    return torch.where(update == 0, 0.0, level * spacing - reach)

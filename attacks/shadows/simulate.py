@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fedsim.core.training.stacked.batches import Stack
 
 
-VERSION = 5
+VERSION = 6
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]

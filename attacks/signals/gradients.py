@@ -69,14 +69,15 @@ def _stack_products(
     import torch
     from torch import nn
 
+    from fedsim.core.training import losses
+
     met: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # a layer's name, input (n, in), output (n, out)
     values = features
     for name, layer in stack.named_children():
         inputs, values = values, layer(values)
         if isinstance(layer, nn.Linear):
             met.append((name, inputs.detach(), values))
-    total = nn.functional.cross_entropy(values, labels, reduction="sum")
-    deltas = torch.autograd.grad(total, [outputs for _, _, outputs in met])
+    deltas = torch.autograd.grad(losses.total(values, labels), [outputs for _, _, outputs in met])
     dot, square = torch.zeros(len(labels)).double(), torch.zeros(len(labels)).double()
     for (name, inputs, _), delta in zip(met, deltas, strict=True):
         along = nn.functional.linear(inputs, direction[f"{name}.weight"], direction[f"{name}.bias"])
@@ -107,11 +108,12 @@ def _vmapped_gradients(
     module: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return each record's gradient, (n, …) by parameter name, all records at once."""
-    import torch
     from torch.func import functional_call, grad, vmap
 
+    from fedsim.core.training import losses
+
     def loss_of_one(weights: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(functional_call(module, weights, (x[None],)), y[None])
+        return losses.mean(functional_call(module, weights, (x[None],)), y[None])
 
     weights = {name: value.detach() for name, value in module.named_parameters()}
     module = copy.deepcopy(module)  # functional_call does not put back a layer that is used twice

@@ -29,6 +29,9 @@ from fedsim.core.privacy.plan import make_plan
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 from fedsim.core.training import dp, metrics, sgd
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.optimizers import torch_optimizer
+from fedsim.core.training.steps import Gradients, LocalTraining
 
 # (model, shape of a record, classes, hidden, records, batch, epochs, repetitions)
 CASES = [
@@ -66,9 +69,9 @@ def timed(round_of_training: Callable[[], int]) -> Callable[[], float]:
 
 
 def torch_loop(module: torch.nn.Module, records: Records, settings: TrainingSettings) -> int:
-    optimizer = sgd.make_optimizer(settings, list(module.parameters()))
-    stream, steps = rng.torch_generator(0, "training"), 0
-    for x, y in sgd.minibatches(metrics.tensors(records), settings, stream):
+    optimizer = torch_optimizer(settings, list(module.parameters()))
+    draws, steps = PartyDraws(rng.torch_generator(0, "training"), None), 0
+    for x, y in sgd.minibatches(metrics.tensors(records), settings, draws):
         optimizer.zero_grad()
         functional.cross_entropy(module(x), y).backward()
         optimizer.step()
@@ -83,7 +86,7 @@ def opacus_loop(module: torch.nn.Module, records: Records, settings: TrainingSet
     module = copy.deepcopy(module).train()
     wrapped = PrivacyEngine().make_private(
         module=module,
-        optimizer=sgd.make_optimizer(settings, list(module.parameters())),
+        optimizer=torch_optimizer(settings, list(module.parameters())),
         criterion=torch.nn.CrossEntropyLoss(),
         data_loader=DataLoader(TensorDataset(*metrics.tensors(records)), batch_size=settings.batch),
         noise_multiplier=1.0,
@@ -111,14 +114,14 @@ def measure(name: str, shape: tuple[int, ...], classes: int, hidden: list[int], 
     module = zoo.build(ModelSettings(name=name, hidden=hidden), shape, classes)
 
     def plain() -> int:
-        return sgd.train(module, records, settings, rng.torch_generator(0, "training")).steps
+        draws = PartyDraws(rng.torch_generator(0, "training"), None)
+        return sgd.train(module, records, LocalTraining(settings), draws).steps
 
-    def private(module: torch.nn.Module, gradients: dp.Gradients) -> Callable[[], int]:
+    def private(module: torch.nn.Module, gradients: Gradients) -> Callable[[], int]:
         def run() -> int:
-            sampling, noise = (rng.torch_generator(0, purpose) for purpose in ("sampling", "noise"))
-            return dp.train_private(
-                module, records, settings, plan, sampling=sampling, noise=noise, gradients=gradients
-            ).steps
+            draws = PartyDraws(*(rng.torch_generator(0, purpose) for purpose in ("sampling", "noise")))
+            local = LocalTraining(settings, gradients=gradients)
+            return dp.train_private(module, records, local, plan, draws).steps
 
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -15,7 +16,9 @@ from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp
+from fedsim.core.training.draws import Draws, PartyDraws
 from fedsim.core.training.sgd import train as train_openly
+from fedsim.core.training.steps import Gradients, LocalTraining, TrainingReport
 
 
 def plan_of(scenario: Scenario, party: str, n: int) -> Plan:
@@ -42,29 +45,47 @@ def training_of(scenario: Scenario, party: str) -> Train:
     dp_settings = scenario.dp_of(party)
     if dp_settings is None:
         return functools.partial(train_openly_as_private, like=scenario.training_of(party))
-    train = functools.partial(dp.train_private, gradients=dp_settings.gradients, device=scenario.device)
-    return functools.partial(from_secure_source, train=train) if dp_settings.secure else train
+    return functools.partial(
+        train_as_set,
+        gradients=dp_settings.gradients,
+        device=scenario.device,
+        secure=dp_settings.secure,
+    )
 
 
 def train_openly_as_private(
     module: torch.nn.Module,
     records: Records,
-    settings: TrainingSettings,
+    local: LocalTraining,
     plan: Plan,
+    draws: Draws,
     *,
-    sampling: torch.Generator,
-    noise: torch.Generator,
     watch: dp.Watch,
     like: TrainingSettings,
 ) -> None:
     """Train without DP, called as DP-SGD is: ``watch`` sees the first and the last weights."""
-    settings = like.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "l2": 0.0, "lr": settings.lr})
+    settings = like.model_copy(
+        update={"optimizer": "sgd", "momentum": 0.0, "l2": 0.0, "lr": local.settings.lr}
+    )
     parameters = [p for p in module.parameters() if p.requires_grad]
     watch(parameters, plan.clipping_norm)
-    train_openly(module, records, settings, sampling)
+    train_openly(module, records, LocalTraining(settings), draws)
     watch(parameters, plan.clipping_norm)
 
 
-def from_secure_source(*arguments: Any, train: Train, **named: Any) -> Any:
-    """Train with batches and noise from the operating system's source."""
-    return train(*arguments, **named | {"sampling": None, "noise": None})
+def train_as_set(
+    module: torch.nn.Module,
+    records: Records,
+    local: LocalTraining,
+    plan: Plan,
+    draws: Draws,
+    *,
+    gradients: Gradients,
+    device: str,
+    secure: bool,
+    **named: Any,
+) -> TrainingReport:
+    """Train with DP on the party's device and path, and where it is 'secure' from the system's source."""
+    local = dataclasses.replace(local, gradients=gradients, device=device)
+    draws = PartyDraws(None, None) if secure else draws
+    return dp.train_private(module, records, local, plan, draws, **named)

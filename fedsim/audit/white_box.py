@@ -46,6 +46,8 @@ from fedsim.core.data.records import Records
 from fedsim.core.parallel import Workers
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.training import dp
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.steps import LocalTraining
 
 Progress = Callable[[int, int], object]
 World = canaries.GradientCanaries | canaries.LoneCanary
@@ -55,7 +57,7 @@ PER_RUN = 250
 
 
 Train = Callable[..., Any]
-"""One round of training: ``train(module, records, settings, plan, *, sampling, noise, watch)``.
+"""One round of training: ``train(module, records, local, plan, draws, *, watch)``.
 
 `core.training.dp.train_private`, or what stands in for it. Where clipping adapts, it takes
 ``clipping_norm`` too, and what it returns has the next one.
@@ -130,10 +132,11 @@ class _Runs:
             report = self.target.train(
                 module,
                 records,
-                world.settings,
+                LocalTraining(world.settings),
                 self.plan,
-                sampling=self._stream("audit sampling", number, round),
-                noise=self._stream("audit noise", number, round),
+                PartyDraws(
+                    self._stream("audit sampling", number, round), self._stream("audit noise", number, round)
+                ),
                 watch=readout.watch,
                 **adapted,
             )

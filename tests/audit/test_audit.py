@@ -17,6 +17,7 @@ from support.runs import document, final_sha, prepared_run, scenario
 
 from fedsim.audit import audit, bounds
 from fedsim.audit import white_box as audit_white_box
+from fedsim.audit.party import train_as_set
 from fedsim.audit.settings import VANTAGES, Audit, AuditSettings, settings_for
 from fedsim.audit.verdict import MAIN_SHARE
 from fedsim.audit.white_box import Target, Train, white_box
@@ -30,7 +31,8 @@ from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario import reading as scenarios
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
-from fedsim.core.training import dp
+from fedsim.core.training import clipping, dp, draws
+from fedsim.core.training.draws import PartyDraws
 from fedsim.runs import play, prepare
 from fedsim.runs.prepare import Prepared
 from fedsim.terminal import audit_tables
@@ -85,7 +87,7 @@ def test_one_run_of_correct_dp_sgd_reaches_half_of_epsilon_8_on_average_and_neve
     ids=["opacus", "adaptive clipping", "a small clipping norm"],
 )
 def test_every_way_to_train_can_be_audited(method: str, dp_settings: dict, gradients: str) -> None:
-    train = functools.partial(dp.train_private, gradients=gradients)
+    train = functools.partial(train_as_set, gradients=gradients, device="cpu", secure=False)
     plan = a_plan(rounds=2, steps=4, **dp_settings)
     found = outcome(plan, train, hidden=(6,), method=method, canaries=600, runs=160)
     assert 0.5 < max(found.lower.values()) < found.upper
@@ -127,40 +129,45 @@ def test_another_delta_changes_both_bounds() -> None:
 
 # ---------------------------------------------------------------------- broken
 def too_little_noise(*arguments, factor: float, **named):
-    module, records, settings, plan = arguments
-    return dp.train_private(
-        module, records, settings, replace(plan, noise_multiplier=factor * plan.noise_multiplier), **named
-    )
+    module, records, local, plan, draws = arguments
+    plan = replace(plan, noise_multiplier=factor * plan.noise_multiplier)
+    return dp.train_private(module, records, local, plan, draws, **named)
 
 
-def the_same_noise_every_round(*arguments, noise, **named):
-    return dp.train_private(*arguments, noise=torch.Generator().manual_seed(3), **named)
+def the_same_noise_every_round(*arguments, **named):
+    def noise(self, step, pieces, deviation):
+        stream = self.__dict__.setdefault("repeated", torch.Generator().manual_seed(3))
+        for piece in pieces:
+            piece.normal_(0, deviation, generator=stream)
+
+    with mock.patch.object(PartyDraws, "noise", noise):
+        return dp.train_private(*arguments, **named)
 
 
 def no_clipping(*arguments, **named):
-    with mock.patch.object(dp, "clipping_factors", lambda norms, _: torch.ones_like(norms)):
+    with mock.patch.object(clipping, "clipping_factors", lambda norms, _: torch.ones_like(norms)):
         return dp.train_private(*arguments, **named)
 
 
 def no_noise_on_biases(*arguments, **named):
-    draw = dp.normal_
+    draw = draws.normal_
 
     def normal_(tensor, deviation, noise):
         return draw(tensor, deviation, noise).mul_(tensor.ndim > 1)
 
-    with mock.patch.object(dp, "normal_", normal_):
+    with mock.patch.object(draws, "normal_", normal_):
         return dp.train_private(*arguments, **named)
 
 
 def clipping_each_layer(*arguments, **named):
-    def write(stack, x, target, bound):
+    def write(stack, x, target, bound, masks):
         errors = stack.errors(torch.softmax(stack.forward(x), 1).sub_(target))
         norms = [e.norm(dim=1) * a.norm(dim=1) for e, a in zip(errors, stack._inputs, strict=True)]
         pairs = zip(errors, norms, strict=True)
         stack.accumulate([e * (bound / (n + 1e-6)).clamp(max=1)[:, None] for e, n in pairs])
         return stack.gradient_norms(errors)
 
-    with mock.patch.object(dp, "write_clipped_sum", write):
+    with mock.patch.object(clipping, "write_clipped_sum", write):
         return dp.train_private(*arguments, **named)
 
 

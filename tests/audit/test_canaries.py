@@ -22,6 +22,8 @@ from fedsim.core.models import layers, weights, zoo
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.scenario.training import ModelSettings
 from fedsim.core.training import dp
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.steps import LocalTraining
 
 PLAN = Plan(
     sample_rate=1.0,
@@ -72,12 +74,12 @@ def read(world: canaries.GradientCanaries | canaries.LoneCanary, inside, plan: P
     module, readout = copy.deepcopy(world.module), canaries.Readout(world, plan)
     for round in range(plan.rounds):
         readout.start_round()
-        streams = {
-            "sampling": rng.torch_generator(0, "sampling", round=round),
-            "noise": rng.torch_generator(0, "noise", round=round),
-        }
+        draws = PartyDraws(
+            rng.torch_generator(0, "sampling", round=round), rng.torch_generator(0, "noise", round=round)
+        )
         records = world.with_canaries(np.asarray(inside))
-        dp.train_private(module, records, world.settings, plan, watch=readout.watch, **streams, **more)
+        local = LocalTraining(world.settings, **more)
+        dp.train_private(module, records, local, plan, draws, watch=readout.watch)
     return readout.steps()
 
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 from unittest import mock
 
 import numpy as np
-import torch
 from torch import nn
 
 from fedsim.audit.settings import AuditSettings
@@ -20,6 +19,8 @@ from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp
+from fedsim.core.training.draws import Draws
+from fedsim.core.training.steps import LocalTraining
 from mutations.world import FEATURES, a_context, a_party, metrics, module, one_round
 
 from flwr.app import ConfigRecord, Context  # isort: skip
@@ -72,14 +73,14 @@ class _AuditedParty:
         self,
         start: nn.Module,
         records: Records,
-        settings: TrainingSettings,
+        local: LocalTraining,
         plan: Plan,
+        draws: Draws,
         /,
         *,
         watch: dp.Watch | None,
-        **streams: torch.Generator,
     ) -> None:
-        """Train ``start`` in place as `participant.train` does, from its own streams, watched."""
+        """Train ``start`` in place as `participant.train` does, from its own draws, watched."""
         if self.round in (0, plan.rounds):
             self.round, self.run, self.context = 0, self.run + 1, a_context()
             self.context.state["plan"] = ConfigRecord(cast(Any, dataclasses.asdict(plan)))
@@ -90,7 +91,7 @@ class _AuditedParty:
             party,
             module=start,
             records=replace(party.records, train=records),
-            scenario=party.scenario.model_copy(update={"training": settings}),
+            scenario=party.scenario.model_copy(update={"training": local.settings}),
         )
         with mock.patch.object(dp, "train_private", functools.partial(dp.train_private, watch=watch)):
             answer = one_round(party, self.context, self.round, start)

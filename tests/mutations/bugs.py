@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from mutations.planting import Edit
 
 DEVIATION = "fedsim.core.training.dp:_Round.deviation"
-STACK = "fedsim.core.training.dp:_stack_steps"
-OPACUS = "fedsim.core.training.dp:_opacus_steps"
-CLIPPED_SUM = "fedsim.core.training.dp:write_clipped_sum"
-PER_SAMPLE_SUM = "fedsim.core.training.dp:write_per_sample_clipped_sum"
-GHOST_SUM = "fedsim.core.training.dp:write_ghost_clipped_sum"
-PARTICIPANT = "clients.participant"
+STEP = "fedsim.core.training.dp:_make_steps"
+CLIPPED_SUM = "fedsim.core.training.clipping:write_clipped_sum"
+PER_SAMPLE_SUM = "fedsim.core.training.clipping:write_per_sample_clipped_sum"
+GHOST_SUM = "fedsim.core.training.clipping:write_ghost_clipped_sum"
+DRAWS = "fedsim.core.training.draws:PartyDraws"
+PARTY = "clients.dp"
+PARTY_DRAWS = "clients.draws"
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ class Bug:
     @property
     def in_training(self) -> bool:
         """Whether it sits in the steps themselves, which each path makes in its own way."""
-        return any(
-            edit.where.startswith(("fedsim.core.training.dp:", "fedsim.core.training.sgd:"))
-            for edit in self.edits
-        )
+        return any(edit.where.startswith("fedsim.core.training.") for edit in self.edits)
 
 
 def _bug(name: str, what: str, source: str, edits: list[Edit], checks: str, audited: bool = False) -> Bug:
@@ -141,13 +139,14 @@ BUGS = (
                 GHOST_SUM,
                 "norms = private.get_norm_sample()",
                 "norms = private.get_norm_sample()\n"
-                "    each = [clipping_factors(p._norm_sample, clipping_norm) for p in parameters]",
+                "    of_layers = [clipping_factors(p._norm_sample, clipping_norm) for p in parameters]",
             ),
             Edit(
                 GHOST_SUM,
-                "losses.mul(clipping_factors(norms, clipping_norm)).sum().backward()",
-                "for p, factors in zip(parameters, each):\n"
-                "        p.grad = torch.autograd.grad(losses.mul(factors).sum(), p, retain_graph=True)[0]",
+                "of_records.mul(clipping_factors(norms, clipping_norm)).sum().backward()",
+                "for p, factors in zip(parameters, of_layers):\n"
+                "        clipped = of_records.mul(factors).sum()\n"
+                "        p.grad = torch.autograd.grad(clipped, p, retain_graph=True)[0]",
             ),
         ],
         "one_record_moves_the_sum_by_c_at_most",
@@ -157,8 +156,7 @@ BUGS = (
         "The noisy sum is divided by the number of records drawn, which then shows in the noise.",
         "meta-pytorch/opacus issue 420 asks for it; the expected batch size is the one that is public",
         [
-            Edit(STACK, "div_(round.plan.expected_batch)", "div_(max(1, len(x)))"),
-            Edit(OPACUS, "div_(round.plan.expected_batch)", "div_(max(1, len(x)))"),
+            Edit(STEP, "clipped.step(plan.expected_batch)", "clipped.step(max(1, len(x)))"),
         ],
         "noise_has_standard_deviation_sigma_c one_record_moves_the_sum_by_c_at_most inclusion_is_binomial",
     ),
@@ -168,9 +166,9 @@ BUGS = (
         "loops over torch's DataLoader, which has no empty batches",
         [
             Edit(
-                "fedsim.core.training.sgd:make_steps",
-                "enumerate(batches, 1)",
-                "enumerate((batch for batch in batches if len(batch[0])), 1)",
+                "fedsim.core.training.steps:make_steps",
+                "enumerate(batches)",
+                "enumerate(batch for batch in batches if len(batch[0]))",
             )
         ],
         "noise_has_standard_deviation_sigma_c adaptive_clipping_is_paid",
@@ -181,18 +179,11 @@ BUGS = (
         "jax-ml/jax pull request 3646: the DP example used one PRNG key for all parameters",
         [
             Edit(
-                STACK,
-                "            for piece in noises:\n",
-                "            state = round.noise.get_state()\n"
-                "            for piece in noises:\n"
-                "                round.noise.set_state(state)\n",
-            ),
-            Edit(
-                OPACUS,
-                "        for p in parameters:\n",
-                "        state = round.noise.get_state()\n"
-                "        for p in parameters:\n"
-                "            round.noise.set_state(state)\n",
+                f"{DRAWS}.noise",
+                "for piece in pieces:\n",
+                "state = self._noise.get_state()\n"
+                "    for piece in pieces:\n"
+                "        self._noise.set_state(state)\n",
             ),
         ],
         "noise_of_parameters_is_independent",
@@ -203,14 +194,15 @@ BUGS = (
         "Chua et al. 2024 (arXiv:2403.17673); tensorflow/privacy issue 483; private-transformers issue 7",
         [
             Edit(
-                "fedsim.core.training.dp:poisson_batches",
-                "index = (coins < plan.sample_rate).nonzero()",
+                f"{DRAWS}.poisson",
+                "yield (coins < plan.sample_rate).nonzero()",
                 "size = round(plan.sample_rate * n)\n"
                 "        first = _ * size % n\n"
-                "        order = torch.randperm(n, generator=sampling) if _ == 0 or first < size else order\n"
+                "        again = _ == 0 or first < size\n"
+                "        order = torch.randperm(n, generator=self._order) if again else order\n"
                 "        drawn = torch.zeros(n, dtype=torch.bool)\n"
                 "        drawn[order[first:][:size]] = True\n"
-                "        index = drawn.nonzero()",
+                "        yield drawn.nonzero()",
             ),
         ],
         "inclusion_is_binomial",
@@ -222,8 +214,8 @@ BUGS = (
         [
             Edit(
                 "fedsim.core.training.dp:AdaptiveNorm.follow",
-                "count + normal_(norms.new_empty(1), self._plan.count_noise, noise)",
-                "count",
+                "float(count + noise)",
+                "float(count)",
             )
         ],
         "adaptive_clipping_is_paid",
@@ -241,7 +233,7 @@ BUGS = (
         "Flower's Opacus example reports it",
         [
             Edit(
-                f"{PARTICIPANT}:_train_privately",
+                f"{PARTY}:train_privately",
                 'return {"epsilon": ledger.epsilon',
                 'return {"epsilon": plan.spend(Ledger(), report.steps).epsilon',
             )
@@ -255,7 +247,7 @@ BUGS = (
         "clients that keep no state between rounds",
         [
             Edit(
-                f"{PARTICIPANT}:_ledger",
+                f"{PARTY}:ledger_of",
                 'return Ledger.from_config(dict(context.state.config_records["ledger"]))',
                 "return Ledger()",
             )
@@ -275,7 +267,7 @@ BUGS = (
         "budget not enforced",
         "A party whose ε is spent goes on training.",
         "accountants that report and do not refuse, such as Opacus'",
-        [Edit(f"{PARTICIPANT}:train", "if would_exceed(ledger, plan):", "if False:")],
+        [Edit(f"{PARTY}:refusal", "if not would_exceed(ledger, plan):", "if True:")],
         "spent_budget_ends_training",
     ),
     _bug(
@@ -294,18 +286,18 @@ BUGS = (
         "any loop that keeps its optimizer while DP is switched on",
         [
             Edit(
-                "fedsim.core.training.linear_stack:_sgd",
+                "fedsim.core.training.optimizers:_sgd",
                 "velocity = torch.zeros_like(flat)",
                 "velocity = _sgd.__dict__.setdefault(len(flat), torch.zeros_like(flat))",
             ),
             Edit(
-                "fedsim.core.training.sgd:make_optimizer",
+                "fedsim.core.training.optimizers:torch_optimizer",
                 "return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, "
                 "weight_decay=settings.l2)",
                 "made = torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, "
                 "weight_decay=settings.l2)\n"
                 "    for i, p in enumerate(parameters if settings.momentum else []):\n"
-                "        kept = make_optimizer.__dict__.setdefault((i, p.shape), torch.zeros_like(p))\n"
+                "        kept = torch_optimizer.__dict__.setdefault((i, p.shape), torch.zeros_like(p))\n"
                 "        made.state[p]['momentum_buffer'] = kept\n"
                 "    return made",
             ),
@@ -334,7 +326,7 @@ BUGS = (
         "what a generator seeded anew in each round's make_private does",
         [
             Edit(
-                f"{PARTICIPANT}:_train_privately",
+                f"{PARTY_DRAWS}:draws_of",
                 '_stream(party, "dp noise", round)',
                 '_stream(party, "dp noise", 0)',
             )
@@ -346,7 +338,7 @@ BUGS = (
         "same noise seed at every party",
         "A participant subtracts from another's update the noise that it drew itself.",
         "torch.manual_seed(0) in every client",
-        [Edit(f"{PARTICIPANT}:_stream", "party=party.name", 'party=""')],
+        [Edit(f"{PARTY_DRAWS}:_stream", "party=party.name", 'party=""')],
         "noise_of_rounds_and_parties_is_independent",
     ),
     _bug(
@@ -355,15 +347,16 @@ BUGS = (
         "adaptive clipping and dashboards; Andrew et al. 2021 (arXiv:1905.03871) pay for such a statistic",
         [
             Edit(
-                f"{PARTICIPANT}:_train_privately",
-                "    ledger = plan.spend(ledger, report.steps)",
+                f"{PARTY}:train_privately",
+                "    ledger = plan.spend(ledger_of(context), report.steps)",
+                "    import torch\n"
                 "    x, y = dp.tensors(party.records.train)\n"
                 "    loss = torch.nn.functional.cross_entropy(party.module(x), y)\n"
                 "    gradient = torch.autograd.grad(loss, list(party.module.parameters()))\n"
                 "    norm = float(sum(g.square().sum() for g in gradient)) ** 0.5\n"
-                "    ledger = plan.spend(ledger, report.steps)",
+                "    ledger = plan.spend(ledger_of(context), report.steps)",
             ),
-            Edit(f"{PARTICIPANT}:_train_privately", '"train-loss": math.nan', '"gradient-norm": norm'),
+            Edit(f"{PARTY}:train_privately", '"train-loss": math.nan', '"gradient-norm": norm'),
         ],
         "answers_say_nothing_of_records",
     ),
@@ -373,10 +366,15 @@ BUGS = (
         "Flower's quickstarts answer train_loss",
         [
             Edit(
-                f"{PARTICIPANT}:_train_privately",
+                f"{PARTY}:train_privately",
+                "    _enter(context, ledger)",
+                "    _enter(context, ledger)\n    from fedsim.core.training.metrics import evaluate",
+            ),
+            Edit(
+                f"{PARTY}:train_privately",
                 '"train-loss": math.nan',
-                '"train-loss": measure(party.module, party.records.train)["loss"]',
-            )
+                '"train-loss": evaluate(party.module, party.records.train)["loss"]',
+            ),
         ],
         "answers_say_nothing_of_records",
     ),

@@ -26,7 +26,8 @@ from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp
-from fedsim.core.training.sgd import TrainingReport
+from fedsim.core.training.draws import PartyDraws
+from fedsim.core.training.steps import Gradients, LocalTraining, TrainingReport
 
 FEATURES, CLASSES = 10, 3
 
@@ -66,7 +67,7 @@ def module(path: str) -> nn.Module:
 
 
 # The paths of fedsim.core.training.dp, by the `gradients` that take them, given the module of the path.
-PATHS: dict[str, dp.Gradients] = {"written out": "auto", "per-sample": "per-sample", "ghost": "ghost"}
+PATHS: dict[str, Gradients] = {"written out": "auto", "per-sample": "per-sample", "ghost": "ghost"}
 
 
 def trained(
@@ -74,15 +75,12 @@ def trained(
 ) -> tuple[dict[str, np.ndarray], TrainingReport]:
     """What one round of DP-SGD adds to each parameter, and its report; ``draw`` numbers noise and batches."""
     after = copy.deepcopy(start)
-    report = dp.train_private(
-        after,
-        records,
-        TrainingSettings(lr=LR),
-        plan,
-        sampling=rng.torch_generator(0, "mutations: sampling", round=draw),
-        noise=rng.torch_generator(0, "mutations: noise", round=draw),
-        gradients=PATHS[path],
+    draws = PartyDraws(
+        rng.torch_generator(0, "mutations: sampling", round=draw),
+        rng.torch_generator(0, "mutations: noise", round=draw),
     )
+    local = LocalTraining(TrainingSettings(lr=LR), gradients=PATHS[path])
+    report = dp.train_private(after, records, local, plan, draws)
     before = weights.weights_of(start)
     return {name: array - before[name] for name, array in weights.weights_of(after).items()}, report
 

@@ -26,7 +26,9 @@ from fedsim.core.data.store import TARGETS, read_pool
 from fedsim.core.errors import InputError
 from fedsim.core.models import weights
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.training.draws import PartyDraws
 from fedsim.core.training.sgd import train as train_locally
+from fedsim.core.training.steps import LocalTraining
 from fedsim.runs import attack, play, prepare
 from fedsim.server import replies, server_app
 from fedsim.server.federation import Federation
@@ -49,7 +51,7 @@ def trained(run: RunDirectory, sent: Weights, records: Records, round: int) -> W
     view, settings = view_of(run), run.scenario
     module = view.module(sent)
     order = rng.torch_generator(settings.seed, "training", game=0, party="hospital-1", round=round)
-    train_locally(module, records, settings.training, order)
+    train_locally(module, records, LocalTraining(settings.training), PartyDraws(order, None))
     return weights.weights_of(module)
 
 

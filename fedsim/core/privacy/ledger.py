@@ -15,6 +15,18 @@ class Ledger:
     """Everything that a party has spent so far, over all rounds.
 
     entries: (noise multiplier, sample rate, steps), oldest first, equal neighbours merged
+
+    Formal guarantee:
+        If every step of a party's DP-SGD is entered, all that it sent in all rounds together is
+        (`epsilon` (δ), δ)-DP for one record added or taken away, for any δ fixed beforehand. The numbers of
+        steps must not depend on the records but through noisy weights; where they do so (early stopping),
+        the plan's ε holds instead (Rogers et al. 2016). A ledger knows nothing of what was not entered.
+
+    >>> ledger = Ledger().add(1.0, 0.1, 10).add(1.0, 0.1, 20)
+    >>> ledger.entries
+    ((1.0, 0.1, 30),)
+    >>> 0 < ledger.epsilon(1e-5) < ledger.add(1.0, 0.1, 10).epsilon(1e-5)
+    True
     """
 
     entries: tuple[Entry, ...] = ()

@@ -91,8 +91,20 @@ def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -
     Given a target ε, σ is solved once for all steps of the run, so that the planned ε is at most the target
     and less than 1 % below it.
 
+    n, rounds: public; the plan is a function of its arguments and so tells nothing else
+
+    Formal guarantee:
+        DP-SGD (`core.training.dp.train_private`) that makes at most ``rounds`` × `Plan.steps_per_round` steps
+        with this σ, sample rate and C is (`Plan.epsilon`, δ)-DP for one record added or taken away, by the
+        accountant's composition of Poisson-subsampled Gaussian mechanisms. It does not cover the choice of
+        ``dp`` and ``training``, nor more rounds than were planned: that is for the ledger and the budget.
+
     Raises:
         InputError: no amount of noise reaches the target.
+
+    >>> plan = make_plan(DPSettings(epsilon=2.0), TrainingSettings(batch=10, epochs=1), n=100, rounds=3)
+    >>> plan.sample_rate, plan.steps_per_round, 1.98 <= plan.epsilon <= 2.0
+    (0.1, 10, True)
     """
     rate = min(1.0, training.batch / n)
     per_round = steps_per_round(training, n)

@@ -9,132 +9,116 @@ is post-processing. Where C adapts (`AdaptiveNorm`), z_Δ stands for σ. The gua
 An empty batch is a step like any other: its noise is added and it is counted, since leaving it out would tell
 that nobody was drawn.
 
-Three paths lead to the same weights, up to float rounding, from the same streams: norms written out for plain
-stacks of linear layers and ReLU; and for any module Opacus' per-sample gradients, or only their norms ('ghost
-clipping', Lee & Kifer 2021, Li et al. 2022), for which a batch is differentiated twice.
+There is one such step, and three ways to the clipped sum in it (`fedsim.core.training.clipping`).
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedsim.core.data.records import Records
 from fedsim.core.models.layers import dropout, linear_stack
-from fedsim.core.models.private import ghost_problem
 from fedsim.core.privacy.plan import Plan
-from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings
-from fedsim.core.scenario.training import TrainingSettings
-from fedsim.core.training import secure
-from fedsim.core.training.linear_stack import LinearStack, for_stack
+from fedsim.core.training.clipping import ByOpacus, ClippedSum, WrittenOut, takes_ghost
+from fedsim.core.training.draws import Draws
+from fedsim.core.training.linear_stack import for_stack
 from fedsim.core.training.metrics import tensors
-from fedsim.core.training.regularisation import Batches, dropout_stream, seeded_globally, targets_for
-from fedsim.core.training.sgd import TrainingReport, add_penalties, make_optimizer, make_steps
-from fedsim.core.training.stopping import EarlyStopping, early_stopping
+from fedsim.core.training.regularisation import targets_for
+from fedsim.core.training.steps import Batches, LocalTraining, TrainingReport, make_steps
+from fedsim.core.training.stopping import early_stopping
 
 Watch = Callable[[Sequence[Tensor], float], object]
-Gradients = Literal["auto", "ghost", "per-sample"]
-
-LARGE = 2**20
-"""Numbers in a batch's per-sample gradients of linear layers from which on 'auto' does not form them.
-
-Measured on a CPU (one thread, best of six): at 10⁵ forming them was a quarter quicker, at 6·10⁵ as quick, at
-10⁶ to 4·10⁷ ghost clipping was 1.7 to 28 times as quick. Convolutions gain nothing (0.75 to 1.0).
-"""
 
 
 def train_private(
     module: nn.Module,
     records: Records,
-    settings: TrainingSettings,
+    local: LocalTraining,
     plan: Plan,
+    draws: Draws,
     *,
-    sampling: torch.Generator | None,
-    noise: torch.Generator | None,
-    proximal_mu: float = 0.0,
-    device: str = "cpu",
-    gradients: Gradients = "auto",
     clipping_norm: float | None = None,
-    defence: DefenceSettings = NO_DEFENCE,
-    stop_on: Records | None = None,
     watch: Watch | None = None,
 ) -> TrainingReport:
     """Train ``module`` in place for one round of ``plan``; no loss is reported, it would not be private.
 
-    Guarantee: the weights of all rounds together are (ε, δ)-DP with the ε of a ledger to which every round's
-    steps were added, provided that ``noise`` never repeats: it is derived from (seed, party, round), as is
-    ``sampling``, with a purpose of its own. None instead of a stream: the operating system's source
-    (`core.training.secure`).
-
-    Early stopping decides by noisy weights how many steps there are: what then holds strictly is the plan's
-    ε, of all steps that could have been made; the ledger's, of those that were, is for a number fixed
-    beforehand (Rogers et al. 2016, on odometers).
-
-    settings, defence: as `fedsim.core.training.sgd.train` has them
-    stop_on: public records, where the defence has a patience
-    gradients: 'per-sample' takes Opacus' per-sample gradients whatever the module, 'ghost' and 'auto' see
-        `DPSettings`
     clipping_norm: C to go on with where clipping adapts, default the plan's
     watch: called before the first step and after every one with the trainable parameters, in their order and
         as they are in that moment, and with the C of the next step, for a white-box audit: all of them, not
         the last alone, are what the guarantee is about
 
+    Formal guarantee:
+        The weights after every step of all rounds together are (ε, δ)-DP for one record added or taken away,
+        ε being that of a ledger to which every round's steps were added (`Plan.spend`), if
+
+        - the module treats records one by one (`core.models.private.check_dp_ready`) and does not remember
+          them but in its trained parameters;
+        - ``draws`` are independent of the records and never repeat: a party derives them from (seed, party,
+          round), each purpose with a stream of its own;
+        - nobody can predict them. Seeded streams are for simulations; `PartyDraws(None, None)` draws from
+          the operating system's cryptographic source.
+
+        Not covered: numbers of records, the choice of hyperparameters, floating-point attacks on seeded
+        noise (Mironov 2012), and how long a step takes.
+
+        Early stopping decides by noisy weights how many steps there are: what then holds strictly is the
+        plan's ε, of all steps that could have been made; the ledger's, of those that were, is for a number
+        fixed beforehand (Rogers et al. 2016, on odometers). It looks at public records only.
+
     Raises:
-        ValueError: there are no records, one stream is given for both purposes, or the defence mixes records.
+        ValueError: there are no records, or the defence mixes records.
+
+    Example: three rounds of a party with 100 records, whose whole run is to cost ε = 2.
+
+    >>> import numpy as np
+    >>> from fedsim.core import rng
+    >>> from fedsim.core.privacy.ledger import Ledger
+    >>> from fedsim.core.privacy.plan import make_plan
+    >>> from fedsim.core.scenario.protection import DPSettings
+    >>> from fedsim.core.scenario.training import TrainingSettings
+    >>> from fedsim.core.training.draws import PartyDraws
+    >>> settings = TrainingSettings(batch=10, epochs=1)
+    >>> plan = make_plan(DPSettings(epsilon=2.0), settings, n=100, rounds=3)
+    >>> stream = np.random.default_rng(0)
+    >>> records = Records(stream.normal(size=(100, 4)).astype("float32"), stream.integers(0, 2, 100))
+    >>> module, ledger = nn.Linear(4, 2), Ledger()
+    >>> for round in (1, 2, 3):
+    ...     sampling = rng.torch_generator(7, "poisson sampling", round=round)
+    ...     noise = rng.torch_generator(7, "dp noise", round=round)
+    ...     local = LocalTraining(settings)
+    ...     report = train_private(module, records, local, plan, PartyDraws(sampling, noise))
+    ...     ledger = plan.spend(ledger, report.steps)
+    >>> ledger.entries[0][2], 1.98 <= ledger.epsilon(plan.delta) <= 2.0
+    (30, True)
     """
     if len(records) == 0:
         raise ValueError("a party without records cannot train")
-    if sampling is noise and sampling is not None:
-        raise ValueError(
-            "sampling and noise need a stream each: the batch drawn must not depend on the noise"
-        )
-    if defence.mixup:
+    if local.defence.mixup:
         raise ValueError("mixup mixes records: no gradient would be of one record alone")
-    module.to(device).train()
-    data = tensors(records, device)
+    module.to(local.device).train()
     norm = AdaptiveNorm(plan, clipping_norm or plan.clipping_norm)
-    epoch = -(-len(records) // settings.batch)
-    round = _Round(
-        settings=settings,
-        plan=plan,
-        norm=norm,
-        noise=_on_device(noise, device),
-        proximal_mu=proximal_mu,
-        defence=defence,
-        stream=sampling or secure.torch_generator(),
-        stopping=lambda trained: early_stopping(trained, stop_on, defence, epoch, device),
-        watch=watch,
-    )
-    layers = None if gradients == "per-sample" else linear_stack(module)
+    round = _Round(local, plan, draws, norm, watch, epoch=-(-len(records) // local.settings.batch))
+    data = tensors(records, local.device)
+    layers = None if local.gradients == "per-sample" else linear_stack(module)
     if layers:
-        data = for_stack(*data, layers[-1].out_features, defence.label_smoothing)
-        steps = _stack_steps(module, poisson_batches(data, plan, sampling), round)
+        data = for_stack(*data, layers[-1].out_features, local.defence.label_smoothing)
+        steps = _stack_steps(module, data, round)
     else:
-        ghost = takes_ghost(module, records.shape, plan.expected_batch, gradients)
-        data = data[0], targets_for(module, data, defence)
-        with seeded_globally(round.stream), dropout(module, defence.dropout):
-            steps = _opacus_steps(module, poisson_batches(data, plan, sampling), round, ghost)
+        ghost = takes_ghost(module, records.shape, plan.expected_batch, local.gradients)
+        data = data[0], targets_for(module, data, local.defence)
+        steps = _opacus_steps(module, data, round, ghost)
     return TrainingReport(steps, clipping_norm=norm.value if plan.clipping == "adaptive" else None)
 
 
-def poisson_batches(data: tuple[Tensor, Tensor], plan: Plan, sampling: torch.Generator | None) -> Batches:
-    """Yield one round's batches: every record is in a batch with probability q, independently.
-
-    In float64, since 24 random bits would bend a small q.
-    """
-    n = len(data[0])
-    for _ in range(plan.steps_per_round):
-        coins = (
-            secure.uniform(n) if sampling is None else torch.rand(n, generator=sampling, dtype=torch.float64)
-        )
-        index = (coins < plan.sample_rate).nonzero().squeeze(1).to(data[0].device)
+def poisson_batches(data: tuple[Tensor, Tensor], plan: Plan, draws: Draws) -> Batches:
+    """Yield one round's batches, as `Draws.poisson` draws the records (n, …) of ``data``."""
+    for positions in draws.poisson(len(data[0]), plan):
+        index = positions.to(data[0].device)
         yield data[0].index_select(0, index), data[1].index_select(0, index)
 
 
@@ -142,187 +126,77 @@ class AdaptiveNorm:
     """The clipping norm C as the steps go: the plan's, or moving towards a quantile of the gradients' norms.
 
     Adaptive clipping is Andrew et al. 2021 (algorithm 1) with a party's records for its users.
+
+    Formal guarantee:
+        C is a function of noisy counts, and so as private as these: a count changes by ½ with one record and
+        carries N(0, σ_b²). A step's gradients (noise z_Δ C) and count together cost what σ alone does
+        (theorem 1), which is how `Plan.gradient_noise` is set and what the ledger adds. It holds of C after
+        any step, not of the norms that it follows.
     """
 
     def __init__(self, plan: Plan, value: float) -> None:
         self._plan = plan
         self.value = value
 
-    def follow(self, norms: Tensor, noise: torch.Generator | None) -> None:
-        """Move C after a step whose gradients had these norms (B,), by a noisy count of the shorter ones."""
+    def follow(self, norms: Tensor, draws: Draws, number: int) -> None:
+        """Move C after step ``number``, whose gradients had these norms (B,).
+
+        What moves it is Σ_i (1[‖g_i‖ ≤ C] − ½) and noise.
+        """
         if self._plan.clipping == "flat":
             return
         count = (norms <= self.value).sum() - len(norms) / 2
-        noisy = count + normal_(norms.new_empty(1), self._plan.count_noise, noise)
-        self.value = self._plan.next_clipping_norm(self.value, float(noisy))
+        noise = norms.new_empty(1)
+        draws.count_noise(number, noise, self._plan.count_noise)
+        self.value = self._plan.next_clipping_norm(self.value, float(count + noise))
 
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """What every path is given of one round.
+    """What the ways to a round's steps have in common; epoch: steps between two looks of early stopping."""
 
-    noise: the stream of the noise, None for the operating system's
-    stream: from whose seed dropout's is derived
-    stopping: makes the early stopping of the module that is trained
-    """
-
-    settings: TrainingSettings
+    local: LocalTraining
     plan: Plan
+    draws: Draws
     norm: AdaptiveNorm
-    noise: torch.Generator | None
-    proximal_mu: float
-    defence: DefenceSettings
-    stream: torch.Generator
-    stopping: Callable[[nn.Module], EarlyStopping | None]
     watch: Watch | None
+    epoch: int
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the noise on this step's sum."""
         return self.plan.gradient_noise * self.norm.value
 
-    def watched(self, parameters: Callable[[], Sequence[Tensor]]) -> Callable[[], object]:
-        """Return what `make_steps` calls after every step."""
-        return lambda: self.watch(parameters(), self.norm.value) if self.watch else None
+
+def _stack_steps(module: nn.Module, data: tuple[Tensor, Tensor], round: _Round) -> int:
+    with torch.inference_mode():
+        return _make_steps(WrittenOut(module, round.local, round.draws), data, round)
 
 
-def _opacus_steps(module: nn.Module, batches: Batches, round: _Round, ghost: bool) -> int:
-    from opacus import GradSampleModule
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
-
-    # Opacus leaves its attributes on parameters and layers: they stay on a copy.
-    wrap = GradSampleModuleFastGradientClipping if ghost else GradSampleModule
-    private = wrap(copy.deepcopy(module), loss_reduction="sum")
-    write_sum = write_ghost_clipped_sum if ghost else write_per_sample_clipped_sum
-    parameters = [p for p in private.parameters() if p.requires_grad]
-    anchor = [p.detach().clone() for p in parameters]
-    optimizer = make_optimizer(round.settings, parameters)
-
-    def step(x: Tensor, target: Tensor) -> None:
-        norms = write_sum(private, parameters, x, target, round.norm.value)
-        for p in parameters:
-            noise = normal_(torch.empty_like(p), round.deviation, round.noise)
-            p.grad = (p.grad + noise).div_(round.plan.expected_batch)
-        # Written into the loss, the proximal term and L1 would be clipped with it, or lost.
-        add_penalties(parameters, anchor, round.proximal_mu, round.defence.l1)
-        optimizer.step()
-        round.norm.follow(norms, round.noise)
-
-    with warnings.catch_warnings(action="ignore"):  # its hooks make torch warn of inputs without gradient
-        watch = round.watched(lambda: parameters)
-        steps = make_steps(batches, step, round.stopping(private), watch=watch)
-    module.load_state_dict(private.to_standard_module().state_dict())
+def _opacus_steps(module: nn.Module, data: tuple[Tensor, Tensor], round: _Round, ghost: bool) -> int:
+    hidden_dropout = dropout(module, round.local.defence.dropout)
+    # Opacus' hooks make torch warn of inputs without gradient.
+    with round.draws.global_stream(), hidden_dropout, warnings.catch_warnings(action="ignore"):
+        private = ByOpacus(module, round.local, ghost)
+        steps = _make_steps(private, data, round)
+        private.finish()
     return steps
 
 
-def write_per_sample_clipped_sum(
-    private: Any, parameters: list[Any], x: Tensor, target: Tensor, clipping_norm: float
-) -> Tensor:
-    """Write into ``grad`` the sum of the clipped gradients of a batch; return their norms (B,) before it.
+def _make_steps(clipped: ClippedSum, data: tuple[Tensor, Tensor], round: _Round) -> int:
+    plan, draws, norm = round.plan, round.draws, round.norm
 
-    private: an opacus.GradSampleModule, which forms each record's gradient, (B, …) a parameter
-    """
-    for p in parameters:
-        p.grad, p.grad_sample = torch.zeros_like(p), None
-    if not len(x):  # not every module takes an empty batch
-        return x.new_zeros(0)
-    functional.cross_entropy(private(x), target, reduction="sum").backward()
-    parts = [torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1) for p in parameters]
-    norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-    factor = clipping_factors(norms, clipping_norm)
-    for p in parameters:
-        p.grad = torch.einsum("i,i...->...", factor, p.grad_sample)
-    return norms
+    def step(number: int, x: Tensor, target: Tensor) -> None:
+        norms = clipped.write(number, x, target, norm.value)
+        draws.noise(number, clipped.noise, round.deviation)
+        clipped.step(plan.expected_batch)
+        norm.follow(norms, draws, number)
 
+    def watch() -> None:
+        if round.watch:
+            round.watch(clipped.parameters(), norm.value)
 
-def write_ghost_clipped_sum(
-    private: Any, parameters: list[Any], x: Tensor, target: Tensor, clipping_norm: float
-) -> Tensor:
-    """Do what `write_per_sample_clipped_sum` does, by two backward passes (Lee & Kifer 2021, section 3).
-
-    The first finds the norms, layer by layer, for linear layers and embeddings without forming a gradient;
-    the second differentiates Σ_i c_i ℓ_i.
-
-    private: an opacus.grad_sample.GradSampleModuleFastGradientClipping
-    """
-    for p in parameters:
-        p.grad = torch.zeros_like(p)
-    if not len(x):
-        return x.new_zeros(0)
-    losses = functional.cross_entropy(private(x), target, reduction="none")
-    losses.sum().backward(retain_graph=True)
-    norms = private.get_norm_sample()
-    private.zero_grad()
-    private.disable_hooks()
-    losses.mul(clipping_factors(norms, clipping_norm)).sum().backward()
-    private.enable_hooks()
-    return norms
-
-
-def _stack_steps(module: nn.Module, batches: Batches, round: _Round) -> int:
-    with torch.inference_mode():
-        device = next(module.parameters()).device
-        stack = LinearStack(module, round.defence.dropout, dropout_stream(round.stream, device))
-        update = stack.updater(round.settings, round.proximal_mu, round.defence.l1)
-        # One draw per parameter and in their order, as on the other paths.
-        noises = [torch.empty_like(p) for p in module.parameters()]
-
-        def step(x: Tensor, target: Tensor) -> None:
-            norms = write_clipped_sum(stack, x, target, round.norm.value)
-            for piece in noises:
-                normal_(piece, round.deviation, round.noise)
-            update(stack.gradient.add_(stack.in_layout(noises)).div_(round.plan.expected_batch))
-            round.norm.follow(norms, round.noise)
-
-        stop, watch = round.stopping(module), round.watched(stack.parameters)
-        return make_steps(batches, step, stop, store=stack.store, watch=watch)
-
-
-def write_clipped_sum(stack: LinearStack, x: Tensor, target: Tensor, clipping_norm: float) -> Tensor:
-    """Write into ``stack.gradient`` the sum of the clipped gradients of a batch, see `for_stack`.
-
-    Scaling a record's δ in every layer by c_i scales its gradient by c_i, so that no per-sample gradient is
-    formed. Returned are the gradients' norms (B,) before it.
-    """
-    errors = stack.errors(torch.softmax(stack.forward(x), 1).sub_(target))
-    norms = stack.gradient_norms(errors)
-    factor = clipping_factors(norms, clipping_norm)
-    stack.accumulate([error * factor[:, None] for error in errors])
-    return norms
-
-
-def clipping_factors(norms: Tensor, clipping_norm: float) -> Tensor:
-    """Return c_i = min(1, C / ‖g_i‖), (B,); 1e-6 is Opacus' guard against a division by zero."""
-    return (norms + 1e-6).reciprocal_().mul_(clipping_norm).clamp_(max=1.0)
-
-
-def normal_(tensor: Tensor, deviation: float, noise: torch.Generator | None) -> Tensor:
-    """Fill ``tensor`` in place with N(0, deviation²) and return it; None: from the operating system."""
-    if noise is None:
-        return secure.normal_(tensor, deviation)
-    return tensor.normal_(0, deviation, generator=noise)
-
-
-def takes_ghost(
-    module: nn.Module, input_shape: tuple[int, ...], expected_batch: float, gradients: Gradients
-) -> bool:
-    """Return whether Opacus' path for ``module`` is that of two backward passes.
-
-    'auto' takes it where it gains: most parameters are of linear layers and embeddings, whose norms need no
-    gradients, and these would be `LARGE`; and where it is right.
-    """
-    if gradients != "auto":
-        return gradients == "ghost"
-    sizes = {p: p.numel() for p in module.parameters() if p.requires_grad}
-    layers = [layer for layer in module.modules() if type(layer) in (nn.Linear, nn.Embedding)]
-    spared = sum(sizes[p] for p in {p for layer in layers for p in layer.parameters()} & set(sizes))
-    gains = 2 * spared > sum(sizes.values()) and spared * expected_batch >= LARGE
-    return gains and ghost_problem(module, input_shape) == ""
-
-
-def _on_device(generator: torch.Generator | None, device: str) -> torch.Generator | None:
-    """Return ``generator``, or on an accelerator, where a CPU stream cannot be used, one seeded from it."""
-    if generator is None or torch.device(device).type == "cpu":
-        return generator
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
+    local = round.local
+    stop = early_stopping(clipped.trained, local.stop_on, local.defence, round.epoch, local.device)
+    batches = poisson_batches(data, plan, draws)
+    return make_steps(batches, step, stop, store=clipped.store, watch=watch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.data.records import Records
+from fedsim.core.training import losses
 
 
 def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -37,7 +38,8 @@ def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dic
 
 def mean_loss(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy (nats) of logits (n, k) float64 with labels (n,)."""
-    return float(-log_probabilities(scores)[np.arange(len(labels)), labels].mean())
+    target = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+    return float(losses.per_record(torch.from_numpy(scores), target).numpy().mean())
 
 
 def log_probabilities(scores: np.ndarray) -> np.ndarray:

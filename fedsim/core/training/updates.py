@@ -1,6 +1,7 @@
 """What a party does against leakage beside DP-SGD: how it regularises, and what it makes of its update.
 
-None of it comes with a guarantee. This page is the definition that simulations of a party repeat.
+None of it comes with a guarantee. This page is the definition; `core.training.stacked` does the same for many
+models at a time.
 
 A step on a batch x (B, …), y (B,) of K classes:
 
@@ -23,17 +24,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from torch import nn
 
+from fedsim.core.models.weights import load_weights, weights_of
 from fedsim.core.scenario.protection import DefenceSettings
+from fedsim.core.training.draws import Draws
 
 Weights = Mapping[str, np.ndarray]
 
 
-def shaped(update: Weights, defence: DefenceSettings, stream: np.random.Generator) -> dict[str, np.ndarray]:
+def shape_answer(module: nn.Module, sent: Weights, defence: DefenceSettings, draws: Draws) -> None:
+    """Shape the update that ``module`` made of the weights ``sent``, in place, where the defence does.
+
+    Buffers, which no gradient moves, stay as they are.
+    """
+    if not defence.changes_update:
+        return
+    trained = weights_of(module)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    update = shaped({name: trained[name] - sent[name] for name in names}, defence, draws)
+    load_weights(module, trained | {name: sent[name] + update[name] for name in names})
+
+
+def shaped(update: Weights, defence: DefenceSettings, draws: Draws) -> dict[str, np.ndarray]:
     """Return what is sent of ``update`` Δ = w − w_t: clipped, then sparsified, then quantised.
 
-    update: float arrays by parameter name; what is returned is float32. Draws from ``stream`` one uniform
-    number per entry, parameter by parameter, if it quantises.
+    update: float arrays by parameter name; what is returned is float32
     """
     names, flat = list(update), _flat(update)
     if defence.clip_update is not None:
@@ -42,7 +58,9 @@ def shaped(update: Weights, defence: DefenceSettings, stream: np.random.Generato
         flat = sparsified(flat, defence.sparsify)
     pieces = np.split(flat, np.cumsum([update[name].size for name in names])[:-1])
     if defence.quantise is not None:
-        pieces = [quantised(piece, defence.quantise, stream) for piece in pieces]
+        uniform = draws.rounding([piece.size for piece in pieces])
+        pairs = zip(pieces, uniform, strict=True)
+        pieces = [quantised(piece, defence.quantise, numbers) for piece, numbers in pairs]
     return {
         name: piece.reshape(update[name].shape).astype(np.float32)
         for name, piece in zip(names, pieces, strict=True)
@@ -61,22 +79,23 @@ def sparsified(update: np.ndarray, share: float) -> np.ndarray:
     Over all parameters together, the first of equals first (Aji & Heafield 2017). What is left out is not
     carried over to the next round as it is there: nothing of a round's records outlives it.
     """
-    kept = np.argsort(-np.abs(update), kind="stable")[: int(np.ceil(share * update.size))]
+    largest = np.argsort(-np.abs(update), kind="stable")[: int(np.ceil(share * update.size))]
     sparse = np.zeros_like(update)
-    sparse[kept] = update[kept]
+    sparse[largest] = update[largest]
     return sparse
 
 
-def quantised(update: np.ndarray, bits: int, stream: np.random.Generator) -> np.ndarray:
+def quantised(update: np.ndarray, bits: int, uniform: np.ndarray) -> np.ndarray:
     """Return the update of one parameter (p,) rounded at random to 2^bits values, true on average.
 
     The values are equally spaced from −r to r, r = max |Δ|, which is sent with them. An entry goes to one of
     its two neighbours, to the upper with probability (entry − lower) / spacing, by u ~ U[0, 1):
     ⌊(Δ + r) / spacing + u⌋ (Alistarh et al. 2017, QSGD, with the maximum as the scale). An entry that is 0,
     and so not sent, stays 0.
+
+    uniform: u of every entry, (p,) float64
     """
     reach, top = float(np.abs(update).max(initial=0)), 2**bits - 1
-    uniform = stream.random(update.shape)
     if reach == 0:
         return update
     spacing = 2 * reach / top

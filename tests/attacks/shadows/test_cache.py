@@ -1,83 +1,141 @@
-"""The cache removes only what it wrote, and gives only what was asked for."""
+"""Shadows on disk."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.shadow_plans import members_of, small_plan, some_pool, w_0
+from support.shadows import simulate
 
-from attacks.shadows import cache
-from attacks.shadows.members import Membership
-
-MEMBERS = Membership(np.array([[[0, 1]], [[1, 2]]], np.int32), 3)
-SHAPES = {"phi": (1, 3)}
-
-
-def arrays(shadows: int = 2, n: int = 3) -> cache.Block:
-    return {"phi": np.arange(shadows * n, dtype=np.float32).reshape(shadows, 1, n)}
+from attacks.shadows import cache as shadows_cache
+from attacks.shadows import simulate as shadows_simulate
+from attacks.shadows.cache import Block, cache_folder
+from attacks.shadows.members import Membership, draw_members
+from attacks.shadows.simulate import ShadowRequest
 
 
-def key(digit: str) -> str:
-    return digit * 64
-
-
-def test_a_persons_own_files_are_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FEDSIM_CACHE may name a folder of models; even in fedsim's subfolder the names decide."""
-    monkeypatch.setattr(cache, "CACHE_BYTES", 1)
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
-    folder = cache.cache_folder()
-    folder.mkdir()
-    names = ("my-llama.safetensors", "shadows-1.safetensors", f"{key('a')}.safetensors", "notes.txt")
-    theirs = [parent / name for parent in (tmp_path, folder) for name in names]
-    target = tmp_path / "elsewhere"
-    target.write_text("theirs")
-    (folder / cache.cache_name(key("9"))).symlink_to(target)
-    for path in theirs:
-        path.write_text("theirs")
-        os.utime(path, (1, 1))
-    for digit in "abc":
-        cache.write_cache(folder / cache.cache_name(key(digit)), MEMBERS, arrays())
-    assert all(path.read_text() == "theirs" for path in [*theirs, target])
-    ours = [path.name for path in folder.iterdir() if path not in theirs and not path.is_symlink()]
-    assert ours == [cache.cache_name(key("c"))], "of fedsim's own, the newest is kept"
-
-
-@pytest.mark.parametrize(
-    ("written", "asked"),
-    [
-        (arrays(n=4), SHAPES),
-        (arrays(), {"phi": (2, 3)}),
-        (arrays(), {**SHAPES, "logits": (1, 3, 2)}),
-        ({**arrays(), "logits": np.zeros((2, 1, 3, 2), np.float32)}, SHAPES),
-        ({"phi": arrays()["phi"].astype(np.float64)}, SHAPES),
-        (arrays(shadows=1), SHAPES),
-    ],
-)
-def test_an_entry_of_another_shape_is_of_no_use(
-    tmp_path: Path, written: cache.Block, asked: dict[str, tuple[int, ...]]
+def test_the_cache_forgets_what_was_not_used_for_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a file was renamed, or an earlier version wrote it."""
-    file = tmp_path / cache.cache_name(key("0"))
-    cache.write_cache(file, MEMBERS, written)
-    assert cache.read_cache(file, MEMBERS, asked) == {}
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership, counting = members_of(plan, 2, pool), Counting(monkeypatch)
+
+    def ask(seed: int) -> int:
+        before = counting.trained
+        simulate(plan, w_0(plan), pool, membership, pool, rounds=[3], seed=seed, cache=tmp_path)
+        return counting.trained - before
+
+    assert ask(1) == 2
+    [first] = tmp_path.iterdir()
+    monkeypatch.setattr(shadows_cache, "CACHE_BYTES", 2.5 * first.stat().st_size)
+    assert [ask(2), ask(1), ask(3)] == [2, 0, 2]  # 2 is the one not used for longest
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [ask(1), ask(3), ask(2)] == [0, 0, 2]
+    monkeypatch.setattr(shadows_cache, "CACHE_BYTES", 1)
+    assert ask(4) == 2 and ask(4) == 0, "what was simulated last is kept, however large"
 
 
-def test_an_entry_about_parties_of_other_sizes_is_of_no_use(tmp_path: Path) -> None:
-    file = tmp_path / cache.cache_name(key("0"))
-    cache.write_cache(file, MEMBERS, arrays())
-    wider = Membership(np.array([[[0, 1, 2]], [[1, 2, 0]]], np.int32), 3)
-    assert cache.read_cache(file, wider, SHAPES) == {}
-    np.testing.assert_array_equal(cache.read_cache(file, MEMBERS, SHAPES)["phi"], arrays()["phi"])
+class Counting:
+    """Counts the shadows that are really trained."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trained = 0
+        run = shadows_simulate._run_block
+
+        def counted(job: ShadowRequest, start: int, members: np.ndarray, *more: object) -> Block:
+            self.trained += len(members)
+            return run(job, start, members, *more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(shadows_simulate, "_run_block", counted)
 
 
-@given(st.integers(1, 4), st.integers(1, 4))
-def test_the_digest_covers_shape_as_well_as_content(rows: int, columns: int) -> None:
-    values = np.arange(rows * columns, dtype=np.float32)
-    one = cache._digest(MEMBERS.members, {"phi": values.reshape(rows, columns)})
-    other = cache._digest(MEMBERS.members, {"phi": values.reshape(columns, rows)})
-    assert np.array_equal(one, other) == (rows == columns)
-    assert len(one) == 32
+def test_cache_is_used_for_the_same_or_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership = members_of(plan, 6, pool)
+    counting = Counting(monkeypatch)
+
+    def ask(shadows: int, seed: int = 3, rounds: Sequence[int] = (3,), w: dict | None = None) -> np.ndarray:
+        counting.trained = 0
+        start = w or w_0(plan)
+        return simulate(
+            plan, start, pool, membership.first(shadows), pool, rounds=rounds, seed=seed, cache=tmp_path
+        ).phi  # fmt: skip
+
+    first = ask(4)
+    assert counting.trained == 4
+    np.testing.assert_array_equal(ask(4), first)
+    assert counting.trained == 0
+    np.testing.assert_array_equal(ask(3), first[:3])
+    assert counting.trained == 0
+    more = ask(6)
+    assert counting.trained == 2
+    np.testing.assert_array_equal(more[:4], first)
+    np.testing.assert_array_equal(ask(6), more)
+    assert counting.trained == 0
+    for other in ({"seed": 4}, {"rounds": (2, 3)}, {"w": {k: v + 1 for k, v in w_0(plan).items()}}):
+        ask(2, **other)  # type: ignore[arg-type]
+        assert counting.trained == 2
+    other_members = draw_members(6, plan.sizes.tolist(), np.full(len(pool), -1), seed=5)
+    mixed = Membership(np.concatenate([membership.members[:2], other_members.members[2:]]), len(pool))
+    counting.trained = 0
+    simulate(plan, w_0(plan), pool, mixed, pool, rounds=[3], seed=3, cache=tmp_path)
+    assert counting.trained == 4  # only the shadows that are the same are taken
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    return {
+        "cut": data[: len(data) // 2],
+        "flipped": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "empty": b"",
+    }[how]
+
+
+@pytest.mark.filterwarnings("ignore:.*damaged")
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_cache_is_trained_again(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    membership = members_of(plan, 2, pool)
+    request = {"rounds": [3], "seed": 3, "cache": tmp_path}
+    first = simulate(plan, w_0(plan), pool, membership, pool, **request)  # type: ignore[arg-type]
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damaged(whole, how))
+    counting = Counting(monkeypatch)
+    again = simulate(plan, w_0(plan), pool, membership, pool, **request)  # type: ignore[arg-type]
+    assert counting.trained == 2
+    np.testing.assert_array_equal(again.phi, first.phi)
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
+    plan = small_plan()
+    pool = some_pool(plan)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        actual = simulate(
+            plan,
+            w_0(plan),
+            pool,
+            members_of(plan, 2, pool),
+            pool,
+            rounds=[3],
+            seed=3,
+            cache=tmp_path / "file" / "x",
+        )
+    assert np.isfinite(actual.phi).all()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", "/somewhere")
+    assert cache_folder() == Path("/somewhere/shadows")
+    monkeypatch.delenv("FEDSIM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/of/caches")
+    assert cache_folder() == Path("/home/of/caches/fedsim/shadows")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache/fedsim/shadows"

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from fedsim.core import rng
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.training import updates
+from fedsim.core.training.draws import PartyDraws
 
 UPDATES = arrays.arrays(
     np.float64,
@@ -23,6 +24,10 @@ UPDATES = arrays.arrays(
 
 def stream(seed: int = 0) -> np.random.Generator:
     return rng.generator(seed, "update")
+
+
+def draws() -> PartyDraws:
+    return PartyDraws(None, None, stream())
 
 
 @given(UPDATES, st.floats(1e-3, 1e4))
@@ -45,7 +50,7 @@ def test_a_sparse_update_keeps_the_largest_entries_as_they_are(update, share) ->
 @settings(deadline=None)
 @given(UPDATES, st.integers(1, 16), st.integers(0, 5))
 def test_quantised_entries_are_one_of_two_neighbours_on_the_grid(update, bits, seed) -> None:
-    found = updates.quantised(update, bits, stream(seed))
+    found = updates.quantised(update, bits, stream(seed).random(len(update)))
     reach = np.abs(update).max()
     grid = np.linspace(-reach, reach, 2**bits)
     for before, after in zip(update, found, strict=True):
@@ -59,9 +64,11 @@ def test_quantised_entries_are_one_of_two_neighbours_on_the_grid(update, bits, s
 @pytest.mark.parametrize("bits", [1, 3])
 def test_quantisation_is_right_on_average_and_cannot_be_told_from_the_grid_by_its_mean(bits: int) -> None:
     update = np.array([0.9, -0.31, 0.02, 0.0, -1.0])
-    source, draws = stream(), 20_000
-    mean = np.mean([updates.quantised(update, bits, source) for _ in range(draws)], axis=0)
-    deviation = 2 / (2**bits - 1) / 2 / math.sqrt(draws)  # a two-valued variable's is at most half its span
+    source, repetitions = stream(), 20_000
+    mean = np.mean([updates.quantised(update, bits, source.random(5)) for _ in range(repetitions)], axis=0)
+    deviation = (
+        2 / (2**bits - 1) / 2 / math.sqrt(repetitions)
+    )  # a two-valued variable's is at most half its span
     np.testing.assert_allclose(mean, update, atol=5 * deviation)
 
 
@@ -76,7 +83,7 @@ def test_quantisation_is_right_on_average_and_cannot_be_told_from_the_grid_by_it
 )
 def test_shaping_clips_then_sparsifies_over_all_parameters_then_quantises_each(settings, expected) -> None:
     update = {"b": np.array([3.0, -4.0], np.float32), "a": np.zeros(2, np.float32)}
-    found = updates.shaped(update, DefenceSettings(**settings), stream())
+    found = updates.shaped(update, DefenceSettings(**settings), draws())
     assert list(found) == ["b", "a"]
     for array, wanted in zip(found.values(), expected, strict=True):
         assert array.dtype == np.float32
@@ -89,7 +96,7 @@ def test_shaping_clips_then_sparsifies_over_all_parameters_then_quantises_each(s
 @given(UPDATES)
 def test_a_full_share_and_a_wide_bound_change_nothing(update) -> None:
     settings = DefenceSettings(clip_update=1e9, sparsify=1.0)
-    found = updates.shaped({"w": update}, settings, stream())
+    found = updates.shaped({"w": update}, settings, draws())
     np.testing.assert_array_equal(found["w"], update.astype(np.float32))
     assert settings.changes_update
     assert not DefenceSettings(l1=1, dropout=0.5).changes_update

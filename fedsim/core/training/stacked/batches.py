@@ -79,8 +79,8 @@ class Batches:
     noise: to be added to the gradients
     targets: (M, B, classes) float32, what the cross-entropy is taken against instead of the labels
     mixed: records that those of the batch are mixed with
-    kept: (M, B, hidden units) float32, by what the hidden units' outputs are multiplied, layer after layer:
-        inverted dropout; for stacked layers only
+    unit_scale: (M, B, hidden units) float32, by what the hidden units' outputs are multiplied, layer after
+        layer: inverted dropout; for stacked layers only
     """
 
     rows: Tensor
@@ -90,7 +90,7 @@ class Batches:
     noise: Noise | None = None
     targets: Tensor | None = None
     mixed: Mixed | None = None
-    kept: Tensor | None = None
+    unit_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Stack(Protocol):
     """An architecture, and how M models of it are evaluated and differentiated together.
 
     parameters: number of trained parameters of one model
-    hidden_widths: numbers of hidden units, layer after layer, as `Batches.kept` has them, if it knows of them
+    hidden_widths: numbers of hidden units, layer after layer, as `Batches.unit_scale` has them, if the stack
+        knows of any
     rounds_alike: whether a model's rounding is the same whatever it is stacked with
     """
 

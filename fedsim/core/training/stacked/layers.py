@@ -161,21 +161,21 @@ class Workspace:
     def followed_by_one(self, name: str, models: int, rows: int, inputs: int) -> Tensor:
         """Return (models, rows, inputs) whose last four columns are 1, 0, 0, 0, to be left so.
 
-        It is part of a larger tensor if one was asked for under this name before; rows are contiguous.
+        It is part of a larger tensor if the name was used for one before; rows are contiguous.
         """
-        kept = self._inputs.get((name, inputs), torch.empty(0, 0, inputs))
-        if len(kept) < models or kept.shape[1] < rows:
-            kept = torch.zeros(max(len(kept), models), max(kept.shape[1], rows), inputs)
-            kept[:, :, inputs - 4] = 1
-            self._inputs[name, inputs] = kept
-        return kept[:models, :rows]
+        whole = self._inputs.get((name, inputs), torch.empty(0, 0, inputs))
+        if len(whole) < models or whole.shape[1] < rows:
+            whole = torch.zeros(max(len(whole), models), max(whole.shape[1], rows), inputs)
+            whole[:, :, inputs - 4] = 1
+            self._inputs[name, inputs] = whole
+        return whole[:models, :rows]
 
 
 class LayerTrainer:
     """Forward and backward pass of M models of `StackedLayers`.
 
     A step is a few dozen operations of some microseconds, so that making views would take as long as the
-    arithmetic: they are kept, per number of models and width of batch.
+    arithmetic: a `LayerPass` remembers them, one per number of models and width of batch.
     """
 
     def __init__(
@@ -193,9 +193,9 @@ class LayerTrainer:
         if (n, width) not in self._passes:
             parameters = [p[:n] for p in self._parameters]
             self._passes[n, width] = LayerPass(parameters, width, self._layers, self._scratch)
-        this = self._passes[n, width]
-        this.run(self._pool, batches)
-        return this
+        layer_pass = self._passes[n, width]
+        layer_pass.run(self._pool, batches)
+        return layer_pass
 
 
 class LayerPass:
@@ -211,7 +211,7 @@ class LayerPass:
     def __init__(
         self, parameters: Parameters, width: int, layers: Sequence[LayerSize], scratch: Workspace
     ) -> None:
-        *hidden, self._last = parameters
+        *hidden, self._last = parameters  # (M, inputs, out); the last (M, classes, inputs), padded
         models, padded, _ = self._last.shape
         self._layers = layers
         self.inputs = [scratch("input", models, width, layers[0].inputs)]
@@ -222,21 +222,24 @@ class LayerPass:
         # A layer's sums and their errors take the same place, one after the other.
         sums = [scratch(f"error {i}", models, width, p.shape[2]) for i, p in enumerate(hidden)]
         self.errors = [*sums, torch.zeros(models, padded, width)]  # padded classes stay 0
-        self._x = self.inputs[0].view(-1, layers[0].inputs)
+        self._x = self.inputs[0].view(-1, layers[0].inputs)  # (M · B, inputs), what is gathered into
         self._logits = scratch("logits", models, padded, width)
         self._probabilities = scratch("probabilities", models, layers[-1].above, width)
         self._minus_one = torch.tensor(-1.0).expand(models, 1, width)
-        self._last_input = self.inputs[-1].mT
+        self._last_input = self.inputs[-1].mT  # (M, inputs, B)
+        # Views of what is not padding: 'real' of a layer's sums, 'active' of the next layer's inputs.
         self._real_logits = self._logits[:, : layers[-1].above]
         self._real_error = self.errors[-1][:, : layers[-1].above]
         active = [x[:, :, : layer.below] for x, layer in zip(self.inputs, layers, strict=True)][1:]
         self._hidden_widths = [layer.above for layer in layers[:-1]]
         real = [z[:, :, : layer.above] for z, layer in zip(sums, layers, strict=False)]
         self._forward = list(zip(self.inputs, hidden, sums, real, active, strict=False))
+        # δ_l = δ_{l+1} W_{l+1}ᵀ: (M, B, above)(M, above, below).
         above = [*sums[1:], self.errors[-1].mT]
         weights_of = [*(p.mT for p in hidden), self._last][1:]
         back = [(d, w[:, :, : z.shape[2]]) for d, w, z in zip(above, weights_of, sums, strict=False)]
         self._back = list(zip(back, sums, real, active, strict=True))
+        # A gradient is one product over the batch, (M, inputs, B)(M, B, out); it is never formed by itself.
         self._factors = [(x.mT, error) for x, error in zip(self.inputs, sums, strict=False)]
         self._factors += [(self.errors[-1], self.inputs[-1])]
         self._lengths = scratch("lengths", len(layers), models, width)
@@ -246,17 +249,19 @@ class LayerPass:
         self._targets: list[tuple[Tensor | None, tuple[Tensor, ...]]] = [(None, ())] * len(layers)
 
     def run(self, pool: Pool, batches: Batches) -> None:
-        """Compute the errors of all layers, weighted and where asked for clipped."""
+        """Compute the errors of all layers, weighted, and clipped where the batches say so."""
         torch.index_select(pool.features, 0, batches.rows.flatten(), out=self._x)
         if batches.mixed is not None:
             self.inputs[0].copy_(batches.mixed.apply(self.inputs[0], pool))
-        kept = None if batches.kept is None else batches.kept.split(self._hidden_widths, dim=2)
+        scales = batches.unit_scale
+        unit_scales = None if scales is None else scales.split(self._hidden_widths, dim=2)
         for i, (below, weight, sums, real, active) in enumerate(self._forward):
-            torch.bmm(below, weight, out=sums)
+            torch.bmm(below, weight, out=sums)  # (M, B, inputs)(M, inputs, out), biases included
             torch.clamp_min(real, 0, out=active)
-            if kept is not None:
-                active.mul_(kept[i])
-        torch.bmm(self._last, self._last_input, out=self._logits)
+            if unit_scales is not None:
+                active.mul_(unit_scales[i])
+        torch.bmm(self._last, self._last_input, out=self._logits)  # (M, classes, inputs)(M, inputs, B)
+        # ∂ℓ/∂logits = softmax − target (`core.training.losses.slope`), with classes in the middle.
         error = torch.softmax(self._real_logits, 1, out=self._probabilities)  # (M, classes, B)
         if batches.targets is None:
             error.scatter_add_(1, batches.labels[:, None], self._minus_one)
@@ -264,20 +269,21 @@ class LayerPass:
             error.sub_(batches.targets.mT)
         if batches.clipping_norm is None:
             torch.mul(error, batches.weight[:, None], out=self._real_error)
-            self._propagate(kept)
+            self._propagate(unit_scales)
         else:
+            # Clipping needs the norms of unweighted errors, so the weights come with the factors.
             self._real_error.copy_(error)
-            self._propagate(kept)
+            self._propagate(unit_scales)
             self._clip(batches.weight, batches.clipping_norm)
         self._noise = batches.noise
 
-    def _propagate(self, kept: Sequence[Tensor] | None) -> None:
+    def _propagate(self, unit_scales: Sequence[Tensor] | None) -> None:
         for i, (factors, error, real, active) in reversed(list(enumerate(self._back))):
             torch.bmm(*factors, out=error)
             # relu'(z) is read off its result: relu(z) > 0 exactly where z > 0 and the unit was not dropped.
             torch.ops.aten.threshold_backward.grad_input(real, active, 0, grad_input=real)
-            if kept is not None:
-                real.mul_(kept[i])
+            if unit_scales is not None:
+                real.mul_(unit_scales[i])
 
     def _clip(self, weight: Tensor, clipping_norm: Tensor) -> None:
         """Scale each record's errors by weight·c, c from ‖∇ℓ‖² = Σ_l ‖δ_l‖² ‖(a_l, 1)‖².
@@ -290,7 +296,7 @@ class LayerPass:
         for below, a, error, delta in zip(self.inputs, lengths, self.errors[:-1], products, strict=False):
             norm(below, dim=2, out=a)
             norm(error, dim=2, out=delta)
-        norm(self.inputs[-1], dim=2, out=lengths[-1])
+        norm(self.inputs[-1], dim=2, out=lengths[-1])  # (M, B)
         # Over what is not next to each other in memory a norm is slow, a sum is not.
         torch.sum(self.errors[-1].square(), 1, out=products[-1]).sqrt_()
         self.norms = products.mul_(lengths).square_().sum(0).sqrt_()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim.core.data.records import Records
+from fedsim.core.training import losses
 from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, Pool
 
 
@@ -104,7 +105,7 @@ class ModuleTrainer:
     def gradient(self, batches: Batches) -> ModuleGradient:
         """Return the gradients; see `Trainer`."""
         parameters = [p[: len(batches.rows)] for p in self.parameters]
-        x, weight = self.pool.features[batches.rows], batches.weight
+        x, weight = self.pool.features[batches.rows], batches.weight  # (M, B, …), (M, B)
         if batches.mixed is not None:
             x = batches.mixed.apply(x, self.pool)
         # The cross-entropy takes labels, (B,), or targets, (B, classes).
@@ -117,8 +118,7 @@ class ModuleTrainer:
         return ModuleGradient(list(gradients), batches.noise, norms)
 
     def _loss(self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        losses = functional.cross_entropy(self.stack.call(parameters, x), y, reduction="none")
-        return (losses * weight).sum()
+        return (losses.per_record(self.stack.call(parameters, x), y) * weight).sum()
 
     def _clipped(
         self, parameters: list[Tensor], x: Tensor, y: Tensor, weight: Tensor, clipping_norm: Tensor
@@ -126,6 +126,7 @@ class ModuleTrainer:
         """Return one model's sum of clipped gradients, formed record by record, and their norms (B,)."""
         one = torch.ones(1)
         single = torch.func.grad(lambda p, a, b: self._loss(p, a[None], b[None], one))
+        # Inside the vmap over models this one runs over records: (B, …) a parameter.
         gradients = torch.func.vmap(single, in_dims=(None, 0, 0))(parameters, x, y)
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         factor = (clipping_norm / (norms + 1e-6)).clamp(max=1.0) * weight  # (B,)

@@ -14,7 +14,7 @@ from fedsim.core.training.stacked.batches import Gradient, Parameters
 
 
 class _Prefixes(dict[int, Parameters]):
-    """n → the first n models' parameters; kept, since cutting them at every step costs."""
+    """n → the first n models' parameters; remembered, since cutting them at every step costs."""
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__()
@@ -70,24 +70,24 @@ class _PenaltySlopes:
             # The difference first: it is exactly 0 where nothing moved, and Adam blows up what is not.
             slope.add_(w - self._anchors[n][i], alpha=penalties.mu)
         if isinstance(penalties.l1, Tensor) or penalties.l1:
-            slope.add_(_each(penalties.l1, w) * w.sign())
+            slope.add_(_per_model(penalties.l1, w) * w.sign())
         if isinstance(penalties.l2, Tensor) or penalties.l2:
-            slope.add_(_each(penalties.l2, w) * w)
+            slope.add_(_per_model(penalties.l2, w) * w)
 
 
-def _each(value: float | Tensor, w: Tensor) -> float | Tensor:
-    """Return a value for all, or one for each of the models of ``w``, in a shape that ``w`` is scaled by."""
+def _per_model(value: float | Tensor, w: Tensor) -> float | Tensor:
+    """Return a number for all models, or (M,) cut to the n models of ``w`` (n, …) as (n, 1, …)."""
     return value[: len(w)].view(-1, *[1] * (w.dim() - 1)) if isinstance(value, Tensor) else value
 
 
 def _sgd(parameters: Parameters, settings: TrainingSettings, l2: float, mu: float) -> Update:
     """w ← (1 − lr(λ₂ + μ)) w − lr ∇ + lr μ w_t, in one product per weight matrix."""
-    lr, kept = settings.lr, 1 - settings.lr * (l2 + mu)
+    lr, decay = settings.lr, 1 - settings.lr * (l2 + mu)
     first, anchored = _Prefixes(parameters), _Prefixes([p.clone() for p in parameters] if mu else [])
 
     def update(gradient: Gradient, n: int) -> None:
         for i, p in enumerate(first[n]):
-            gradient.add_to(i, p, kept, -lr)
+            gradient.add_to(i, p, decay, -lr)
             if mu:
                 p.add_(anchored[n][i], alpha=lr * mu)
 
