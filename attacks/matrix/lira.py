@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.signal_matrix import SignalMatrix
 
 # With fewer shadows on a side (twice as many in all), the paper finds one variance for all records better.
@@ -90,6 +91,14 @@ def blocks(records: int, each: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, records, size))
 
 
+@attack(
+    "lira",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+    inside=True,
+)
 def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) at w_T, (n,) float64 (Algorithm 1 of the paper).
 
@@ -98,6 +107,14 @@ def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     return _online(matrix, few=FEW_SHADOWS)
 
 
+@attack(
+    "lira-fixed",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+    inside=True,
+)
 def online_fixed(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the same with one variance per side for all records, (n,) float64: steadier with few shadows."""
     return _online(matrix, few=np.inf)
@@ -112,6 +129,13 @@ def _online(matrix: SignalMatrix, few: float) -> np.ndarray:
     return np.where(known, ratio, 0.0)
 
 
+@attack(
+    "lira-offline",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+)
 def offline(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return (φ − μ_out)/σ_out at w_T, (n,) float64 (the offline attack of the paper).
 

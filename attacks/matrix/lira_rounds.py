@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
 from attacks.matrix.lira import SMALLEST_VARIANCE, VARIANCE_FLOOR, Fit, fit_sides
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -34,6 +35,14 @@ class RoundsModel:
     known: np.ndarray
 
 
+@attack(
+    "lira-rounds",
+    sees=EVERY_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="LiRA on (φ_t)_t, shrunk",
+    compares_with=("whole",),
+    inside=True,
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator, rounds: int = ROUNDS) -> np.ndarray:
     """Return the log-likelihood ratio of (φ_t) over ``rounds`` spread-out rounds t, (n,) float64.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -18,6 +19,13 @@ FALSE_POSITIVE_RATE = 0.01
 MAX_ROWS = 50_000
 
 
+@attack(
+    "quantile",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Bertran et al. 2023",
+    compares_with=("whole",),
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE) -> np.ndarray:
     """Return φ less the record's own q_{1−α} at w_T, (n,) float64; 0 where φ is not finite or none tells q.
 
@@ -27,6 +35,14 @@ def score(matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_P
     return _excess(matrix, out_quantiles(matrix, 1 - alpha))
 
 
+@attack(
+    "quantile-regression",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Bertran et al. 2023",
+    compares_with=("whole",),
+    threshold=0.0,
+)
 def regression(
     matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE
 ) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -35,6 +36,14 @@ class Reference(NamedTuple):
     q: np.ndarray
 
 
+@attack(
+    "rmia",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Zarifzadeh et al. 2024",
+    compares_with=("whole",),
+    inside=True,
+)
 def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -> np.ndarray:
     """Return the score with p(x) = ½ (mean_in + mean_out), (n,) float64 in [0, 1].
 
@@ -46,6 +55,13 @@ def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -
     return dominated(_log_ratio(matrix.target[-1], general), gamma)
 
 
+@attack(
+    "rmia-offline",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Zarifzadeh et al. 2024",
+    compares_with=("whole",),
+)
 def offline(
     matrix: SignalMatrix, rng: np.random.Generator, slope: float | None = None, gamma: float = 1.0
 ) -> np.ndarray:

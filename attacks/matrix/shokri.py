@@ -9,10 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.quantile import sampled_pairs
 from attacks.matrix.signal_matrix import SignalMatrix
 
 
+@attack(
+    "shokri",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Shokri et al. 2017",
+    compares_with=("whole",),
+    inside=True,
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the attack classifier's log-odds of membership at w_T, (n,) float64.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from attacks.declaration import FINAL_LABELS, FITTED, attack
 from attacks.membership import crossfit
 from attacks.signals import outputs as signals
 from attacks.views.participant import ParticipantView
@@ -40,6 +41,7 @@ def oracle(view: ParticipantView) -> Oracle:
     return answer
 
 
+@attack("noise-robustness", sees=FINAL_LABELS, assumes=FITTED, source="Choquette-Choo et al. 2021")
 def noise_robustness(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the share of noisy copies of x that the model labels y, (n,) float64 in [0, 1].
 
@@ -85,6 +87,7 @@ def separation(members: np.ndarray, others: np.ndarray) -> float:
     return float((ranks.sum() / len(members) - (len(members) + 1) / 2) / len(others))
 
 
+@attack("boundary-distance", sees=FINAL_LABELS, assumes=FITTED, source="Choquette-Choo et al. 2021")
 def boundary_distance(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the Euclidean distance from x to where the model's label stops being y, (n,) float64.
 

@@ -3,16 +3,17 @@
 Each party's answer is a model that nobody else took part in (the isolation of Nasr et al. 2019, given for
 free). `measure` reads off all of them how well they fit each candidate; every attack is a function of
 these numbers. Under secure aggregation the server sees one answer a round, the mean of all, and what isolates
-a party is not there. Names begin with 'server/'.
+a party is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import ALIKE_PARTIES, EVERY_UPDATE, FITTED, PULLED, attack
 from attacks.membership import update_regression
 from attacks.signals import gradients
 from attacks.signals import outputs as signals
@@ -119,32 +120,66 @@ def over_rounds(values: np.ndarray) -> np.ndarray:
     return np.where(answered.any(axis=0), total / np.maximum(answered.sum(axis=0), 1), np.nan)
 
 
-def isolated_loss(seen: Measurements) -> np.ndarray:
+@attack(
+    "loss", observers=("server",), sees=EVERY_UPDATE, assumes=FITTED, source="Nasr et al. 2019 (isolation)"
+)
+def isolated_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return φ of the party's own last answer, (n,) float64: the order of −ℓ (Nasr et al. 2019)."""
     return _of_its_party(seen, last(seen.phi))
 
 
-def isolated_loss_series(seen: Measurements) -> np.ndarray:
+@attack(
+    "loss-series",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source="Zhu et al. 2025 (baseline)",
+)
+def isolated_loss_series(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of −ℓ(w^k_t; z), (n,) float64 (loss series of Zhu et al. 2025)."""
     return _of_its_party(seen, over_rounds(-seen.loss))
 
 
-def isolated_update_cosine(seen: Measurements) -> np.ndarray:
+@attack("update-cosine", observers=("server",), sees=EVERY_UPDATE, assumes=PULLED, source="Li et al. 2023")
+def isolated_update_cosine(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1}), (n,) float64 (Li et al. 2023)."""
     return _of_its_party(seen, over_rounds(seen.cosine))
 
 
-def isolated_update_regression(seen: Measurements) -> np.ndarray:
+@attack(
+    "update-regression",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="ours: all candidates decoded together",
+)
+def isolated_update_regression(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the candidate's part in the party's updates of all rounds, (n,) float64 (ours)."""
     return _of_its_party(seen, seen.part)
 
 
-def fedmia(seen: Measurements) -> np.ndarray:
+@attack(
+    "fedmia",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=ALIKE_PARTIES,
+    source="Zhu et al. 2025 (FedMIA-II)",
+    isolates=True,
+)
+def fedmia(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return FedMIA-II, (n,) float64 in [0, 1]: `likelihood` of the update cosine (Zhu et al. 2025)."""
     return _of_its_party(seen, likelihood(seen.cosine))
 
 
-def fedmia_loss(seen: Measurements) -> np.ndarray:
+@attack(
+    "fedmia-loss",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=ALIKE_PARTIES,
+    source="Zhu et al. 2025 (FedMIA-I)",
+    isolates=True,
+)
+def fedmia_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return FedMIA-I, (n,) float64 in [0, 1]: `likelihood` of −ℓ, on the scale of φ (Zhu et al. 2025)."""
     return _of_its_party(seen, likelihood(seen.phi))
 
@@ -182,23 +217,3 @@ def _of_its_party(seen: Measurements, values: np.ndarray) -> np.ndarray:
     held = np.where((seen.candidate_party < 0) | told, held, np.nan)
     best = np.where(np.isnan(held), -np.inf, held).max(axis=0)
     return np.where(np.isnan(held).all(axis=0), np.nan, best)
-
-
-Score = Callable[[Measurements], np.ndarray]
-
-SUITE: Mapping[str, Score] = {
-    "server/loss": isolated_loss,
-    "server/loss-series": isolated_loss_series,
-    "server/update-cosine": isolated_update_cosine,
-    "server/update-regression": isolated_update_regression,
-    "server/fedmia-loss": fedmia_loss,
-    "server/fedmia": fedmia,
-}
-
-ISOLATING = ("server/fedmia-loss", "server/fedmia")
-"""Attacks that compare parties: secure aggregation leaves nothing to compare."""
-
-
-def applicable(secure: bool) -> dict[str, Score]:
-    """Return the server's attacks; under secure aggregation those that need only the mean."""
-    return {name: score for name, score in SUITE.items() if not (secure and name in ISOLATING)}

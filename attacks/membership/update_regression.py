@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, PULLED, attack
 from attacks.signals import gradients
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import Weights
@@ -36,6 +37,7 @@ Step = tuple["torch.nn.Module", Sequence[Weights]]
 """The model w_{t−1} and K updates that were made from it."""
 
 
+@attack("update-regression", sees=EVERY_MODEL, assumes=PULLED, source="ours: all candidates decoded together")
 def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return t-statistics of the candidates' part in the others' updates, (n,) float64; 0 without updates."""
     updates = ((t, view.others_update(t)) for t in view.trained_rounds)

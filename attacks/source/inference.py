@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_UPDATE, FINAL_MODEL, FITTED, PULLED, attack
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership.server import Measurements, last, over_rounds
 
@@ -21,24 +22,80 @@ NONE = -1
 """Where a record is that no party holds."""
 
 
-def server(seen: Measurements) -> dict[str, np.ndarray]:
-    """Return (n, V) float64 per rule, a column for each of the V victims; nothing under secure aggregation.
+@attack(
+    "source-shadows",
+    infers="source",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="ours: Hu et al. 2021 on shadows",
+    compares_with=("whole",),
+    inside=True,
+)
+def source_shadows(matrix: SignalMatrix, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the posterior of 'in victim k', (columns, V) float64; see `from_shadows`."""
+    return from_shadows(matrix, victims)[:, :-1]
 
-    source-loss          −ℓ of each party's last answer (Hu et al. 2021, equation 9)
-    source-loss-series   its mean over rounds
-    source-update-cosine mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
-    source-update-regression  the record's part in the party's updates (`update_regression`)
-    A party that never answered gets −∞.
+
+_HU = "Hu et al. 2021"
+
+
+@attack(
+    "source-loss",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source=_HU,
+    isolates=True,
+)
+def source_loss(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return −ℓ of each victim's last answer, as φ, (n, V) float64 (Hu et al. 2021, equation 9).
+
+    As in the rules below, a party that never answered gets −∞.
     """
-    if seen.secure:
-        return {}
-    rules = {
-        "server/source-loss": last(seen.phi),
-        "server/source-loss-series": over_rounds(-seen.loss),
-        "server/source-update-cosine": over_rounds(seen.cosine),
-        "server/source-update-regression": seen.part,
-    }
-    return {name: _columns(values, seen.parties, seen.victims) for name, values in rules.items()}
+    return _columns(last(seen.phi), seen.parties, victims)
+
+
+@attack(
+    "source-loss-series",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source=_HU,
+    isolates=True,
+)
+def source_loss_series(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over rounds of −ℓ of each victim's answers, (n, V) float64."""
+    return _columns(over_rounds(-seen.loss), seen.parties, victims)
+
+
+@attack(
+    "source-update-cosine",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="Li et al. 2023",
+    isolates=True,
+)
+def source_update_cosine(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1}), (n, V) float64."""
+    return _columns(over_rounds(seen.cosine), seen.parties, victims)
+
+
+@attack(
+    "source-update-regression",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="ours: all candidates decoded together",
+    isolates=True,
+)
+def source_update_regression(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the record's part in each victim's updates, (n, V) float64 (`update_regression`)."""
+    return _columns(seen.part, seen.parties, victims)
 
 
 def _columns(values: np.ndarray, parties: np.ndarray, victims: np.ndarray) -> np.ndarray:

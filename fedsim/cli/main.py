@@ -209,7 +209,9 @@ def runs(parent: Path) -> None:
 
 @main.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
+@click.option(
+    "--attacks", help="Comma-separated names, as loss or server:fedmia. [default: those of the scenario]"
+)
 @click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
 @click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
 def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) -> None:
@@ -218,7 +220,7 @@ def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) 
     \b
     Examples:
       fedsim attack runs/hospitals
-      fedsim attack runs/hospitals --attacks loss,update-cosine
+      fedsim attack runs/hospitals --attacks loss,update-cosine,server:fedmia
       fedsim attack runs/hospitals --rounds 1,5,10-20,last
     """
     from fedsim.core.run_directory import RunDirectory
@@ -377,11 +379,10 @@ def attacks() -> None:
 @attacks.command("list")
 def attacks_list() -> None:
     """List the attacks: what each needs, sees, assumes, and its source."""
-    from attacks.registry import SUITE
-    from fedsim.runs import observers
+    from attacks import registry
     from fedsim.terminal import data_tables
 
-    _out.print(data_tables.attack_list([*SUITE.values(), *observers.attacks()]))
+    _out.print(data_tables.attack_list(registry.known()))
 
 
 @main.group()

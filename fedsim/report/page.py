@@ -11,7 +11,6 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from attacks import registry
 from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
@@ -83,7 +82,7 @@ def _parties_figure(found: Findings) -> str:
 
 def _resolutions(found: Findings) -> dict[str, int]:
     """Return what the non-members resolve, of one game and of all games together."""
-    rows = found.leakage
+    rows = _participants(found.leakage)
     auc = rows[(rows["attack"] == found.attacks[0]) & (rows["party"] == "all") & (rows["metric"] == "auc")]
     by_game = auc.set_index("game")["n_nonmembers"]
     sizes = {"held-out records of all games": int(by_game["all"])}
@@ -121,11 +120,12 @@ def render(found: Findings, drawn: Mapping[str, str]) -> str:
         empirical=findings.empirical(found),
         sources=findings.source_rows(found),
         suspicious=findings.entries(found.conduct),
+        not_run=findings.entries(found.not_run),
         exposure=_exposure(found),
         matrix=_matrix(found),
         ppv=_ppv(found),
         vulnerable=_vulnerable(found),
-        suite=[registry.SUITE[name] for name in found.attacks if name in registry.SUITE],
+        suite=_suite(found),
         scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
     )
 
@@ -160,7 +160,8 @@ def _by_attack(found: Findings) -> list[dict[str, Any]]:
     """Return one entry an attack, the strongest first: metric → row, and how far behind the strongest."""
     if found.overall is None:
         return []
-    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
+    rows = _participants(found.leakage)
+    rows = rows[(rows["game"] == "all") & (rows["party"] == "all")]
     cells = {(row["attack"], row["metric"]): row for row in findings.entries(rows)}
     differences = {(row["attack"], row["metric"]): row for row in findings.entries(found.differences)}
     return [
@@ -192,19 +193,36 @@ def _others(found: Findings) -> list[dict[str, Any]]:
     if found.overall is None:
         return []
     rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
-    named = rows[~rows["attack"].isin(found.attacks)]
+    rows = rows[rows["observer"] != findings.PARTICIPANT]
     return [
-        {"attack": attack, "cells": {row["metric"]: row for row in findings.entries(mine)}}
-        for attack, mine in named.groupby("attack", sort=False)
+        {
+            "observer": observer,
+            "attack": attack,
+            "cells": {row["metric"]: row for row in findings.entries(of_attack)},
+        }
+        for (observer, attack), of_attack in rows.groupby(["observer", "attack"], sort=False)
     ]
+
+
+def _participants(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows about the participant's attacks."""
+    return table[table["observer"] == findings.PARTICIPANT]
+
+
+def _suite(found: Findings) -> list[dict[str, Any]]:
+    """Return what was declared of the participant's attacks that were scored."""
+    if found.overall is None:
+        return []
+    rows = _participants(found.suite)
+    return findings.entries(rows[rows["attack"].isin(found.attacks)])
 
 
 def _exposure(found: Findings) -> dict[str, Any]:
     """Return AUC by victim and attack, mean over games; whatever is more goes down."""
     if found.overall is None:
         return {}
-    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["metric"] == "auc")]
-    rows = rows[rows["attack"].isin(found.attacks)]
+    rows = _participants(found.leakage)
+    rows = rows[(rows["game"] == "all") & (rows["metric"] == "auc")]
     victims = [party.name for party in found.parties if party.leak is not None]
     if len(victims) > len(found.attacks):
         return _heat_map(rows, "party", "attack", victims, found.attacks)

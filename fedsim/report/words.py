@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attacks import deviation, registry
+from attacks import deviation
 from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy
 from fedsim.core.scenario.settings import Scenario
 from fedsim.evaluation import guarantees
+from fedsim.evaluation.comparison import of_attacks
 from fedsim.report.findings import Findings, Leak, Party
 
 
@@ -65,7 +66,8 @@ def confident(findings: Findings, record: str) -> str:
     """Say what the same attack finds when it must hardly ever accuse wrongly."""
     assert findings.overall is not None
     rows = findings.leakage
-    keys = (rows["party"] == "all") & (rows["game"] == "all") & (rows["attack"] == findings.overall.attack)
+    rows = of_attacks(rows, [(findings.overall.observer, findings.overall.attack)])
+    keys = (rows["party"] == "all") & (rows["game"] == "all")
     row = rows[keys & (rows["metric"] == "tpr_at_fpr_0.01")].iloc[0]
     if not math.isfinite(row["value"]):
         return (
@@ -81,9 +83,10 @@ def confident(findings: Findings, record: str) -> str:
 def world(findings: Findings, record: str) -> str:
     """Say what the strongest attack assumes its owner to hold: how far its figures carry."""
     assert findings.overall is not None
-    settings, attack = findings.run.scenario.adversary, registry.SUITE.get(findings.overall.attack)
-    name = findings.overall.attack
-    if attack is None or not attack.shadows:
+    settings, name = findings.run.scenario.adversary, findings.overall.attack
+    suite = findings.suite
+    of_attack = suite[(suite["observer"] == findings.overall.observer) & (suite["attack"] == name)]
+    if not of_attack["shadows"].any():
         central = findings.run.scenario.federation.central_dp
         left_out = (
             " Attacks on shadow federations, which elsewhere find most, were left out." if central else ""
@@ -260,7 +263,7 @@ def answers(findings: Findings) -> str:
     bound = guarantees.auc_bound(epsilon, most)
     return (
         f"One answer of the released model costs {each}, and answers add up (basic composition): an attack "
-        f"that asks most, {attack.split('/')[-1]}, asks {asked} times in a game, which is {total} in all, "
+        f"that asks most, {attack}, asks {asked} times in a game, which is {total} in all, "
         f"{limit(bound)}."
     )
 
@@ -331,7 +334,7 @@ def assumptions(findings: Findings) -> list[tuple[str, str]]:
         ("Thresholds", "set on its own training and held-out records, never on the other parties' truth"),
     ]
     for key, value in settings.model_dump().items():
-        if key not in ("party", "attacks"):
+        if key not in ("party", "attacks", "folder"):
             shown = "default" if value in (None, []) else str(value)
             shown = policy_in_words(settings.output) if key == "output" else shown
             facts.append((f"adversary.{key}", f"{shown} ({type(settings).model_fields[key].description})"))

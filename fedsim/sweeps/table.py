@@ -11,6 +11,7 @@ import pandas as pd
 
 from fedsim.core import files
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.adversary import attack_key
 from fedsim.sweeps.file import FIXED, Values
 from fedsim.sweeps.points import Point
 
@@ -44,7 +45,7 @@ def _states(points: Sequence[Point], failed: Mapping[str, str]) -> pd.DataFrame:
 
 
 def table(points: Sequence[Point]) -> pd.DataFrame:
-    """Return what the finished points found, one row per point, kind, attack, party, game and metric.
+    """Return what the finished points found, a row per point, kind, observer, attack, party, game, metric.
 
     Columns: cell, scenario, variant, one per axis, and `FIXED`.
     kind: 'leakage' (see `fedsim.evaluation`), 'source' (which party is a member of?), 'utility' (the final
@@ -82,7 +83,9 @@ def findings(run: RunDirectory) -> pd.DataFrame:
         sources = run.table("sources").rename(columns={"n": "n_members"})
         parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
     found = pd.concat(parts, ignore_index=True)[FIXED]
-    return found.fillna({"attack": "", "note": ""}).astype({"n_members": int, "n_nonmembers": int})
+    return found.fillna({"observer": "", "attack": "", "note": ""}).astype(
+        {"n_members": int, "n_nonmembers": int}
+    )
 
 
 def final_rounds(run: RunDirectory) -> pd.DataFrame:
@@ -137,22 +140,24 @@ def _guarantees(run: RunDirectory) -> pd.DataFrame:
 def compact(found: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
     """Return a row per point and headline attack, over all parties and games.
 
-    Columns: the labels, epsilon, attack, and for accuracy, utility_auc, and each of `LEAKAGE` the value and,
-    with '_low' and '_high' appended, its 95 % interval.
+    headline: names as a person writes them ('lira', 'server:fedmia').
+    Columns: the labels, epsilon, observer, attack, and for accuracy, utility_auc, and each of `LEAKAGE` the
+    value and, with '_low' and '_high' appended, its 95 % interval.
     """
     labels = list(found.columns[1 : found.columns.get_loc("kind")])
     overall = found[(found["party"] == "all") & (found["game"] == "all")]
     rows = []
-    for values, mine in overall.groupby(labels, sort=False, dropna=False):
+    for values, point in overall.groupby(labels, sort=False, dropna=False):
         row = dict(zip(labels, values, strict=True))
-        row["epsilon"] = _figure(mine[mine["kind"] == "guarantee"], "epsilon")["epsilon"]
-        utility = mine[mine["kind"] == "utility"]
+        row["epsilon"] = _figure(point[point["kind"] == "guarantee"], "epsilon")["epsilon"]
+        utility = point[point["kind"] == "utility"]
         row |= _figure(utility, "accuracy") | _figure(utility, "auc", "utility_auc")
-        for attack in headline:
-            theirs = mine[(mine["kind"] == "leakage") & (mine["attack"] == attack)]
-            if len(theirs):
-                leakage = {name: x for metric in LEAKAGE for name, x in _figure(theirs, metric).items()}
-                rows.append({**row, "attack": attack, **leakage})
+        for observer, attack in map(attack_key, headline):
+            named = (point["observer"] == observer) & (point["attack"] == attack)
+            of_attack = point[(point["kind"] == "leakage") & named]
+            if len(of_attack):
+                leakage = {name: x for metric in LEAKAGE for name, x in _figure(of_attack, metric).items()}
+                rows.append({**row, "observer": observer, "attack": attack, **leakage})
     return pd.DataFrame(rows)
 
 

@@ -13,11 +13,11 @@ from scipy.optimize import linprog
 from scipy.stats import binomtest, ks_2samp, mannwhitneyu, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
+from support.attacks import VIEW_ATTACKS, findings
 
-from attacks import registry
 from fedsim.evaluation import estimates, guarantees
 from fedsim.evaluation.estimates import Estimate
-from fedsim.evaluation.leakage import Sample, evaluate, measure, ppv_table, roc, roc_table
+from fedsim.evaluation.leakage import Sample, evaluate, joined, measure, ppv_table, roc, roc_table
 
 SCORES = st.lists(st.integers(-5, 5).map(float) | st.floats(-5, 5), min_size=2, max_size=15).map(np.array)
 METRICS = [
@@ -256,11 +256,13 @@ def tables(
         }
     )
     attacks = ["loss", "entropy"]
-    scores = pd.concat([truth[["game", "candidate"]].assign(attack=attack) for attack in attacks])
+    scores = pd.concat(
+        [truth[["game", "candidate"]].assign(observer="participant", attack=attack) for attack in attacks]
+    )
     scores["score"] = stream.normal(np.tile(truth["member"], 2) * shift)
     thresholds = pd.DataFrame(
         [{"game": game, "attack": attack, "threshold": 0.5} for game in range(games) for attack in attacks]
-    )
+    ).assign(observer="participant")
     return scores, thresholds, truth
 
 
@@ -275,7 +277,8 @@ def cell(leakage: pd.DataFrame, **keys: str) -> Any:
 def test_the_table_has_a_row_for_every_attack_party_game_and_metric() -> None:
     leakage = evaluate(*tables())
     assert list(leakage.columns) == [
-        "attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note",
+        "observer", "attack", "party", "game", "metric", "value", "low", "high", "n_members",
+        "n_nonmembers", "note",
     ]  # fmt: skip
     keys = leakage[["attack", "party", "game", "metric"]]
     assert not keys.duplicated().any() and len(keys) == 2 * 3 * 3 * len(METRICS)
@@ -395,15 +398,14 @@ def test_roc_encloses_the_auc() -> None:
 
 
 def leakage_of(view: Any, federation: Any, names: list[str]) -> pd.DataFrame:
-    findings = registry.run(view, federation.candidates, names, seed=0)
+    found = findings(view, federation.candidates, names, seed=0)
     candidate = np.arange(len(federation.candidates))
+    key = {"game": 0, "observer": "participant"}
     scores = [
-        pd.DataFrame({"game": 0, "attack": name, "candidate": candidate, "score": found.scores})
-        for name, found in findings.items()
+        pd.DataFrame({**key, "attack": name, "candidate": candidate, "score": finding.scores})
+        for name, finding in found.items()
     ]
-    thresholds = [
-        {"game": 0, "attack": name, "threshold": found.threshold} for name, found in findings.items()
-    ]
+    thresholds = [{**key, "attack": name, "threshold": finding.threshold} for name, finding in found.items()]
     party = [f"hospital-{number}" for number in federation.party]
     truth = pd.DataFrame({"game": 0, "candidate": candidate, "party": party, "member": federation.member})
     return evaluate(pd.concat(scores), pd.DataFrame(thresholds), truth)
@@ -418,8 +420,7 @@ def test_a_model_that_memorises_leaks_everything(overfitted: Any) -> None:
 
 
 def test_a_model_that_never_saw_the_records_leaks_nothing(overfitted: Any, untrained: Any) -> None:
-    names = [attack.name for attack in registry.SUITE.values() if not attack.shadows and not attack.active]
-    leakage = leakage_of(untrained, overfitted, names)
+    leakage = leakage_of(untrained, overfitted, VIEW_ATTACKS)
     for metric in ("auc", "balanced_accuracy"):
         found = leakage[(leakage["metric"] == metric) & (leakage["party"] == "all")]
         assert (found["low"] < 0.5).all() and (found["high"] > 0.5).all()
@@ -624,14 +625,14 @@ def test_without_dp_every_tpr_is_allowed() -> None:
 
 def test_roc_table_meets_the_leakage_table_and_scikit_learns_curve() -> None:
     scores, thresholds, truth = tables(games=1, per_side=50)
-    table = roc_table(scores, thresholds, truth, points=3)
+    table = roc_table(joined(scores, thresholds, truth), points=3)
     assert list(table["fpr"].unique()) == pytest.approx([0.01, 0.1, 1])
     leakage = evaluate(scores, thresholds, truth)
     for alpha in (0.1, 0.01):
         keys = {"attack": "loss", "party": "all", "game": "all", "metric": f"tpr_at_fpr_{alpha}"}
         point = table[(table["attack"] == "loss") & np.isclose(table["fpr"], alpha)].iloc[0]
         assert point["tpr"] == cell(leakage, **keys)["value"] and point["low"] == cell(leakage, **keys)["low"]
-    fine = roc_table(scores, thresholds, truth, points=40)
+    fine = roc_table(joined(scores, thresholds, truth), points=40)
     found = scores[scores["attack"] == "entropy"].merge(truth, on=["game", "candidate"])
     fpr, tpr, _ = roc(found["score"].to_numpy(), found["member"].to_numpy())
     for point in fine[fine["attack"] == "entropy"].itertuples():
@@ -640,7 +641,7 @@ def test_roc_table_meets_the_leakage_table_and_scikit_learns_curve() -> None:
 
 
 def test_roc_table_pools_games_that_cannot_resolve_alone() -> None:
-    table = roc_table(*tables(games=3, per_side=10), points=10)
+    table = roc_table(joined(*tables(games=3, per_side=10)), points=10)
     assert table["fpr"].min() == pytest.approx(1 / 60)
     pooled = table["note"] == "ranks pooled over 3 games"
     assert pooled[table["fpr"] < 0.049].all() and not pooled[table["fpr"] > 0.051].any()

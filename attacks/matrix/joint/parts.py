@@ -27,6 +27,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FIRST_MODELS, attack
 from attacks.matrix.design import Design, Prediction, chunks, decodable, empty_prediction
 from attacks.matrix.joint.decoder import Decoder, scaled
 from attacks.matrix.signal_matrix import SignalMatrix
@@ -61,6 +62,15 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
     return design.likelihood_ratio(max(found, key=design.separation))[0]
 
 
+@attack(
+    "first-update",
+    sees=FIRST_MODELS,
+    assumes=ALIKE_SHADOWS,
+    source="ours: w_2 decoded",
+    compares_with=("early",),
+    inside=True,
+    threshold=0.0,
+)
 def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return what shadows of the first rounds alone decode of the model after them, (n,) float64.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedsim.core.errors import InputError
-from fedsim.core.models.custom import short
+from fedsim.core.imports import short
 from fedsim.core.models.layers import linear_stack
 
 

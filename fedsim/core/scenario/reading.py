@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import cannot_read, write_text
+from fedsim.core.imports import is_reference
 from fedsim.core.scenario.settings import Scenario
 
 
@@ -152,8 +153,14 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     model = scenario.model
     if ":" in model.name:
         model = model.model_copy(update={"folder": absolute(model.folder or ".")})
+    federation, adversary = scenario.federation, scenario.adversary
+    if is_reference(federation.strategy):
+        federation = federation.model_copy(update={"folder": absolute(federation.folder or ".")})
+    if adversary.own_attacks:
+        adversary = adversary.model_copy(update={"folder": absolute(adversary.folder or ".")})
     data = data.model_copy(update={"path": path, "public": public})
-    return scenario.model_copy(update={"data": data, "model": model})
+    sections = {"data": data, "model": model, "federation": federation, "adversary": adversary}
+    return scenario.model_copy(update=sections)
 
 
 def sentence(error: ValidationError, root: type[BaseModel] = Scenario) -> str:

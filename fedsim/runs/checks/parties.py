@@ -17,7 +17,7 @@ from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.settings import Scenario
 
 
-def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+def check_private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
     """Check that each party under DP-SGD can train the model, and for a round at least.
 
     rows: party → row indices in ``encoded``
@@ -50,7 +50,7 @@ def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np
             )
 
 
-def defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+def check_defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
     """Check that each party can have the defences that it asks for.
 
     Raises:
@@ -98,7 +98,7 @@ def _defence_problem(
     return ""
 
 
-def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
     """Return what a person should know of the parties' defences, one sentence each."""
     stopping, private, secure = [], [], []
     for name in names:
