@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.attacks import PARTICIPANTS
 from support.runs import finished_run, prepared_run
 
-from attacks import registry
 from attacks.shadows import cache, simulate
 from attacks.shadows import laboratory as simulation
 from attacks.shadows.laboratory import Laboratory
@@ -18,8 +18,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs.attack import attack_again
 
-SHADOWS = [attack.name for attack in registry.SUITE.values() if attack.shadows]
-PASSIVE = [attack.name for attack in registry.SUITE.values() if not attack.active]
+SHADOWS = [name for name, attack in PARTICIPANTS.items() if attack.shadows]
+PASSIVE = [name for name, attack in PARTICIPANTS.items() if not attack.active]
 FEW = {"shadows": 32}
 
 
@@ -110,9 +110,7 @@ def test_without_the_candidates_only_attacks_that_can_do_without_them_run(
 ) -> None:
     run = finished_run(tmp_path, n=120, adversary={"auxiliary": auxiliary, **FEW})
     found = set(run.table("scores")["attack"])
-    assert found == {
-        attack.name for attack in registry.SUITE.values() if not attack.inside and not attack.active
-    }
+    assert found == {name for name in PASSIVE if not PARTICIPANTS[name].inside}
     assert {"lira-offline", "rmia-offline"} <= found
     matrix, _ = matrix_of(run)
     n = len(run.read_candidates(0))
@@ -151,7 +149,8 @@ def test_attacking_again_offline_gives_the_same_scores(tmp_path: Path) -> None:
 
 
 def test_natural_parties_are_known_and_kept_apart(tmp_path: Path) -> None:
-    from support.runs import document, write_table
+    from support.attacks import PARTICIPANTS
+from support.runs import document, write_table
 
     write_table(tmp_path / "x.csv", 120)
     table = pd.read_csv(tmp_path / "x.csv")
