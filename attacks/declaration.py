@@ -158,4 +158,4 @@ def declarations(function: object) -> tuple[Attack, ...]:
 def as_declared(function: Score, origin: str, name: str) -> tuple[Attack, ...]:
     """Return a user's function as attacks; one that was not declared reads the view, as attack ``name``."""
     declared = declarations(function) or (Attack(name, function, sees="not declared"),)
-    return tuple(replace(each, origin=origin) for each in declared)
+    return tuple(replace(one, origin=origin) for one in declared)

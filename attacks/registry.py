@@ -141,8 +141,8 @@ def check_names(names: Sequence[str], attacks: Sequence[Attack], key: str) -> No
         pairs = ((attack, observer) for attack in attacks for observer in attack.observers)
         if not any(_asks(text, attack, observer) for attack, observer in pairs):
             observer, name = parse_attack(text)
-            mine = [a.name for a in attacks if (observer or "participant") in a.observers]
-            choices = [ALL, *mine]
+            theirs = [a.name for a in attacks if (observer or "participant") in a.observers]
+            choices = [ALL, *theirs]
             if observer is not None:
                 choices, name = [f"{observer}:{choice}" for choice in choices], text
             raise InputError(f"{key}: unknown attack '{text}'{suggestion(name, choices)}")

@@ -80,5 +80,5 @@ def _fit(features: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, float]:
         return np.full(features.shape[1], 1 / features.shape[1]), 0.0
     from sklearn.linear_model import LogisticRegression
 
-    found = LogisticRegression(C=1.0).fit(features, member)
-    return found.coef_[0], float(found.intercept_[0])
+    model = LogisticRegression(C=1.0).fit(features, member)
+    return model.coef_[0], float(model.intercept_[0])

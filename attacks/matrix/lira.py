@@ -48,8 +48,10 @@ def fit_sides(matrix: SignalMatrix, rounds: slice | np.ndarray) -> tuple[Fit, Fi
     A shadow counts for a record where its φ is finite at all these rounds.
     """
     shadows, member = matrix.shadows, matrix.member
-    each = len(matrix) * shadows[0, rounds].shape[0]
-    parts = [_fit_block(shadows[:, rounds, some], member[:, some]) for some in blocks(member.shape[1], each)]
+    numbers = len(matrix) * shadows[0, rounds].shape[0]
+    parts = [
+        _fit_block(shadows[:, rounds, block], member[:, block]) for block in blocks(member.shape[1], numbers)
+    ]
     inside, outside = zip(*parts, strict=True)
     return _joined(inside), _joined(outside)
 
@@ -85,9 +87,9 @@ def _joined(parts: Sequence[Fit]) -> Fit:
     return Fit(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Fit)))
 
 
-def blocks(records: int, each: int) -> Iterator[slice]:
-    """Yield slices of the records, each of about 2 MiB in float64 where a record has ``each`` numbers."""
-    size = max(1, 2**18 // max(1, each))
+def blocks(records: int, numbers: int) -> Iterator[slice]:
+    """Yield slices of the records, each of about 2 MiB in float64 where a record has so many ``numbers``."""
+    size = max(1, 2**18 // max(1, numbers))
     return (slice(start, start + size) for start in range(0, records, size))
 
 

@@ -74,11 +74,11 @@ def out_quantiles(matrix: SignalMatrix, level: float) -> np.ndarray:
     Linear between order statistics, as numpy.quantile.
     """
     quantiles = np.empty(matrix.shadows.shape[2])
-    for some in blocks(matrix.member.shape[1], len(matrix)):
-        phi = matrix.shadows[:, -1, some].T
-        used = ~matrix.member[:, some].T & np.isfinite(phi)
+    for block in blocks(matrix.member.shape[1], len(matrix)):
+        phi = matrix.shadows[:, -1, block].T
+        used = ~matrix.member[:, block].T & np.isfinite(phi)
         ordered = np.sort(np.where(used, phi, np.inf), axis=1).astype(np.float64)
-        quantiles[some] = _interpolated(ordered, used.sum(axis=1), level)
+        quantiles[block] = _interpolated(ordered, used.sum(axis=1), level)
     return quantiles
 
 
@@ -113,11 +113,11 @@ def regressed_quantiles(
 
 
 def sampled_pairs(
-    kept: np.ndarray, rng: np.random.Generator, most: int = MAX_ROWS
+    allowed: np.ndarray, rng: np.random.Generator, most: int = MAX_ROWS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (shadow, record) of ``most`` random entries of ``kept``, (S, n) bool, or of all."""
-    pairs = np.flatnonzero(kept)
+    pairs = np.flatnonzero(allowed)
     if len(pairs) > most:
         pairs = rng.choice(pairs, size=most, replace=False, shuffle=False)
-    shadow, record = np.divmod(pairs, kept.shape[1])
+    shadow, record = np.divmod(pairs, allowed.shape[1])
     return shadow, record

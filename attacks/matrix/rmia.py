@@ -106,19 +106,19 @@ def dominated(log_ratio: np.ndarray, gamma: float) -> np.ndarray:
     return (below - itself) / max(len(log_ratio) - 1, 1)
 
 
-def _reference(matrix: SignalMatrix, kept: np.ndarray) -> Reference:
+def _reference(matrix: SignalMatrix, counted: np.ndarray) -> Reference:
     """Mean over the shadows kept, (S, n) bool, of sigmoid(φ) and of sigmoid(−φ) at w_T."""
     from scipy.special import expit
 
-    n = kept.shape[1]
+    n = counted.shape[1]
     count, p, q = np.zeros(n), np.zeros(n), np.zeros(n)
-    for some in blocks(matrix.member.shape[1], len(matrix)):
-        phi = matrix.shadows[:, -1, some].astype(np.float64)
-        used = kept[:, some] & np.isfinite(phi)
-        count[some] = used.sum(axis=0)
+    for block in blocks(matrix.member.shape[1], len(matrix)):
+        phi = matrix.shadows[:, -1, block].astype(np.float64)
+        used = counted[:, block] & np.isfinite(phi)
+        count[block] = used.sum(axis=0)
         for mean, sign in ((p, 1.0), (q, -1.0)):
             total = np.where(used, expit(sign * phi), 0.0).sum(axis=0)
-            mean[some] = total / np.maximum(count[some], 1)
+            mean[block] = total / np.maximum(count[block], 1)
     return Reference(count, p, q)
 
 

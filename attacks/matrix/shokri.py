@@ -37,9 +37,13 @@ def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     targets = answers(matrix.target[-1], matrix.target_logits, matrix.labels)
     finite, scores = np.isfinite(targets).all(axis=1), np.zeros(n)
     for y in np.unique(matrix.labels):
-        here, asked = matrix.labels[record] == y, finite & (matrix.labels == y)
-        if asked.any() and len(np.unique(member[here])) == 2:
-            scores[asked] = classifier().fit(inputs[here], member[here]).decision_function(targets[asked])
+        pairs_here, targets_here = matrix.labels[record] == y, finite & (matrix.labels == y)
+        if targets_here.any() and len(np.unique(member[pairs_here])) == 2:
+            scores[targets_here] = (
+                classifier()
+                .fit(inputs[pairs_here], member[pairs_here])
+                .decision_function(targets[targets_here])
+            )
     return scores
 
 

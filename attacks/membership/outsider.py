@@ -87,10 +87,10 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
     copies = _copies(n, view.queries)
     scale = NOISE * np.sqrt(candidates.features.var(axis=0, dtype=np.float64).mean())
     shifts = (scale * rng.normal(size=(copies, *candidates.shape))).astype(np.float32)
-    kept = np.full(len(candidates), np.nan)
+    shares = np.full(len(candidates), np.nan)
     answers = [completed(view.ask(candidates.features[:n] + shift)) for shift in shifts]
-    kept[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
-    return kept
+    shares[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
+    return shares
 
 
 def _log_p(view: OutsiderView, candidates: Records) -> np.ndarray:

@@ -213,7 +213,7 @@ def _of_its_party(seen: Measurements, values: np.ndarray) -> np.ndarray:
     if seen.secure:
         return values[0]
     held = np.where(np.isin(seen.parties, seen.victims)[:, None], values, np.nan)
-    told = seen.candidate_party[None] == seen.parties[:, None]
-    held = np.where((seen.candidate_party < 0) | told, held, np.nan)
+    its_party = seen.candidate_party[None] == seen.parties[:, None]
+    held = np.where((seen.candidate_party < 0) | its_party, held, np.nan)
     best = np.where(np.isnan(held), -np.inf, held).max(axis=0)
     return np.where(np.isnan(held).all(axis=0), np.nan, best)

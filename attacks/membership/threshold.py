@@ -58,7 +58,7 @@ def modified_entropy_per_class(
 
     def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator) -> crossfit.Scorer:
         thresholds = class_thresholds(known[:, 0], known[:, 1], member, view.settings.classes)
-        return lambda asked: asked[:, 0] - thresholds[asked[:, 1].astype(int)]
+        return lambda values: values[:, 0] - thresholds[values[:, 1].astype(int)]
 
     return crossfit.cross_fitted(view, candidates, features, fit, rng)
 

@@ -92,7 +92,7 @@ def simulate(
     pool: what ``membership`` is about; signal_records: the records whose outputs are kept.
     rounds: t of the models w_t to observe, in 0…T.
     logit_rounds, weight_rounds: those of them of which logits, and weights, are kept as well.
-    raised: the records up whose loss a party moves its answers, where the plan has an ascent.
+    raised: the records whose loss a party moves its answers to increase, where the plan has an ascent.
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither.
     max_bytes: roughly what training may take, over all workers, beside the result; each trains one shadow
         at the least.

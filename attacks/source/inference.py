@@ -135,7 +135,7 @@ def hypotheses(matrix: SignalMatrix, victims: np.ndarray) -> Hypotheses:
     return Hypotheses(count, mean, variance)
 
 
-def shrunk_means(found: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
+def shrunk_means(shadows: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     """Return each victim's mean, (n, V), and its variance in units of the record's own, (n, V).
 
     In units of the record's standard deviation the mean in party k lies β_k + δ_ik from the mean in any:
@@ -143,11 +143,11 @@ def shrunk_means(found: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     the record's own. τ² is the moment estimate of a one-way random-effects analysis of variance, 0 where the
     means differ by no more than their sampling error: then only β tells parties apart (empirical Bayes).
     """
-    count, parties = found.count[:, :-1], found.count.shape[1] - 1
+    count, parties = shadows.count[:, :-1], shadows.count.shape[1] - 1
     n = np.maximum(count.sum(axis=1, keepdims=True), 1)
-    centre = (count * found.mean[:, :-1]).sum(axis=1, keepdims=True) / n
-    scale = np.sqrt(found.variance)[:, None]
-    apart = np.where(count > 0, (found.mean[:, :-1] - centre) / scale, 0.0)
+    centre = (count * shadows.mean[:, :-1]).sum(axis=1, keepdims=True) / n
+    scale = np.sqrt(shadows.variance)[:, None]
+    apart = np.where(count > 0, (shadows.mean[:, :-1] - centre) / scale, 0.0)
     common = (count * apart).sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     rest = np.where(count > 0, apart - common, 0.0)
     between = (count * rest**2).sum() - (np.maximum((count > 0).sum(axis=1) - 1, 0)).sum()
@@ -164,21 +164,21 @@ def from_shadows(matrix: SignalMatrix, victims: np.ndarray) -> np.ndarray:
     hypothesis held in the shadows, the same for all victims. A record of which the target's φ is not finite,
     or that was in no shadow, keeps the prior.
     """
-    found = hypotheses(matrix, victims)
-    means, extra = shrunk_means(found)
-    means = np.concatenate([means, found.mean[:, -1:]], axis=1)
-    spread = found.variance[:, None] * (1 + np.concatenate([extra, np.zeros((len(means), 1))], axis=1))
+    shadows = hypotheses(matrix, victims)
+    means, extra = shrunk_means(shadows)
+    means = np.concatenate([means, shadows.mean[:, -1:]], axis=1)
+    spread = shadows.variance[:, None] * (1 + np.concatenate([extra, np.zeros((len(means), 1))], axis=1))
     phi = matrix.target[-1].astype(np.float64)
-    said = np.isfinite(phi) & (found.count[:, :-1].sum(axis=1) > 0) & (found.count[:, -1] > 0)
-    distance = np.where(said[:, None], np.where(said, phi, 0.0)[:, None] - means, 0.0)
-    log_likelihood = np.where(said[:, None], -0.5 * (distance**2 / spread + np.log(spread)), 0.0)
-    posterior = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * _prior(found)
+    informed = np.isfinite(phi) & (shadows.count[:, :-1].sum(axis=1) > 0) & (shadows.count[:, -1] > 0)
+    distance = np.where(informed[:, None], np.where(informed, phi, 0.0)[:, None] - means, 0.0)
+    log_likelihood = np.where(informed[:, None], -0.5 * (distance**2 / spread + np.log(spread)), 0.0)
+    posterior = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * _prior(shadows)
     return np.asarray(posterior / posterior.sum(axis=1, keepdims=True))
 
 
-def _prior(found: Hypotheses) -> np.ndarray:
+def _prior(shadows: Hypotheses) -> np.ndarray:
     """Return (n, V + 1): the victims share alike what is not 'none'."""
-    total = np.maximum(found.count.sum(axis=1, keepdims=True), 1)
-    none = np.clip(found.count[:, -1:] / total, 1 / (2 * total), 1 - 1 / (2 * total))
-    victims = found.count.shape[1] - 1
+    total = np.maximum(shadows.count.sum(axis=1, keepdims=True), 1)
+    none = np.clip(shadows.count[:, -1:] / total, 1 / (2 * total), 1 - 1 / (2 * total))
+    victims = shadows.count.shape[1] - 1
     return np.concatenate([np.repeat((1 - none) / victims, victims, axis=1), none], axis=1)

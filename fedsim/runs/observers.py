@@ -18,7 +18,7 @@ from attacks.execution import Sight, Task
 from attacks.shadows.laboratory import Laboratory
 from attacks.signals import outputs
 from attacks.views import observations
-from attacks.views.coalition import load_accomplice, pool
+from attacks.views.coalition import load_accomplice, unite
 from attacks.views.outsider import ReleasedModel
 from attacks.views.participant import ParticipantView
 from attacks.views.server import ServerView, load_server_view
@@ -65,7 +65,7 @@ def _coalition(run: RunDirectory, game: int, view: ParticipantView) -> Participa
         for k, name in enumerate(run.manifest["parties"])
         if name in run.scenario.adversary.coalition
     ]
-    return pool(view, accomplices)
+    return unite(view, accomplices)
 
 
 def _released(run: RunDirectory, view: ParticipantView) -> ReleasedModel:

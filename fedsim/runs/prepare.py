@@ -86,9 +86,9 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
         scenario.parties.partition == "auto" and encoded.party is not None
     )
     knows = scenario.adversary.knows_party
-    told = {"party": adversary, "knows_party": natural if knows is None else knows}
-    told["candidates"] = deviation.candidates(scenario.adversary)
-    scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=told)})
+    filled_in = {"party": adversary, "knows_party": natural if knows is None else knows}
+    filled_in["candidates"] = deviation.candidates(scenario.adversary)
+    scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=filled_in)})
     return Prepared(scenario, encoded, rows, adversary)
 
 

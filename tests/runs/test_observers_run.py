@@ -233,7 +233,7 @@ def test_the_coalition_takes_out_its_own_parts_exactly() -> None:
     view = ParticipantView(
         settings, {0: before, 1: {"w": average}}, {1: answers[1]}, train, heldout, auxiliary=population
     )
-    pooled = coalition.pool(view, [Accomplice(2, theirs, heldout, {1: answers[2]})])
+    pooled = coalition.unite(view, [Accomplice(2, theirs, heldout, {1: answers[2]})])
     left = pooled.others_update(1)
     expected = sum(sizes[k] * (answers[k]["w"].astype(float) - before["w"]) for k in (0, 3)) / 100
     assert left is not None

@@ -149,8 +149,7 @@ def test_attacking_again_offline_gives_the_same_scores(tmp_path: Path) -> None:
 
 
 def test_natural_parties_are_known_and_kept_apart(tmp_path: Path) -> None:
-    from support.attacks import PARTICIPANTS
-from support.runs import document, write_table
+    from support.runs import document, write_table
 
     write_table(tmp_path / "x.csv", 120)
     table = pd.read_csv(tmp_path / "x.csv")

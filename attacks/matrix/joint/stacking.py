@@ -89,7 +89,7 @@ _FOUND: WeakKeyDictionary[SignalMatrix, list[Evidence]] = WeakKeyDictionary()
 def _evidence(matrix: SignalMatrix, held: np.ndarray) -> list[Evidence]:
     """Return what each part makes of the target and of the shadows `held_back`, by both kinds of shadows."""
     if matrix not in _FOUND:
-        _FOUND[matrix] = [part for each in _federations(matrix) for part in _weighed(each, held)]
+        _FOUND[matrix] = [part for shadows in _federations(matrix) for part in _weighed(shadows, held)]
     return _FOUND[matrix]
 
 
