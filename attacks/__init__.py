@@ -1,1 +1,5 @@
 """What an adversary does with what it saw."""
+
+from attacks.declaration import attack
+
+__all__ = ["attack"]

@@ -14,9 +14,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from attacks import deviation, registry
+from attacks import deviation, execution, registry
+from attacks.execution import Task
 from attacks.shadows import cache
 from attacks.shadows.laboratory import Laboratory
 from attacks.views import observations
@@ -26,6 +27,7 @@ from clients.party import Party
 from fedsim.core import rng
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
+from fedsim.core.errors import FedsimError
 from fedsim.core.privacy.plan import Plan, make_plan
 
 
@@ -147,7 +149,11 @@ def evaluate(party: Party, message: Message) -> RecordDict:
 
 
 def attack(party: Party, message: Message) -> RecordDict:
-    """Run the attacks on the candidates of the message; answer scores and thresholds."""
+    """Run the attacks on the candidates of the message; answer scores, thresholds, and what could not run.
+
+    Raises:
+        FedsimError: no attack could be run.
+    """
     candidates = Pool.from_arrays(messages.to_numpy(message.content.array_records["candidates"]))
     observations.record_candidates(_notebook(party), candidates)
     view = observations.load_view(_notebook(party))
@@ -157,12 +163,20 @@ def attack(party: Party, message: Message) -> RecordDict:
         cache=cache.cache_folder(),
         progress=observations.progress_note(_notebook(party)),
     )
-    findings = registry.run(
-        view, candidates.records, scenario.adversary.attacks, scenario.seed, party.game, laboratory
+    attacks = [each for each in registry.attacks_of(scenario) if each.infers == "membership"]
+    task = Task(candidates.records, scenario.seed, party.game, laboratory)
+    results = execution.run("participant", view, attacks, task)
+    if not results.findings:
+        raise FedsimError(f"no attack could be run: {next(iter(results.not_run.values()))}")
+    scores = {name: finding.scores for name, finding in results.findings.items()}
+    thresholds = {name: finding.threshold for name, finding in results.findings.items()}
+    return RecordDict(
+        {
+            "scores": messages.to_arrays(scores),
+            "thresholds": messages.metrics(thresholds),
+            "not-run": ConfigRecord(dict(results.not_run)),
+        }
     )
-    scores = {name: finding.scores for name, finding in findings.items()}
-    thresholds = {name: finding.threshold for name, finding in findings.items()}
-    return RecordDict({"scores": messages.to_arrays(scores), "thresholds": messages.metrics(thresholds)})
 
 
 def _notebook(party: Party) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
 from attacks.matrix import lira, lira_rounds, rmia, shokri
 from attacks.matrix.joint import stacking
 from attacks.matrix.rehearsal import MatrixScore, in_the_targets_place
@@ -37,6 +38,15 @@ PARTS: Mapping[str, MatrixScore] = {
 """The parts beside joint inference."""
 
 
+@attack(
+    "combined",
+    sees=EVERY_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="ours: stacking on shadows",
+    compares_with=("whole", "early"),
+    inside=True,
+    threshold=0.0,
+)
 def score(
     matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore] = PARTS
 ) -> np.ndarray:
@@ -70,5 +80,5 @@ def _fit(features: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, float]:
         return np.full(features.shape[1], 1 / features.shape[1]), 0.0
     from sklearn.linear_model import LogisticRegression
 
-    found = LogisticRegression(C=1.0).fit(features, member)
-    return found.coef_[0], float(found.intercept_[0])
+    model = LogisticRegression(C=1.0).fit(features, member)
+    return model.coef_[0], float(model.intercept_[0])

@@ -42,8 +42,8 @@ class Design:
     def of(member: np.ndarray) -> Design:
         """Return the design with neighbouring shadows paired where their memberships exclude each other."""
         likeness, squares = np.zeros(len(member) - 1), np.full(len(member), 1e-24)
-        for some in chunks(member.shape[1], len(member)):
-            sign = member[:, some] - member[:, some].mean(axis=0, dtype=np.float32)
+        for block in chunks(member.shape[1], len(member)):
+            sign = member[:, block] - member[:, block].mean(axis=0, dtype=np.float32)
             likeness += np.einsum("si,si->s", sign[1:], sign[:-1])
             squares += np.einsum("si,si->s", sign, sign)
         partner = np.arange(len(member))
@@ -52,9 +52,9 @@ class Design:
                 partner[s], partner[s + 1] = s + 1, s
         return Design(member, partner)
 
-    def centred(self, some: slice | np.ndarray) -> np.ndarray:
+    def centred(self, records: slice | np.ndarray) -> np.ndarray:
         """Y (S, b) float32 of some records: memberships less each record's share of the shadows."""
-        member = self.member[:, some]
+        member = self.member[:, records]
         return np.asarray(member - member.mean(axis=0, dtype=np.float32))
 
     @cached_property
@@ -84,7 +84,7 @@ class Design:
 
     def _moments(self, scores: Prediction) -> Moments:
         blocks = chunks(self.member.shape[1], len(self.member))
-        return _joined([Moments.of(scores.shadows[:, some], self.member[:, some]) for some in blocks])
+        return _joined([Moments.of(scores.shadows[:, block], self.member[:, block]) for block in blocks])
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.signal_matrix import SignalMatrix
 
 # With fewer shadows on a side (twice as many in all), the paper finds one variance for all records better.
@@ -47,8 +48,10 @@ def fit_sides(matrix: SignalMatrix, rounds: slice | np.ndarray) -> tuple[Fit, Fi
     A shadow counts for a record where its φ is finite at all these rounds.
     """
     shadows, member = matrix.shadows, matrix.member
-    each = len(matrix) * shadows[0, rounds].shape[0]
-    parts = [_fit_block(shadows[:, rounds, some], member[:, some]) for some in blocks(member.shape[1], each)]
+    numbers = len(matrix) * shadows[0, rounds].shape[0]
+    parts = [
+        _fit_block(shadows[:, rounds, block], member[:, block]) for block in blocks(member.shape[1], numbers)
+    ]
     inside, outside = zip(*parts, strict=True)
     return _joined(inside), _joined(outside)
 
@@ -84,12 +87,20 @@ def _joined(parts: Sequence[Fit]) -> Fit:
     return Fit(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Fit)))
 
 
-def blocks(records: int, each: int) -> Iterator[slice]:
-    """Yield slices of the records, each of about 2 MiB in float64 where a record has ``each`` numbers."""
-    size = max(1, 2**18 // max(1, each))
+def blocks(records: int, numbers: int) -> Iterator[slice]:
+    """Yield slices of the records, each of about 2 MiB in float64 where a record has so many ``numbers``."""
+    size = max(1, 2**18 // max(1, numbers))
     return (slice(start, start + size) for start in range(0, records, size))
 
 
+@attack(
+    "lira",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+    inside=True,
+)
 def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) at w_T, (n,) float64 (Algorithm 1 of the paper).
 
@@ -98,6 +109,14 @@ def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     return _online(matrix, few=FEW_SHADOWS)
 
 
+@attack(
+    "lira-fixed",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+    inside=True,
+)
 def online_fixed(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the same with one variance per side for all records, (n,) float64: steadier with few shadows."""
     return _online(matrix, few=np.inf)
@@ -112,6 +131,13 @@ def _online(matrix: SignalMatrix, few: float) -> np.ndarray:
     return np.where(known, ratio, 0.0)
 
 
+@attack(
+    "lira-offline",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Carlini et al. 2022",
+    compares_with=("whole",),
+)
 def offline(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return (φ − μ_out)/σ_out at w_T, (n,) float64 (the offline attack of the paper).
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
 from attacks.matrix.lira import SMALLEST_VARIANCE, VARIANCE_FLOOR, Fit, fit_sides
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -34,6 +35,14 @@ class RoundsModel:
     known: np.ndarray
 
 
+@attack(
+    "lira-rounds",
+    sees=EVERY_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="LiRA on (φ_t)_t, shrunk",
+    compares_with=("whole",),
+    inside=True,
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator, rounds: int = ROUNDS) -> np.ndarray:
     """Return the log-likelihood ratio of (φ_t) over ``rounds`` spread-out rounds t, (n,) float64.
 
@@ -86,16 +95,16 @@ def _shrunk_variances(scatter: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     """Variances (n, R): the logarithm of a sample variance has sampling variance ψ'(freedom / 2)."""
     from scipy.special import polygamma
 
-    told = freedom > 0
-    if not told.any():
+    informed = freedom > 0
+    if not informed.any():
         return np.ones(scatter.shape[:2])
     sums = np.einsum("nii->ni", scatter)
     pooled = np.maximum(sums.sum(axis=0) / freedom.sum(), SMALLEST_VARIANCE)
     own = np.log(np.maximum(sums / np.maximum(freedom, 1)[:, None], VARIANCE_FLOOR * pooled))
-    common = own[told].mean(axis=0)
+    common = own[informed].mean(axis=0)
     noise = polygamma(1, np.maximum(freedom, 1) / 2)[:, None]
-    spread = np.maximum(own[told].var(axis=0) - noise[told].mean(), 0.0)
-    weight = np.where(told[:, None], spread / (spread + noise), 0.0)
+    spread = np.maximum(own[informed].var(axis=0) - noise[informed].mean(), 0.0)
+    weight = np.where(informed[:, None], spread / (spread + noise), 0.0)
     return np.exp(common + weight * (own - common))
 
 
@@ -106,12 +115,14 @@ def _shrunk_correlations(scatter: np.ndarray, freedom: np.ndarray) -> np.ndarray
     varies = sums > 0
     sums = np.where(varies, sums, 1.0)
     own = np.where(identity == 1, 1.0, scatter / sums[:, :, None] / sums[:, None, :])
-    told = freedom > 0
-    common = np.average(own, axis=0, weights=freedom) if told.any() else identity
+    informed = freedom > 0
+    common = np.average(own, axis=0, weights=freedom) if informed.any() else identity
     noise = np.einsum("ns,st,nt->n", varies, (1 - common**2) ** 2, varies) / np.maximum(freedom, 1)
     observed = ((own - common) ** 2).sum(axis=(1, 2))  # both summed over all pairs of rounds that vary
-    spread = max(float((observed - noise)[told].mean()), 0.0) if told.any() else 0.0
-    weight = np.where(told & (spread > 0), spread / np.maximum(spread + noise, 1e-300), 0.0)[:, None, None]
+    spread = max(float((observed - noise)[informed].mean()), 0.0) if informed.any() else 0.0
+    weight = np.where(informed & (spread > 0), spread / np.maximum(spread + noise, 1e-300), 0.0)[
+        :, None, None
+    ]
     mixed = common + weight * (own - common)
     return (1 - CORRELATION_RIDGE) * mixed + CORRELATION_RIDGE * identity
 

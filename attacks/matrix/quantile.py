@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -18,6 +19,13 @@ FALSE_POSITIVE_RATE = 0.01
 MAX_ROWS = 50_000
 
 
+@attack(
+    "quantile",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Bertran et al. 2023",
+    compares_with=("whole",),
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE) -> np.ndarray:
     """Return φ less the record's own q_{1−α} at w_T, (n,) float64; 0 where φ is not finite or none tells q.
 
@@ -27,6 +35,14 @@ def score(matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_P
     return _excess(matrix, out_quantiles(matrix, 1 - alpha))
 
 
+@attack(
+    "quantile-regression",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Bertran et al. 2023",
+    compares_with=("whole",),
+    threshold=0.0,
+)
 def regression(
     matrix: SignalMatrix, rng: np.random.Generator, alpha: float = FALSE_POSITIVE_RATE
 ) -> np.ndarray:
@@ -58,11 +74,11 @@ def out_quantiles(matrix: SignalMatrix, level: float) -> np.ndarray:
     Linear between order statistics, as numpy.quantile.
     """
     quantiles = np.empty(matrix.shadows.shape[2])
-    for some in blocks(matrix.member.shape[1], len(matrix)):
-        phi = matrix.shadows[:, -1, some].T
-        used = ~matrix.member[:, some].T & np.isfinite(phi)
+    for block in blocks(matrix.member.shape[1], len(matrix)):
+        phi = matrix.shadows[:, -1, block].T
+        used = ~matrix.member[:, block].T & np.isfinite(phi)
         ordered = np.sort(np.where(used, phi, np.inf), axis=1).astype(np.float64)
-        quantiles[some] = _interpolated(ordered, used.sum(axis=1), level)
+        quantiles[block] = _interpolated(ordered, used.sum(axis=1), level)
     return quantiles
 
 
@@ -97,11 +113,11 @@ def regressed_quantiles(
 
 
 def sampled_pairs(
-    kept: np.ndarray, rng: np.random.Generator, most: int = MAX_ROWS
+    allowed: np.ndarray, rng: np.random.Generator, most: int = MAX_ROWS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (shadow, record) of ``most`` random entries of ``kept``, (S, n) bool, or of all."""
-    pairs = np.flatnonzero(kept)
+    pairs = np.flatnonzero(allowed)
     if len(pairs) > most:
         pairs = rng.choice(pairs, size=most, replace=False, shuffle=False)
-    shadow, record = np.divmod(pairs, kept.shape[1])
+    shadow, record = np.divmod(pairs, allowed.shape[1])
     return shadow, record

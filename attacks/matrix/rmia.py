@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -35,6 +36,14 @@ class Reference(NamedTuple):
     q: np.ndarray
 
 
+@attack(
+    "rmia",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Zarifzadeh et al. 2024",
+    compares_with=("whole",),
+    inside=True,
+)
 def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -> np.ndarray:
     """Return the score with p(x) = ½ (mean_in + mean_out), (n,) float64 in [0, 1].
 
@@ -46,6 +55,13 @@ def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -
     return dominated(_log_ratio(matrix.target[-1], general), gamma)
 
 
+@attack(
+    "rmia-offline",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Zarifzadeh et al. 2024",
+    compares_with=("whole",),
+)
 def offline(
     matrix: SignalMatrix, rng: np.random.Generator, slope: float | None = None, gamma: float = 1.0
 ) -> np.ndarray:
@@ -90,19 +106,19 @@ def dominated(log_ratio: np.ndarray, gamma: float) -> np.ndarray:
     return (below - itself) / max(len(log_ratio) - 1, 1)
 
 
-def _reference(matrix: SignalMatrix, kept: np.ndarray) -> Reference:
+def _reference(matrix: SignalMatrix, counted: np.ndarray) -> Reference:
     """Mean over the shadows kept, (S, n) bool, of sigmoid(φ) and of sigmoid(−φ) at w_T."""
     from scipy.special import expit
 
-    n = kept.shape[1]
+    n = counted.shape[1]
     count, p, q = np.zeros(n), np.zeros(n), np.zeros(n)
-    for some in blocks(matrix.member.shape[1], len(matrix)):
-        phi = matrix.shadows[:, -1, some].astype(np.float64)
-        used = kept[:, some] & np.isfinite(phi)
-        count[some] = used.sum(axis=0)
+    for block in blocks(matrix.member.shape[1], len(matrix)):
+        phi = matrix.shadows[:, -1, block].astype(np.float64)
+        used = counted[:, block] & np.isfinite(phi)
+        count[block] = used.sum(axis=0)
         for mean, sign in ((p, 1.0), (q, -1.0)):
             total = np.where(used, expit(sign * phi), 0.0).sum(axis=0)
-            mean[some] = total / np.maximum(count[some], 1)
+            mean[block] = total / np.maximum(count[block], 1)
     return Reference(count, p, q)
 
 

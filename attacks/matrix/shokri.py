@@ -9,10 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.quantile import sampled_pairs
 from attacks.matrix.signal_matrix import SignalMatrix
 
 
+@attack(
+    "shokri",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Shokri et al. 2017",
+    compares_with=("whole",),
+    inside=True,
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the attack classifier's log-odds of membership at w_T, (n,) float64.
 
@@ -28,9 +37,13 @@ def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     targets = answers(matrix.target[-1], matrix.target_logits, matrix.labels)
     finite, scores = np.isfinite(targets).all(axis=1), np.zeros(n)
     for y in np.unique(matrix.labels):
-        here, asked = matrix.labels[record] == y, finite & (matrix.labels == y)
-        if asked.any() and len(np.unique(member[here])) == 2:
-            scores[asked] = classifier().fit(inputs[here], member[here]).decision_function(targets[asked])
+        pairs_here, targets_here = matrix.labels[record] == y, finite & (matrix.labels == y)
+        if targets_here.any() and len(np.unique(member[pairs_here])) == 2:
+            scores[targets_here] = (
+                classifier()
+                .fit(inputs[pairs_here], member[pairs_here])
+                .decision_function(targets[targets_here])
+            )
     return scores
 
 

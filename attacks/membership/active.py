@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, attack
 from attacks.signals import outputs as signals
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
 
+@attack(
+    "gradient-ascent",
+    sees=EVERY_MODEL,
+    assumes="a record that someone trains on comes back further when its loss was pushed up",
+    source="Nasr et al. 2019",
+    active="gradient-ascent",
+)
 def recovery(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return φ(w_T; z) minus its mean over the models w_t right after an ascent, (n,) float64.
 

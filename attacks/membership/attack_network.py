@@ -70,9 +70,9 @@ def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator, rounds:
         optimizer.step()
     network.double()
 
-    def score(asked: np.ndarray) -> np.ndarray:
+    def score(values: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            parts = [network(*prepared(part, torch.float64)).numpy() for part in _batches(asked)]
+            parts = [network(*prepared(part, torch.float64)).numpy() for part in _batches(values)]
         return np.concatenate(parts)
 
     return score

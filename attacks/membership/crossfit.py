@@ -38,14 +38,14 @@ def cross_fitted(
     own = Records.concatenate([view.own_train, view.own_heldout])
     member = np.arange(len(own)) < len(view.own_train)
     known = np.concatenate([features(view.own_train), features(view.own_heldout)])
-    asked = features(candidates)
+    values = features(candidates)
     scores = np.full(len(candidates), np.nan)
-    finite = np.flatnonzero(np.isfinite(asked).all(axis=1))
+    finite = np.flatnonzero(np.isfinite(values).all(axis=1))
     if not len(finite) or not np.isfinite(known).all() or member.all() or not member.any():
         return scores
     fold = deal(member, rng)
     fits = [fit(known[fold != k], member[fold != k], rng) for k in range(max(fold.max() + 1, 1))]
-    by_fit = np.array([scorer(asked[finite]) for scorer in fits])
+    by_fit = np.array([scorer(values[finite]) for scorer in fits])
     left_out = _fold_of(candidates.take(finite), own, fold)
     rows = np.arange(len(left_out))
     scores[finite] = np.where(left_out < 0, by_fit.mean(axis=0), by_fit[left_out, rows])
@@ -95,11 +95,11 @@ def logistic(
     scaled = standardised(known, weight)
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
     model.fit(scaled(known), member)
-    return lambda asked: np.asarray(model.decision_function(scaled(asked)), dtype=np.float64)
+    return lambda values: np.asarray(model.decision_function(scaled(values)), dtype=np.float64)
 
 
 def standardised(known: np.ndarray, weight: np.ndarray | float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
     """Return the map that gives ``known`` (m, d) mean 0 and deviation ``weight``, constant columns 0."""
     mean, deviation = known.mean(axis=0), known.std(axis=0)
     factor = np.divide(weight, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return lambda asked: (asked - mean) * factor
+    return lambda values: (values - mean) * factor

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from attacks.declaration import FINAL_LABELS, FITTED, attack
 from attacks.membership import crossfit
 from attacks.signals import outputs as signals
 from attacks.views.participant import ParticipantView
@@ -40,6 +41,7 @@ def oracle(view: ParticipantView) -> Oracle:
     return answer
 
 
+@attack("noise-robustness", sees=FINAL_LABELS, assumes=FITTED, source="Choquette-Choo et al. 2021")
 def noise_robustness(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the share of noisy copies of x that the model labels y, (n,) float64 in [0, 1].
 
@@ -55,7 +57,7 @@ def noise_robustness(view: ParticipantView, candidates: Records, rng: np.random.
 
     def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator) -> crossfit.Scorer:
         best = int(np.argmax([separation(share[member], share[~member]) for share in known.T]))
-        return lambda asked: asked[:, best]
+        return lambda shares: shares[:, best]
 
     return crossfit.cross_fitted(view, candidates, features, fit, rng)
 
@@ -71,10 +73,10 @@ def kept_label(answer: Oracle, records: Records, shifts: np.ndarray) -> np.ndarr
 
     NaN where the model has no answer for the record as it is.
     """
-    kept = np.zeros(len(records))
+    counts = np.zeros(len(records))
     for shift in shifts:
-        kept += answer(records.features + shift) == records.labels
-    return np.where(answer(records.features) < 0, np.nan, kept / len(shifts))
+        counts += answer(records.features + shift) == records.labels
+    return np.where(answer(records.features) < 0, np.nan, counts / len(shifts))
 
 
 def separation(members: np.ndarray, others: np.ndarray) -> float:
@@ -85,6 +87,7 @@ def separation(members: np.ndarray, others: np.ndarray) -> float:
     return float((ranks.sum() / len(members) - (len(members) + 1) / 2) / len(others))
 
 
+@attack("boundary-distance", sees=FINAL_LABELS, assumes=FITTED, source="Choquette-Choo et al. 2021")
 def boundary_distance(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the Euclidean distance from x to where the model's label stops being y, (n,) float64.
 
@@ -98,9 +101,9 @@ def boundary_distance(view: ParticipantView, candidates: Records, rng: np.random
     size = int(np.prod(candidates.shape))
     directions = rng.normal(size=(STEPS, PROBES, size))
     directions /= np.linalg.norm(directions, axis=2, keepdims=True)
-    found = distances(answer, candidates, own.features, inside, directions.astype(np.float32))
-    found = np.where(inside, found, -found)
-    return np.where(answer(candidates.features) < 0, np.nan, found)
+    reach = distances(answer, candidates, own.features, inside, directions.astype(np.float32))
+    reach = np.where(inside, reach, -reach)
+    return np.where(answer(candidates.features) < 0, np.nan, reach)
 
 
 def distances(
@@ -144,15 +147,15 @@ def _nearest(
 
     origin, labels, inside: of the n records; starts (m, d), answers (m,)
     """
-    found, reachable = np.empty_like(origin), np.empty(len(origin), dtype=bool)
+    nearest_start, reachable = np.empty_like(origin), np.empty(len(origin), dtype=bool)
     for first in range(0, len(origin), 512):
         rows = slice(first, first + 512)
         allowed = (answers == labels[rows, None]) != inside[rows, None]
         squares = (starts**2).sum(axis=1) - 2 * origin[rows] @ starts.T  # less ‖origin‖², the same for all
         reachable[rows] = allowed.any(axis=1)
         nearest = np.where(allowed, squares, np.inf).argmin(axis=1)
-        found[rows] = starts[np.where(reachable[rows], nearest, squares.argmax(axis=1))]
-    return found, reachable
+        nearest_start[rows] = starts[np.where(reachable[rows], nearest, squares.argmax(axis=1))]
+    return nearest_start, reachable
 
 
 def _bisect(crossed: Crossed, rows: np.ndarray, near: np.ndarray, far: np.ndarray) -> np.ndarray:
@@ -177,10 +180,10 @@ def _closer(
         turn = np.float32(0.5**halving)
         turned = _unit((1 - turn) * towards[open_rows] + turn * normal[open_rows])
         far = origin[open_rows] + radius[open_rows] * turned
-        found = crossed(far, rows[open_rows])
-        hit = open_rows[found]
-        points[hit] = _bisect(crossed, rows[hit], origin[hit], far[found])
-        open_rows = open_rows[~found]
+        over = crossed(far, rows[open_rows])
+        hit = open_rows[over]
+        points[hit] = _bisect(crossed, rows[hit], origin[hit], far[over])
+        open_rows = open_rows[~over]
     return points
 
 

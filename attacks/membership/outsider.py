@@ -1,7 +1,7 @@
 """Who was never in the federation: it asks the released model, through an output policy, for no weights.
 
 What a policy leaves of the probabilities p is made whole again where it can be (`completed`); the attacks are
-those on one model, on log p in place of the logits. Names begin with 'outsider/'.
+those on one model, on log p in place of the logits.
 
 'laplace' and 'gaussian' give a guarantee: whatever changes of the model, a vector of probabilities moves by
 at most 2 in ℓ1 and √2 in ℓ2, so that noise in proportion makes one answer (ε, 0)- or (ε, δ)-DP. k answers are
@@ -11,10 +11,9 @@ in floating point; a real service needs a sampler that is safe against Mironov 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from attacks.declaration import FITTED, RELEASED_ANSWERS, attack
 from attacks.signals import outputs as signals
 from attacks.views.outsider import OutsiderView
 from fedsim.core.data.records import Records
@@ -26,40 +25,58 @@ COPIES = 32
 NOISE = 0.5
 """Scale of the copies' noise, as a multiple of the candidates' own: an outsider has no other records."""
 
-Score = Callable[[OutsiderView, Records, np.random.Generator], np.ndarray]
-
 
 def answers_asked(name: str, candidates: int, queries: int | None) -> int:
-    """Return how many answers the attack ``name`` asks for, about so many candidates within the budget."""
+    """Return how many answers an outsider's attack asks for, about so many candidates within the budget."""
     n = candidates if queries is None else min(candidates, queries)
-    return n * _copies(n, queries) if name == "outsider/noise-robustness" else n
+    return n * _copies(n, queries) if name == "noise-robustness" else n
 
 
+@attack("gap", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def gap(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return 1[argmax p = y], (n,) float64 (Yeom et al. 2018); NaN beyond the query budget, as all scores."""
     return signals.correct(_log_p(view, candidates), candidates.labels)
 
 
+@attack("loss", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def loss(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log p_y − log Σ_{i≠y} p_i, (n,) float64: the order of −ℓ (Yeom et al. 2018)."""
     return signals.scaled_logit(_log_p(view, candidates), candidates.labels)
 
 
+@attack(
+    "confidence", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Salem et al. 2019"
+)
 def confidence(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log max_i p_i, (n,) float64 (Salem et al. 2019)."""
     return signals.confidence(_log_p(view, candidates))
 
 
+@attack("entropy", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Salem et al. 2019")
 def entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return Σ p_i log p_i, (n,) float64 (Salem et al. 2019)."""
     return -signals.entropy(_log_p(view, candidates))
 
 
+@attack(
+    "modified-entropy",
+    observers=("outsider",),
+    sees=RELEASED_ANSWERS,
+    assumes=FITTED,
+    source="Song & Mittal 2021",
+)
 def modified_entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return (1 − p_y) log p_y + Σ_{i≠y} p_i log(1 − p_i), (n,) float64 (Song & Mittal 2021)."""
     return -signals.modified_entropy(_log_p(view, candidates), candidates.labels)
 
 
+@attack(
+    "noise-robustness",
+    observers=("outsider",),
+    sees=RELEASED_ANSWERS,
+    assumes=FITTED,
+    source="Choquette-Choo et al. 2021",
+)
 def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the share of noisy copies of x whose most likely class is y, (n,) float64 in [0, 1].
 
@@ -70,20 +87,10 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
     copies = _copies(n, view.queries)
     scale = NOISE * np.sqrt(candidates.features.var(axis=0, dtype=np.float64).mean())
     shifts = (scale * rng.normal(size=(copies, *candidates.shape))).astype(np.float32)
-    kept = np.full(len(candidates), np.nan)
+    shares = np.full(len(candidates), np.nan)
     answers = [completed(view.ask(candidates.features[:n] + shift)) for shift in shifts]
-    kept[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
-    return kept
-
-
-SUITE: dict[str, Score] = {
-    "outsider/gap": gap,
-    "outsider/loss": loss,
-    "outsider/confidence": confidence,
-    "outsider/entropy": entropy,
-    "outsider/modified-entropy": modified_entropy,
-    "outsider/noise-robustness": noise_robustness,
-}
+    shares[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
+    return shares
 
 
 def _log_p(view: OutsiderView, candidates: Records) -> np.ndarray:

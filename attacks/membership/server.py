@@ -3,16 +3,18 @@
 Each party's answer is a model that nobody else took part in (the isolation of Nasr et al. 2019, given for
 free). `measure` reads off all of them how well they fit each candidate; every attack is a function of
 these numbers. Under secure aggregation the server sees one answer a round, the mean of all, and what isolates
-a party is not there. Names begin with 'server/'.
+a party is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from attacks.declaration import ALIKE_PARTIES, EVERY_UPDATE, FITTED, PULLED, attack
 from attacks.membership import update_regression
 from attacks.signals import gradients
 from attacks.signals import outputs as signals
@@ -28,19 +30,31 @@ AGGREGATE = -1
 class Measurements:
     """How each answer treats each candidate; NaN where a party did not answer in a round.
 
+    What needs gradients is measured when it is first asked for: a model that has none per record (a recurrent
+    one) leaves the other attacks what they need.
+
     parties: (K,) int, partition ids; `AGGREGATE` alone under secure aggregation
     phi: (T, K, n) float64, the scaled logit φ of w^k_t, in whose order −ℓ(w^k_t; z) is
-    cosine: (T, K, n) float64, cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
-    part: (K, n) float64, t-statistic of the candidate's part in the party's updates (`update_regression`)
+    measure_cosine, measure_part: make `cosine` and `part`
     candidate_party: (n,) int, −1 where it is not told; victims: partition ids that a candidate can be of
     """
 
     parties: np.ndarray
     phi: np.ndarray
-    cosine: np.ndarray
-    part: np.ndarray
+    measure_cosine: Callable[[], np.ndarray]
+    measure_part: Callable[[], np.ndarray]
     candidate_party: np.ndarray
     victims: np.ndarray
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """(T, K, n) float64, cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})."""
+        return self.measure_cosine()
+
+    @property
+    def part(self) -> np.ndarray:
+        """(K, n) float64, t-statistic of the candidate's part in the party's updates."""
+        return self.measure_part()
 
     @property
     def loss(self) -> np.ndarray:
@@ -58,20 +72,32 @@ def measure(view: ServerView, candidates: Records) -> Measurements:
     """Measure every answer in ``view`` on every candidate."""
     answers = view.answers or {t: {AGGREGATE: mean} for t, mean in view.sums.items()}
     parties = sorted({k for sent in answers.values() for k in sent})
-    shape = (len(answers), len(parties), len(candidates))
-    phi, cosine = np.full(shape, np.nan), np.full(shape, np.nan)
+    phi = np.full((len(answers), len(parties), len(candidates)), np.nan)
     for row, t in enumerate(sorted(answers)):
         for k, weights in answers[t].items():
-            at = row, parties.index(k)
             outputs = signals.logits(module_of(view.settings, weights), candidates.features)
-            phi[at] = signals.scaled_logit(outputs, candidates.labels)
-            cosine[at] = _cosine(view, t, weights, candidates)
-    part = np.full(shape[1:], np.nan)
-    for together, rounds in _answered_alike(answers).items():
-        steps = [(module_of(view.settings, view.models[t - 1]), _updates(view, t, together)) for t in rounds]
-        part[[parties.index(k) for k in together]] = update_regression.decode(steps, candidates).T
-    victims = np.array(view.victims)
-    return Measurements(np.array(parties), phi, cosine, part, np.asarray(view.candidate_party), victims)
+            phi[row, parties.index(k)] = signals.scaled_logit(outputs, candidates.labels)
+
+    @cache
+    def cosine() -> np.ndarray:
+        cosines = np.full(phi.shape, np.nan)
+        for row, t in enumerate(sorted(answers)):
+            for k, weights in answers[t].items():
+                cosines[row, parties.index(k)] = _cosine(view, t, weights, candidates)
+        return cosines
+
+    @cache
+    def part() -> np.ndarray:
+        parts = np.full(phi.shape[1:], np.nan)
+        for together, rounds in _answered_alike(answers).items():
+            steps = [
+                (module_of(view.settings, view.models[t - 1]), _updates(view, t, together)) for t in rounds
+            ]
+            parts[[parties.index(k) for k in together]] = update_regression.decode(steps, candidates).T
+        return parts
+
+    candidate_party, victims = np.asarray(view.candidate_party), np.array(view.victims)
+    return Measurements(np.array(parties), phi, cosine, part, candidate_party, victims)
 
 
 def _answered_alike(answers: dict[int, dict[int, Weights]]) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -119,32 +145,66 @@ def over_rounds(values: np.ndarray) -> np.ndarray:
     return np.where(answered.any(axis=0), total / np.maximum(answered.sum(axis=0), 1), np.nan)
 
 
-def isolated_loss(seen: Measurements) -> np.ndarray:
+@attack(
+    "loss", observers=("server",), sees=EVERY_UPDATE, assumes=FITTED, source="Nasr et al. 2019 (isolation)"
+)
+def isolated_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return φ of the party's own last answer, (n,) float64: the order of −ℓ (Nasr et al. 2019)."""
     return _of_its_party(seen, last(seen.phi))
 
 
-def isolated_loss_series(seen: Measurements) -> np.ndarray:
+@attack(
+    "loss-series",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source="Zhu et al. 2025 (baseline)",
+)
+def isolated_loss_series(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of −ℓ(w^k_t; z), (n,) float64 (loss series of Zhu et al. 2025)."""
     return _of_its_party(seen, over_rounds(-seen.loss))
 
 
-def isolated_update_cosine(seen: Measurements) -> np.ndarray:
+@attack("update-cosine", observers=("server",), sees=EVERY_UPDATE, assumes=PULLED, source="Li et al. 2023")
+def isolated_update_cosine(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1}), (n,) float64 (Li et al. 2023)."""
     return _of_its_party(seen, over_rounds(seen.cosine))
 
 
-def isolated_update_regression(seen: Measurements) -> np.ndarray:
+@attack(
+    "update-regression",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="ours: all candidates decoded together",
+)
+def isolated_update_regression(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the candidate's part in the party's updates of all rounds, (n,) float64 (ours)."""
     return _of_its_party(seen, seen.part)
 
 
-def fedmia(seen: Measurements) -> np.ndarray:
+@attack(
+    "fedmia",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=ALIKE_PARTIES,
+    source="Zhu et al. 2025 (FedMIA-II)",
+    isolates=True,
+)
+def fedmia(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return FedMIA-II, (n,) float64 in [0, 1]: `likelihood` of the update cosine (Zhu et al. 2025)."""
     return _of_its_party(seen, likelihood(seen.cosine))
 
 
-def fedmia_loss(seen: Measurements) -> np.ndarray:
+@attack(
+    "fedmia-loss",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=ALIKE_PARTIES,
+    source="Zhu et al. 2025 (FedMIA-I)",
+    isolates=True,
+)
+def fedmia_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return FedMIA-I, (n,) float64 in [0, 1]: `likelihood` of −ℓ, on the scale of φ (Zhu et al. 2025)."""
     return _of_its_party(seen, likelihood(seen.phi))
 
@@ -178,27 +238,7 @@ def _of_its_party(seen: Measurements, values: np.ndarray) -> np.ndarray:
     if seen.secure:
         return values[0]
     held = np.where(np.isin(seen.parties, seen.victims)[:, None], values, np.nan)
-    told = seen.candidate_party[None] == seen.parties[:, None]
-    held = np.where((seen.candidate_party < 0) | told, held, np.nan)
+    its_party = seen.candidate_party[None] == seen.parties[:, None]
+    held = np.where((seen.candidate_party < 0) | its_party, held, np.nan)
     best = np.where(np.isnan(held), -np.inf, held).max(axis=0)
     return np.where(np.isnan(held).all(axis=0), np.nan, best)
-
-
-Score = Callable[[Measurements], np.ndarray]
-
-SUITE: Mapping[str, Score] = {
-    "server/loss": isolated_loss,
-    "server/loss-series": isolated_loss_series,
-    "server/update-cosine": isolated_update_cosine,
-    "server/update-regression": isolated_update_regression,
-    "server/fedmia-loss": fedmia_loss,
-    "server/fedmia": fedmia,
-}
-
-ISOLATING = ("server/fedmia-loss", "server/fedmia")
-"""Attacks that compare parties: secure aggregation leaves nothing to compare."""
-
-
-def applicable(secure: bool) -> dict[str, Score]:
-    """Return the server's attacks; under secure aggregation those that need only the mean."""
-    return {name: score for name, score in SUITE.items() if not (secure and name in ISOLATING)}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, FITTED, LIKE_ITS_OWN, PULLED, attack
 from attacks.membership import crossfit
 from attacks.signals import gradients
 from attacks.signals import outputs as signals
@@ -15,6 +16,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.privacy.plan import steps_per_round
 
 
+@attack("loss-series", sees=EVERY_MODEL, assumes=FITTED, source="Zhu et al. 2025 (baseline)")
 def loss_series(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the mean of −ℓ(w_t; z) over the rounds t ≥ 1 seen, (n,) float64 (baseline of Zhu et al. 2025).
 
@@ -26,6 +28,7 @@ def loss_series(view: ParticipantView, candidates: Records, rng: np.random.Gener
     return total / max(len(view.trained_rounds), 1)
 
 
+@attack("update-cosine", sees=EVERY_MODEL, assumes=PULLED, source="Li et al. 2023")
 def update_cosine(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), Δ_t), (n,) float64 (Li et al. 2023).
 
@@ -39,6 +42,7 @@ def update_cosine(view: ParticipantView, candidates: Records, rng: np.random.Gen
     return total / max(steps, 1)
 
 
+@attack("update-difference", sees=EVERY_MODEL, assumes=PULLED, source="Li et al. 2023")
 def update_difference(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of ‖G_t‖² − ‖G_t − ∇ℓ(w_{t−1}; z)‖², (n,) float64 (Li et al. 2023, eq. 5).
 
@@ -71,6 +75,7 @@ def gradients_in_a_step(settings: PublicSettings, own_size: int) -> float:
     return per_party * settings.participants * (1 - training.momentum) / (training.lr * steps)
 
 
+@attack("confidence-series", sees=EVERY_MODEL, assumes=LIKE_ITS_OWN, source="Gu et al. 2022")
 def confidence_series(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return a classifier's log-odds of 'member' from (p_y at w_t)_t, (n,) float64 (CS-MIA, Gu et al. 2022).
 

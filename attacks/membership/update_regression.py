@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, PULLED, attack
 from attacks.signals import gradients
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import Weights
@@ -36,10 +37,13 @@ Step = tuple["torch.nn.Module", Sequence[Weights]]
 """The model w_{t−1} and K updates that were made from it."""
 
 
+@attack("update-regression", sees=EVERY_MODEL, assumes=PULLED, source="ours: all candidates decoded together")
 def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return t-statistics of the candidates' part in the others' updates, (n,) float64; 0 without updates."""
     updates = ((t, view.others_update(t)) for t in view.trained_rounds)
-    steps: list[Step] = [(view.module(view.models[t - 1]), [each]) for t, each in updates if each is not None]
+    steps: list[Step] = [
+        (view.module(view.models[t - 1]), [update]) for t, update in updates if update is not None
+    ]
     return decode(steps, candidates)[:, 0] if steps else np.zeros(len(candidates))
 
 
@@ -119,6 +123,6 @@ def _gradients(module: torch.nn.Module, records: Records) -> torch.Tensor:
 
     weights = {name: value.detach() for name, value in module.named_parameters()}
     module = copy.deepcopy(module)  # functional_call does not put back a layer that is used twice
-    each = vmap(grad(loss_of_one), in_dims=(None, 0, 0), chunk_size=256)
-    found = each(weights, torch.tensor(records.features), torch.tensor(records.labels))
-    return torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1).detach()
+    per_sample = vmap(grad(loss_of_one), in_dims=(None, 0, 0), chunk_size=256)
+    by_name = per_sample(weights, torch.tensor(records.features), torch.tensor(records.labels))
+    return torch.cat([gradient.flatten(1) for gradient in by_name.values()], dim=1).detach()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, FINAL_MODEL, FITTED, LIKE_ITS_OWN, attack
 from attacks.membership import crossfit
 from attacks.signals import gradients
 from attacks.signals import outputs as signals
@@ -19,11 +20,13 @@ ROUNDS = 5
 """Rounds that the attack network looks at, evenly spread; Nasr et al. take five as well (§IV-C)."""
 
 
+@attack("gradient-norm", sees=FINAL_MODEL, assumes=FITTED, source="Nasr et al. 2019")
 def gradient_norm(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return −‖∇_w ℓ(w_T; z)‖, (n,) float64: at a minimum, members' gradients vanish (Nasr et al. 2019)."""
     return -gradients.gradient_norms(view.module(view.final_model), candidates)
 
 
+@attack("representation", sees=FINAL_MODEL, assumes=LIKE_ITS_OWN, source="Nasr et al. 2019")
 def representation(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return a classifier's log-odds of 'member', (n,) float64 (after Nasr et al. 2019, §III).
 
@@ -49,6 +52,7 @@ def representation(view: ParticipantView, candidates: Records, rng: np.random.Ge
     return crossfit.cross_fitted(view, candidates, features, fit, rng)
 
 
+@attack("white-box-network", sees=EVERY_MODEL, assumes=LIKE_ITS_OWN, source="Nasr et al. 2019")
 def network(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return an attack network's log-odds of 'member', (n,) float64 (Nasr et al. 2019, §III and fig. 2).
 

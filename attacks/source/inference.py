@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_UPDATE, FINAL_MODEL, FITTED, PULLED, attack
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership.server import Measurements, last, over_rounds
 
@@ -21,24 +22,80 @@ NONE = -1
 """Where a record is that no party holds."""
 
 
-def server(seen: Measurements) -> dict[str, np.ndarray]:
-    """Return (n, V) float64 per rule, a column for each of the V victims; nothing under secure aggregation.
+@attack(
+    "source-shadows",
+    infers="source",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="ours: Hu et al. 2021 on shadows",
+    compares_with=("whole",),
+    inside=True,
+)
+def source_shadows(matrix: SignalMatrix, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the posterior of 'in victim k', (columns, V) float64; see `from_shadows`."""
+    return from_shadows(matrix, victims)[:, :-1]
 
-    source-loss          −ℓ of each party's last answer (Hu et al. 2021, equation 9)
-    source-loss-series   its mean over rounds
-    source-update-cosine mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
-    source-update-regression  the record's part in the party's updates (`update_regression`)
-    A party that never answered gets −∞.
+
+_HU = "Hu et al. 2021"
+
+
+@attack(
+    "source-loss",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source=_HU,
+    isolates=True,
+)
+def source_loss(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return −ℓ of each victim's last answer, as φ, (n, V) float64 (Hu et al. 2021, equation 9).
+
+    As in the rules below, a party that never answered gets −∞.
     """
-    if seen.secure:
-        return {}
-    rules = {
-        "server/source-loss": last(seen.phi),
-        "server/source-loss-series": over_rounds(-seen.loss),
-        "server/source-update-cosine": over_rounds(seen.cosine),
-        "server/source-update-regression": seen.part,
-    }
-    return {name: _columns(values, seen.parties, seen.victims) for name, values in rules.items()}
+    return _columns(last(seen.phi), seen.parties, victims)
+
+
+@attack(
+    "source-loss-series",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source=_HU,
+    isolates=True,
+)
+def source_loss_series(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over rounds of −ℓ of each victim's answers, (n, V) float64."""
+    return _columns(over_rounds(-seen.loss), seen.parties, victims)
+
+
+@attack(
+    "source-update-cosine",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="Li et al. 2023",
+    isolates=True,
+)
+def source_update_cosine(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over rounds of cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1}), (n, V) float64."""
+    return _columns(over_rounds(seen.cosine), seen.parties, victims)
+
+
+@attack(
+    "source-update-regression",
+    observers=("server",),
+    infers="source",
+    sees=EVERY_UPDATE,
+    assumes=PULLED,
+    source="ours: all candidates decoded together",
+    isolates=True,
+)
+def source_update_regression(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the record's part in each victim's updates, (n, V) float64 (`update_regression`)."""
+    return _columns(seen.part, seen.parties, victims)
 
 
 def _columns(values: np.ndarray, parties: np.ndarray, victims: np.ndarray) -> np.ndarray:
@@ -78,7 +135,7 @@ def hypotheses(matrix: SignalMatrix, victims: np.ndarray) -> Hypotheses:
     return Hypotheses(count, mean, variance)
 
 
-def shrunk_means(found: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
+def shrunk_means(shadows: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     """Return each victim's mean, (n, V), and its variance in units of the record's own, (n, V).
 
     In units of the record's standard deviation the mean in party k lies β_k + δ_ik from the mean in any:
@@ -86,11 +143,11 @@ def shrunk_means(found: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     the record's own. τ² is the moment estimate of a one-way random-effects analysis of variance, 0 where the
     means differ by no more than their sampling error: then only β tells parties apart (empirical Bayes).
     """
-    count, parties = found.count[:, :-1], found.count.shape[1] - 1
+    count, parties = shadows.count[:, :-1], shadows.count.shape[1] - 1
     n = np.maximum(count.sum(axis=1, keepdims=True), 1)
-    centre = (count * found.mean[:, :-1]).sum(axis=1, keepdims=True) / n
-    scale = np.sqrt(found.variance)[:, None]
-    apart = np.where(count > 0, (found.mean[:, :-1] - centre) / scale, 0.0)
+    centre = (count * shadows.mean[:, :-1]).sum(axis=1, keepdims=True) / n
+    scale = np.sqrt(shadows.variance)[:, None]
+    apart = np.where(count > 0, (shadows.mean[:, :-1] - centre) / scale, 0.0)
     common = (count * apart).sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     rest = np.where(count > 0, apart - common, 0.0)
     between = (count * rest**2).sum() - (np.maximum((count > 0).sum(axis=1) - 1, 0)).sum()
@@ -107,21 +164,21 @@ def from_shadows(matrix: SignalMatrix, victims: np.ndarray) -> np.ndarray:
     hypothesis held in the shadows, the same for all victims. A record of which the target's φ is not finite,
     or that was in no shadow, keeps the prior.
     """
-    found = hypotheses(matrix, victims)
-    means, extra = shrunk_means(found)
-    means = np.concatenate([means, found.mean[:, -1:]], axis=1)
-    spread = found.variance[:, None] * (1 + np.concatenate([extra, np.zeros((len(means), 1))], axis=1))
+    shadows = hypotheses(matrix, victims)
+    means, extra = shrunk_means(shadows)
+    means = np.concatenate([means, shadows.mean[:, -1:]], axis=1)
+    spread = shadows.variance[:, None] * (1 + np.concatenate([extra, np.zeros((len(means), 1))], axis=1))
     phi = matrix.target[-1].astype(np.float64)
-    said = np.isfinite(phi) & (found.count[:, :-1].sum(axis=1) > 0) & (found.count[:, -1] > 0)
-    distance = np.where(said[:, None], np.where(said, phi, 0.0)[:, None] - means, 0.0)
-    log_likelihood = np.where(said[:, None], -0.5 * (distance**2 / spread + np.log(spread)), 0.0)
-    posterior = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * _prior(found)
+    informed = np.isfinite(phi) & (shadows.count[:, :-1].sum(axis=1) > 0) & (shadows.count[:, -1] > 0)
+    distance = np.where(informed[:, None], np.where(informed, phi, 0.0)[:, None] - means, 0.0)
+    log_likelihood = np.where(informed[:, None], -0.5 * (distance**2 / spread + np.log(spread)), 0.0)
+    posterior = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * _prior(shadows)
     return np.asarray(posterior / posterior.sum(axis=1, keepdims=True))
 
 
-def _prior(found: Hypotheses) -> np.ndarray:
+def _prior(shadows: Hypotheses) -> np.ndarray:
     """Return (n, V + 1): the victims share alike what is not 'none'."""
-    total = np.maximum(found.count.sum(axis=1, keepdims=True), 1)
-    none = np.clip(found.count[:, -1:] / total, 1 / (2 * total), 1 - 1 / (2 * total))
-    victims = found.count.shape[1] - 1
+    total = np.maximum(shadows.count.sum(axis=1, keepdims=True), 1)
+    none = np.clip(shadows.count[:, -1:] / total, 1 / (2 * total), 1 - 1 / (2 * total))
+    victims = shadows.count.shape[1] - 1
     return np.concatenate([np.repeat((1 - none) / victims, victims, axis=1), none], axis=1)

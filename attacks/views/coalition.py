@@ -1,4 +1,4 @@
-"""What several parties saw that pool their records and answers."""
+"""What several parties saw that share their records and answers."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ class Accomplice:
     replies: dict[int, Weights]
 
 
-def pool(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
+def unite(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
     """Return the coalition's view: ``view`` as if its owner had all of its accomplices' records and answers.
 
-    What is pooled as 'own reply' of round t is the model of which `others_update` takes the owner's share, so
-    that it takes out Σ_k share_k · (w^k_t − w_{t−1}) over the coalition's k.
+    The united 'own reply' of round t is such that the owner's share of it, which `others_update` takes out,
+    is Σ_k share_k · (w^k_t − w_{t−1}) over the coalition's parties k.
     """
     settings = view.settings
-    replies = {settings.own: view.own_replies} | {each.partition: each.replies for each in accomplices}
+    replies = {settings.own: view.own_replies}
+    replies |= {accomplice.partition: accomplice.replies for accomplice in accomplices}
     factor = {k: replace(settings, own=k).own_share / settings.own_share for k in replies}
-    pooled: dict[int, Weights] = {}
-    for t in sorted({t for each in replies.values() for t in each if t - 1 in view.models}):
+    united: dict[int, Weights] = {}
+    for t in sorted({t for of_party in replies.values() for t in of_party if t - 1 in view.models}):
         before = {name: array.astype(np.float64) for name, array in view.models[t - 1].items()}
-        answers = [(factor[k], each[t]) for k, each in replies.items() if t in each]
-        pooled[t] = {
+        answers = [(factor[k], of_party[t]) for k, of_party in replies.items() if t in of_party]
+        united[t] = {
             name: start + sum(weight * (answer[name] - start) for weight, answer in answers)
             for name, start in before.items()
         }
-    trains = [view.own_train, *(each.train for each in accomplices)]
-    parties = [settings.own, *(each.partition for each in accomplices)]
+    heldouts = [view.own_heldout, *(accomplice.heldout for accomplice in accomplices)]
+    trains = [view.own_train, *(accomplice.train for accomplice in accomplices)]
+    parties = [settings.own, *(accomplice.partition for accomplice in accomplices)]
     return replace(
         view,
-        own_replies=pooled,
+        own_replies=united,
         own_train=Records.concatenate(trains),
-        own_heldout=Records.concatenate([view.own_heldout, *(each.heldout for each in accomplices)]),
+        own_heldout=Records.concatenate(heldouts),
         own_party=np.repeat(parties, [len(train) for train in trains]),
         auxiliary=None if view.auxiliary is None else _beside(view.auxiliary, accomplices),
         _kept={},
@@ -55,8 +57,9 @@ def pool(view: ParticipantView, accomplices: Sequence[Accomplice]) -> Participan
 
 
 def _beside(auxiliary: Pool, accomplices: Sequence[Accomplice]) -> Pool:
-    """Return the auxiliary records that are no accomplice's: whose those are is no longer open."""
-    known = {key for each in accomplices for side in (each.train, each.heldout) for key in _keys(side)}
+    """Return the auxiliary records without the accomplices': it is known whose those are."""
+    sides = [side for accomplice in accomplices for side in (accomplice.train, accomplice.heldout)]
+    known = {key for side in sides for key in _keys(side)}
     open_rows = np.array([key not in known for key in _keys(auxiliary.records)], dtype=bool)
     return Pool(auxiliary.records.take(open_rows), auxiliary.party[open_rows])
 

@@ -113,7 +113,7 @@ def load_view(folder: Path) -> ParticipantView:
     models = read_rounds(folder, "round")
     if not any(t > 0 for t in models):
         raise InputError(f"{folder}: no model of a finished round was observed; run at least one round")
-    own, asked = folder / "own.safetensors", folder / "candidates.safetensors"
+    own, candidates = folder / "own.safetensors", folder / "candidates.safetensors"
     assumptions, auxiliary = folder / "assumptions.json", folder / "auxiliary.safetensors"
     return ParticipantView(
         settings,
@@ -123,7 +123,7 @@ def load_view(folder: Path) -> ParticipantView:
         read_records(own, "heldout_"),
         AdversarySettings.model_validate(read_json(assumptions)),
         _pool(auxiliary),
-        _pool(asked).party if asked.exists() else None,
+        _pool(candidates).party if candidates.exists() else None,
         _records_if_any(folder / "poison.safetensors"),
         read_rounds(folder, "ascent"),
         raised=_records_if_any(folder / "raised.safetensors"),
@@ -169,6 +169,6 @@ def _records_if_any(file: Path) -> Records | None:
 
 def read_rounds(folder: Path, kind: str) -> dict[int, Weights]:
     """Read the files ``kind``-001.safetensors and so on: round → weights, in order."""
-    found = ((re.fullmatch(rf"{kind}-(\d+)", path.stem), path) for path in folder.glob("*.safetensors"))
-    rounds = {int(match[1]): path for match, path in found if match}
+    matches = ((re.fullmatch(rf"{kind}-(\d+)", path.stem), path) for path in folder.glob("*.safetensors"))
+    rounds = {int(match[1]): path for match, path in matches if match}
     return {round: read_arrays(rounds[round]) for round in sorted(rounds)}

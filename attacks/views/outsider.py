@@ -24,22 +24,32 @@ class OutsiderView:
     queries: int | None
 
 
-def released(
-    logits: Callable[[np.ndarray], np.ndarray], classes: int, policy: OutputPolicy, rng: np.random.Generator
-) -> OutsiderView:
-    """Return the view of one who can ask a model within the policy's query budget.
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A model that answers through an output policy.
 
     logits: features (n, …) float32 → (n, classes) float64. They stay behind the policy.
-    rng: of the noise in the answers, drawn anew at every query.
     """
-    left = policy.queries
 
-    def ask(features: np.ndarray) -> np.ndarray:
-        nonlocal left
-        if left is not None:
-            if len(features) > left:
-                raise RuntimeError(f"{len(features)} queries, but {left} of {policy.queries} are left")
-            left -= len(features)
-        return answered(softmax(logits(features)), policy, rng)
+    logits: Callable[[np.ndarray], np.ndarray]
+    classes: int
+    policy: OutputPolicy
 
-    return OutsiderView(ask, classes, policy.queries)
+    def view(self, rng: np.random.Generator) -> OutsiderView:
+        """Return the view of one who can ask the model within the policy's query budget.
+
+        rng: of the noise in the answers, drawn anew at every query.
+        """
+        left = self.policy.queries
+
+        def ask(features: np.ndarray) -> np.ndarray:
+            nonlocal left
+            if left is not None:
+                if len(features) > left:
+                    raise RuntimeError(
+                        f"{len(features)} queries, but {left} of {self.policy.queries} are left"
+                    )
+                left -= len(features)
+            return answered(softmax(self.logits(features)), self.policy, rng)
+
+        return OutsiderView(ask, self.classes, self.policy.queries)

@@ -1,6 +1,6 @@
 """What an adversary saw of a federation: the only input an attack has.
 
-ParticipantView   an ordinary party; and, by `pool`, a coalition of parties
+ParticipantView   an ordinary party; and, by `coalition.unite`, several together
 ServerView        the server, who sees every party's answer, or their mean under secure aggregation
 OutsiderView      who can ask the released model, through its output policy
 
@@ -46,16 +46,18 @@ if TYPE_CHECKING:
 class ParticipantView:
     """What one party saw: in round t (1..T) it is sent w_{t−1} and answers, w_t is the answers' aggregate.
 
-    models: round t → w_t, by parameter name; w_T last. Rounds it was not asked in are missing.
+    models: round t → w_t, by parameter name; w_T last. Rounds in which it was not drawn are missing.
     own_replies: round t → the model it answered in round t.
     assumptions: what it is assumed to know and own besides
     auxiliary: records that it owns besides, with their party where it knows it
-    candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None before it is asked
+    candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None until the candidates
+        are known
     poison: what a poisoning adversary trains on beside own_train
     ascents: round t → what an ascending adversary added to its answer in round t
-    own_party: (n_train,) int64, whose each of own_train is in a coalition; None where all are the owner's
+    own_party: (n_train,) int64, in a coalition the party that holds each record of own_train; None where all
+        are the owner's
     start: w_0 where it is not one of ``models``; simulations begin with it
-    raised: the records whose loss an ascending adversary raises
+    raised: the records whose loss an ascending adversary moves its answers to increase
     """
 
     settings: PublicSettings

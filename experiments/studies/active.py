@@ -66,10 +66,10 @@ def watched(run: RunDirectory) -> pd.DataFrame:
         nothing = {t: view.models[t] for t in deviation.ascent_rounds(settings, view.final_round)}
         stream = rng.generator(run.scenario.seed, "study", game=game)
         score = active.recovery(dataclasses.replace(view, ascents=nothing), candidates, stream)
-        row = {"game": game, "attack": "gradient-ascent", "candidate": np.arange(len(score)), "score": score}
-        parts.append(pd.DataFrame(row))
+        row = {"game": game, "observer": "participant", "attack": "gradient-ascent"}
+        parts.append(pd.DataFrame({**row, "candidate": np.arange(len(score)), "score": score}))
     scores = pd.concat(parts, ignore_index=True)
-    thresholds = scores[["game", "attack"]].drop_duplicates().assign(threshold=0.0)
+    thresholds = scores[["game", "observer", "attack"]].drop_duplicates().assign(threshold=0.0)
     return evaluate(scores, thresholds, truth.read_truth(run.path))
 
 
@@ -78,7 +78,8 @@ def leakage(run: RunDirectory) -> list[str]:
     table = run.table("leakage")
     if run.scenario.adversary.active is None:
         table = pd.concat([table, watched(run)], ignore_index=True)
-    table = table[(table["party"] == "all") & (table["game"] == "all")].set_index(["attack", "metric"])
+    table = table[(table["party"] == "all") & (table["game"] == "all")]
+    table = table[table["observer"] == "participant"].set_index(["attack", "metric"])
     return [interval(table, (attack, metric)) for attack in ATTACKS for metric in METRICS]
 
 

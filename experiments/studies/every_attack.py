@@ -23,14 +23,15 @@ import click
 import numpy as np
 import pandas as pd
 
-from attacks import registry
+from attacks import execution, registry
+from attacks.execution import Task
 from attacks.shadows.laboratory import Laboratory
+from attacks.views import observations
 from fedsim.core import rng
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.evaluation import comparison, estimates
-from fedsim.evaluation import leakage as evaluation_leakage
-from fedsim.evaluation.truth import read_truth
+from fedsim.evaluation.results import judged
 from fedsim.runs import observers, play, prepare
 from fedsim.runs.prepare import Prepared
 
@@ -76,13 +77,6 @@ def interval(row: pd.Series) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def scores_with_truth(run: RunDirectory) -> pd.DataFrame:
-    scores = run.table("scores")
-    thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
-    truth = read_truth(run.path)
-    return evaluation_leakage.joined(scores[["game", "attack", "candidate", "score"]], thresholds, truth)
-
-
 def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
     """The paired difference to the baseline's TPR at this FPR; nothing where n is too small for it.
 
@@ -90,7 +84,7 @@ def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
     """
     if attack == BASELINE:
         return ""
-    games = comparison.scored(found, [attack, BASELINE])
+    games = comparison.scored(found, [("participant", attack), ("participant", BASELINE)])
     if not estimates.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
         return ""
     result = comparison.compare_tpr(games, fpr, rng.generator(0, "study", party=attack), draws=1000)
@@ -101,12 +95,14 @@ def seconds_a_game(run: RunDirectory, workers: int) -> dict[str, float]:
     """Seconds that each of the strongest attacks takes alone on the first game, its shadows included."""
     file = run.path / "seconds.json"
     if not file.exists():
-        seen, seed = observers.see(run, 0), run.scenario.seed
+        view = observers.sight(run, 0, "participant")
+        candidates = observations.load_candidates(run.observations(0))
         seconds = {}
-        for attack in STRONGEST:
-            started, laboratory = time.monotonic(), Laboratory(workers)
-            registry.run(seen.participant, seen.candidates, [attack], seed, 0, laboratory)
-            seconds[attack] = time.monotonic() - started
+        for name in STRONGEST:
+            started = time.monotonic()
+            task = Task(candidates, run.scenario.seed, 0, Laboratory(workers))
+            execution.run("participant", view, registry.attacks_of(run.scenario, names=[name]), task)
+            seconds[name] = time.monotonic() - started
         file.write_text(json.dumps(seconds), encoding="utf-8")
     return {name: float(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
 
@@ -121,7 +117,8 @@ def rows(run: RunDirectory) -> dict[str, str]:
     """Attack → the cells of its row, in the order of the suite."""
     leakage = run.table("leakage")
     overall = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")]
-    joined, found = scores_with_truth(run), {}
+    overall = overall[overall["observer"] == "participant"]
+    joined, found = judged(run), {}
     for attack, metrics in overall.groupby("attack", sort=False):
         by_metric = metrics.set_index("metric")
         cells = [interval(by_metric.loc[m]) for m in ("auc", *(f"tpr_at_fpr_{rate:g}" for rate in RATES))]

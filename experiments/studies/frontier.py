@@ -448,6 +448,7 @@ def swept(
     with live.sweep(points, workers, console) as watch:
         failed = run(points, workers, watch=watch)
     found = write(points, out / name, failed)
+    found = found[found["observer"].isin(["", "participant"])]  # whom the sections are about
     return found.assign(sweep=name), {
         f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed
     }

@@ -25,8 +25,7 @@ def list_attacks() -> None:
     Example:
       fedsim attacks list
     """
-    from attacks.registry import SUITE
-    from fedsim.runs import observers
+    from attacks import registry
     from fedsim.terminal import data_tables
 
-    out().print(data_tables.attack_list([*SUITE.values(), *observers.attacks()]))
+    out().print(data_tables.attack_list(registry.known()))

@@ -188,7 +188,7 @@ def runs(parent: Path) -> None:
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--attacks", help="Comma-separated names. [default: those of the scenario]")
+@click.option("--attacks", help="Names, as loss,server:fedmia. [default: the scenario's]")
 @click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
 @click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
 def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) -> None:
@@ -197,7 +197,7 @@ def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) 
     \b
     Examples:
       fedsim attack runs/hospitals
-      fedsim attack runs/hospitals --attacks loss,update-cosine
+      fedsim attack runs/hospitals --attacks loss,update-cosine,server:fedmia
       fedsim attack runs/hospitals --rounds 1,5,10-20,last
     """
     from fedsim.core.run_directory import RunDirectory

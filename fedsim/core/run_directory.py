@@ -12,12 +12,15 @@
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
       truth.parquet      who is a member; written and read by `fedsim.evaluation.truth` alone
-      scores.parquet     game, attack, candidate, score, threshold
-      leakage.parquet    attack, party, game, metric, value, low, high, n_members, n_nonmembers, note
-      source_scores.parquet  game, attack, candidate, party, score: which party is it a member of?
-      sources.parquet    attack, game, metric, value, low, high, n
+      scores.parquet     game, observer, attack, candidate, score, threshold
+      leakage.parquet    observer, attack, party, game, metric, value, low, high, n_members, n_nonmembers,
+                         note
+      source_scores.parquet  game, observer, attack, candidate, party, score: which party is it a member of?
+      sources.parquet    observer, attack, game, metric, value, low, high, n
+      attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
+      not_run.parquet    game, observer, attack, reason: attacks that could not be run; absent where all could
 
-An observer other than the participant names its attacks 'outsider/…', 'coalition/…' or 'server/…'.
+An attack is known by the pair of its observer and its name.
 
 Nothing in it is a pickle, and every file is written whole or not at all.
 """
@@ -43,10 +46,12 @@ from typing_extensions import TypedDict, Unpack
 from fedsim.core import files
 from fedsim.core.data.records import Pool
 from fedsim.core.errors import InputError
+from fedsim.core.scenario.adversary import Observer
 from fedsim.core.scenario.reading import parse, save
 from fedsim.core.scenario.settings import Scenario
 
-FORMAT = 1
+FORMAT = 2
+"""Of the folder's files and columns, in the manifest. 1: the observer was a prefix of the attack's name."""
 
 
 class GameEntry(TypedDict):
@@ -154,11 +159,19 @@ class RunDirectory:
         if not manifest_path.is_file():
             hint = "there is no such folder" if not path.exists() else "it has no manifest.json"
             raise InputError(f"{path} is not a run of fedsim: {hint}; list runs with `fedsim runs`")
-        manifest = files.read_json(manifest_path)
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        if found != FORMAT:
-            raise InputError(f"{manifest_path}: format = {found!r}; this fedsim reads format {FORMAT}")
-        return RunDirectory(path.resolve())
+        run = RunDirectory(path.resolve())
+        if run.format != FORMAT:
+            raise InputError(
+                f"{manifest_path}: format = {run.format!r}; this fedsim reads format {FORMAT}: run its "
+                "scenario.toml again, or use the fedsim that wrote it"
+            )
+        return run
+
+    @property
+    def format(self) -> object:
+        """The format that the folder was written in, None where its manifest does not say; see `FORMAT`."""
+        manifest = files.read_json(self.path / "manifest.json")
+        return manifest.get("format") if isinstance(manifest, dict) else None
 
     @cached_property
     def scenario(self) -> Scenario:
@@ -253,8 +266,8 @@ class RunDirectory:
 
     def last_round(self, game: int) -> int:
         """Return the number of the last global model kept, -1 where there is none."""
-        kept = self.model_path(game, 0).parent.glob("round-*.safetensors")
-        return max((int(path.stem.removeprefix("round-")) for path in kept), default=-1)
+        files_of_rounds = self.model_path(game, 0).parent.glob("round-*.safetensors")
+        return max((int(path.stem.removeprefix("round-")) for path in files_of_rounds), default=-1)
 
     # ------------------------------------------------------------- checkpoints
     def _checkpoint_path(self, game: int) -> Path:
@@ -303,7 +316,7 @@ class RunDirectory:
 
     # ----------------------------------------------------------------- tables
     def table(self, name: str) -> pd.DataFrame:
-        """Read one of the tables 'rounds', 'scores', 'leakage'.
+        """Read one of the tables above, such as 'scores'.
 
         Raises:
             InputError: the run has not come that far, or the file is corrupt.
@@ -329,11 +342,14 @@ class RunDirectory:
         self.write_table(name, whole[columns].sort_values("game", kind="stable", ignore_index=True))
 
 
-def scores_table(scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float]) -> pd.DataFrame:
-    """Return findings as a table: attack, candidate, score, threshold."""
+def scores_table(
+    observer: Observer, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float]
+) -> pd.DataFrame:
+    """Return what an observer's attacks found as a table: observer, attack, candidate, score, threshold."""
     parts = [
         pd.DataFrame(
             {
+                "observer": observer,
                 "attack": name,
                 "candidate": np.arange(len(values)),
                 "score": values,
@@ -342,7 +358,14 @@ def scores_table(scores: Mapping[str, np.ndarray], thresholds: Mapping[str, floa
         )
         for name, values in scores.items()
     ]
-    return pd.concat(parts, ignore_index=True)
+    columns = ["observer", "attack", "candidate", "score", "threshold"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def not_run_table(observer: Observer, reasons: Mapping[str, str]) -> pd.DataFrame:
+    """Return the attacks of an observer that could not be run: observer, attack, reason."""
+    rows = [(observer, name, reason) for name, reason in reasons.items()]
+    return pd.DataFrame(rows, columns=["observer", "attack", "reason"])
 
 
 def _claim(path: Path) -> bool:

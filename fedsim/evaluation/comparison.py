@@ -1,4 +1,4 @@
-"""Comparisons of attacks, parties, adversaries and records; like `evaluation`, it knows the truth.
+"""Comparisons of attacks, parties, adversaries and records; they need the truth.
 
 compare_auc      two attacks on the same candidates: paired DeLong et al. 1988
 compare_tpr      the same at a fixed FPR: bootstrap over games and records, paired
@@ -16,8 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fedsim.evaluation import estimates as evaluation
-from fedsim.evaluation.estimates import ERROR, Estimate, clopper_pearson, freedom_of_mean, mean, resolvable
+from fedsim.evaluation.estimates import (
+    ERROR,
+    Estimate,
+    auc,
+    clopper_pearson,
+    freedom_of_mean,
+    mean,
+    resolvable,
+)
+from fedsim.evaluation.leakage import KEY
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,30 @@ class Comparison:
     p: float
 
 
-def scored(found: pd.DataFrame, attacks: Sequence[str]) -> list[Scored]:
-    """Return the games of ``found`` (rows of `evaluation.joined`), the attacks in the given order."""
-    return [_scored(rows, attacks) for _, rows in found.groupby("game")]
+Key = tuple[str, str]
+"""Observer and name of an attack."""
 
 
-def _scored(rows: pd.DataFrame, attacks: Sequence[str]) -> Scored:
-    scores = rows.pivot(index="candidate", columns="attack", values="score")[list(attacks)]
+def scored(judged: pd.DataFrame, attacks: Sequence[Key]) -> list[Scored]:
+    """Return the games of ``judged`` (rows of `leakage.joined`), the attacks in the given order."""
+    return [_scored(rows, attacks) for _, rows in judged.groupby("game")]
+
+
+def _scored(rows: pd.DataFrame, attacks: Sequence[Key]) -> Scored:
+    scores = rows.pivot(index="candidate", columns=KEY, values="score")[list(attacks)]
     member = rows.drop_duplicates("candidate").set_index("candidate")["member"].loc[scores.index]
     return Scored(scores.to_numpy(float).T, member.to_numpy(bool))
+
+
+def of_attacks(table: pd.DataFrame, attacks: Sequence[Key]) -> pd.DataFrame:
+    """Return the rows of a table that are about these attacks."""
+    return table[pd.MultiIndex.from_frame(table[KEY]).isin(list(attacks))]
+
+
+def attacks_in(table: pd.DataFrame) -> list[Key]:
+    """Return the attacks that a table is about, in its order."""
+    pairs = table[KEY].drop_duplicates().itertuples(index=False)
+    return [(str(observer), str(attack)) for observer, attack in pairs]
 
 
 # ------------------------------------------------------------------------------------------ two attacks
@@ -72,7 +95,7 @@ def compare_auc(games: Sequence[Scored]) -> Comparison:
     """Return AUC of the first attack − AUC of the second, mean over games; ``scores`` are (2, n).
 
     One game: Student's t at min(members, non-members) − 1 degrees of freedom. Several: as
-    `evaluation.mean`, the games' paired variances with the spread between games added.
+    `estimates.mean`, the games' paired variances with the spread between games added.
 
     Raises:
         ValueError: a game has fewer than two members or two non-members.
@@ -104,8 +127,8 @@ def _auc_difference(game: Scored) -> tuple[float, float]:
     if variance > 1e-15 or abs(difference) < 1e-12:
         return difference, max(0.0, variance)
     # Perfect against constant: DeLong sees no variance where the two intervals of `auc` still have width.
-    found = [evaluation.auc(row[game.member], row[~game.member]) for row in game.scores]
-    return difference, sum(((each.high - each.low) / (2 * 1.96)) ** 2 for each in found)
+    estimates = [auc(row[game.member], row[~game.member]) for row in game.scores]
+    return difference, sum(((one.high - one.low) / (2 * 1.96)) ** 2 for one in estimates)
 
 
 def compare_tpr(
@@ -204,55 +227,58 @@ def _weighted_tpr(game: Scored, attack: int, weights: np.ndarray, alpha: float) 
 
 
 def compare_table(
-    found: pd.DataFrame,
-    reference: str,
+    judged: pd.DataFrame,
+    reference: Key,
     stream: np.random.Generator,
     alpha: float | None = 0.01,
     draws: int = 2000,
 ) -> pd.DataFrame:
     """Return every other attack's difference from ``reference`` (that minus the other), over all parties.
 
-    found: rows of `evaluation.joined`. Columns: attack, metric ('auc' or 'tpr_at_fpr_α'), value, low, high,
-    p; no row of TPR without α, or where the non-members of all games together cannot resolve it.
+    judged: rows of `leakage.joined`. Columns: observer, attack, metric ('auc' or 'tpr_at_fpr_α'), value, low,
+    high, p; no row of TPR without α, or where the non-members of all games together cannot resolve it.
     """
     rows: list[tuple] = []
-    for attack in [name for name in found["attack"].unique() if name != reference]:
-        games = scored(found[found["attack"].isin([attack, reference])], [reference, attack])
+    for attack in [key for key in attacks_in(judged) if key != reference]:
+        games = scored(of_attacks(judged, [attack, reference]), [reference, attack])
         results = {"auc": compare_auc(games)}
         nonmembers = sum(int((~game.member).sum()) for game in games)
         if alpha is not None and resolvable(nonmembers, alpha):
             results[f"tpr_at_fpr_{alpha}"] = compare_tpr(games, alpha, stream, draws)
-        rows += [(attack, metric, r.value, r.low, r.high, r.p) for metric, r in results.items()]
-    return pd.DataFrame(rows, columns=["attack", "metric", "value", "low", "high", "p"])
+        rows += [(*attack, metric, r.value, r.low, r.high, r.p) for metric, r in results.items()]
+    return pd.DataFrame(rows, columns=[*KEY, "metric", "value", "low", "high", "p"])
 
 
 # ------------------------------------------------------------------------------- the strongest of several
-def strongest(found: pd.DataFrame, stream: np.random.Generator) -> pd.DataFrame:
+def strongest(judged: pd.DataFrame, stream: np.random.Generator) -> pd.DataFrame:
     """Return, for all parties and for each, the attack with the largest AUC.
 
-    found: rows of `evaluation.joined`. Columns: party, attack, attacks (how many it was chosen from), value,
-    low, high, n_members, n_nonmembers. Whoever picks the best of k attacks on the same records picks luck as
-    well: the interval is so wide that all k attacks' intervals hold at once, with 95 %. The value itself
-    still errs upwards, to the side of caution.
+    judged: rows of `leakage.joined`. Columns: party, observer, attack, attacks (how many it was chosen from),
+    value, low, high, n_members, n_nonmembers. Whoever picks the best of k attacks on the same records picks
+    luck as well: the interval is so wide that all k attacks' intervals hold at once, with 95 %. The value
+    itself still errs upwards, to the side of caution.
     """
-    attacks = [str(name) for name in found["attack"].unique()]
-    rows = [_strongest(found, party, attacks, stream) for party in ["all", *sorted(found["party"].unique())]]
-    columns = ["party", "attack", "attacks", "value", "low", "high", "n_members", "n_nonmembers"]
+    attacks = attacks_in(judged)
+    parties = ["all", *sorted(judged["party"].unique())]
+    rows = [_strongest(judged, party, attacks, stream) for party in parties]
+    columns = ["party", *KEY, "attacks", "value", "low", "high", "n_members", "n_nonmembers"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _strongest(found: pd.DataFrame, party: str, attacks: Sequence[str], stream: np.random.Generator) -> tuple:
-    rows = found if party == "all" else found[found["party"] == party]
+def _strongest(
+    judged: pd.DataFrame, party: str, attacks: Sequence[Key], stream: np.random.Generator
+) -> tuple:
+    rows = judged if party == "all" else judged[judged["party"] == party]
     games = [game for game in scored(rows, attacks) if _has_both(game)]
     n = sum(int(game.member.sum()) for game in games)
     m = sum(len(game.member) for game in games) - n
     if not games:
-        return (party, attacks[0], len(attacks), math.nan, math.nan, math.nan, n, m)
+        return (party, *attacks[0], len(attacks), math.nan, math.nan, math.nan, n, m)
     error = simultaneous_error(games, stream)
     estimates = [_auc_over_games(games, attack, error) for attack in range(len(attacks))]
     best = int(np.argmax([estimate.value for estimate in estimates]))
     chosen = estimates[best]
-    return (party, attacks[best], len(attacks), chosen.value, chosen.low, chosen.high, n, m)
+    return (party, *attacks[best], len(attacks), chosen.value, chosen.low, chosen.high, n, m)
 
 
 def _has_both(game: Scored) -> bool:
@@ -261,8 +287,7 @@ def _has_both(game: Scored) -> bool:
 
 def _auc_over_games(games: Sequence[Scored], attack: int, error: float) -> Estimate:
     by_game = [
-        evaluation.auc(game.scores[attack][game.member], game.scores[attack][~game.member], error)
-        for game in games
+        auc(game.scores[attack][game.member], game.scores[attack][~game.member], error) for game in games
     ]
     return mean(by_game, error)
 
@@ -293,9 +318,9 @@ def simultaneous_error(games: Sequence[Scored], stream: np.random.Generator, dra
 
 # --------------------------------------------------------------------------------- adversaries and records
 def exposure(leakages: Mapping[str, pd.DataFrame], attack: str | None = None) -> pd.DataFrame:
-    """Return adversary × victim: how much each party learns about each other's records (mean over games).
+    """Return adversary × victim: how much each party as a participant learns about each other's records.
 
-    leakages: adversary → leakage table of a run with that adversary.
+    leakages: adversary → leakage table of a run with that adversary; figures are means over games.
     attack: the one to compare by; default: for each adversary the one with the largest AUC over all parties.
     Columns: adversary, victim, attack, value (AUC), low, high, n_members, n_nonmembers.
 
@@ -307,20 +332,21 @@ def exposure(leakages: Mapping[str, pd.DataFrame], attack: str | None = None) ->
 
 
 def _exposure(adversary: str, leakage: pd.DataFrame, attack: str | None) -> pd.DataFrame:
-    auc = leakage[(leakage["metric"] == "auc") & (leakage["game"] == "all")]
-    overall = auc[auc["party"] == "all"]
+    rows = leakage[(leakage["metric"] == "auc") & (leakage["game"] == "all")]
+    rows = rows[rows["observer"] == "participant"]
+    overall = rows[rows["party"] == "all"]
     name = attack or overall["attack"].iloc[int(np.nanargmax(overall["value"]))]
-    rows = auc[(auc["attack"] == name) & (auc["party"] != "all")]
+    rows = rows[(rows["attack"] == name) & (rows["party"] != "all")]
     if rows.empty:
         raise ValueError(f"the run with adversary '{adversary}' has no figure of attack '{name}'")
     columns = ["adversary", "victim", "attack", "value", "low", "high", "n_members", "n_nonmembers"]
     return rows.rename(columns={"party": "victim"}).assign(adversary=adversary)[columns]
 
 
-def vulnerability(found: pd.DataFrame) -> pd.DataFrame:
+def vulnerability(judged: pd.DataFrame) -> pd.DataFrame:
     """Return each record's own exposure over games to one attack.
 
-    found: one attack's rows of `evaluation.joined`, with the column record.
+    judged: one attack's rows of `leakage.joined`, with the column record.
     Columns: party, record, games_in, games_out, value, low, high, error, success, success_low, success_high.
 
     value: mean rank of the record's score in games where it was a member − in games where it was not, in
@@ -333,9 +359,9 @@ def vulnerability(found: pd.DataFrame) -> pd.DataFrame:
     """
     from scipy.stats import t
 
-    right = (found["score"] >= found["threshold"]) == found["member"]
-    success = found.assign(right=right).groupby(["party", "record"])["right"].agg(["sum", "size"])
-    sides = found.groupby(["party", "record", "member"])["rank"].agg(["mean", "size", "var"])
+    right = (judged["score"] >= judged["threshold"]) == judged["member"]
+    success = judged.assign(right=right).groupby(["party", "record"])["right"].agg(["sum", "size"])
+    sides = judged.groupby(["party", "record", "member"])["rank"].agg(["mean", "size", "var"])
     variance, freedom = _pooled_variance(sides)
     inside, outside = (_side(sides, member).reindex(success.index) for member in (True, False))
     value = inside["mean"] - outside["mean"]

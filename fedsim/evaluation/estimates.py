@@ -1,4 +1,4 @@
-"""How much an attack found out: scores joined with the truth. The only place in `attacks` that knows it.
+"""Estimates with 95 % intervals of what an attack found out, from scores of members and of non-members.
 
 Every figure comes with a 95 % interval (tests simulate the coverage of each):
 

@@ -26,7 +26,13 @@ FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
 PRIORS = (0.1, 0.01, 0.001)
 """Shares of members among those whom an adversary asks about, for `ppv_table`."""
 
-COLUMNS = ["attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note"]
+KEY = ["observer", "attack"]
+"""The columns that name an attack in every table."""
+
+COLUMNS = [
+    "observer", "attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers",
+    "note",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,9 @@ class Sample:
 
 
 def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return the leakage table, one row per attack, party, game and metric.
+    """Return the leakage table, one row per observer, attack, party, game and metric.
 
-    scores: game, attack, candidate, score. thresholds: game, attack, threshold.
+    scores: game, observer, attack, candidate, score. thresholds: game, observer, attack, threshold.
     truth: game, candidate, party, member (bool), one row per candidate.
 
     party: a victim's name, or 'all' for the candidates of all parties together.
@@ -62,13 +68,14 @@ def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame
         ValueError: a score is NaN, a candidate has no truth, or an attack has no threshold.
     """
     rows: list[tuple] = []
-    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
-        for party in ["all", *sorted(found["party"].unique())]:
-            samples = samples_of(found if party == "all" else found[found["party"] == party])
+    for (observer, attack), judged in joined(scores, thresholds, truth).groupby(KEY, sort=False):
+        key = str(observer), str(attack)
+        for party in ["all", *sorted(judged["party"].unique())]:
+            samples = samples_of(judged if party == "all" else judged[judged["party"] == party])
             by_game = [measure(sample) for sample in samples]
             for sample, estimates in zip(samples, by_game, strict=True):
-                rows += _rows(str(attack), party, sample.game, estimates, [sample])
-            rows += _rows(str(attack), party, "all", over_games(samples, by_game), samples)
+                rows += _rows((*key, party, sample.game), estimates, [sample])
+            rows += _rows((*key, party, "all"), over_games(samples, by_game), samples)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -128,24 +135,22 @@ def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return fpr, tpr, thresholds
 
 
-def roc_table(
-    scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame, points: int = 25
-) -> pd.DataFrame:
-    """Return each attack's ROC over all parties as columns attack, fpr, tpr, low, high, note.
+def roc_table(judged: pd.DataFrame, points: int = 25) -> pd.DataFrame:
+    """Return each attack's ROC over all parties as columns observer, attack, fpr, tpr, low, high, note.
 
+    judged: rows of `joined`
     fpr: ``points`` rates, evenly spaced on a log axis from the smallest that the non-members resolve, to 1.
     tpr, low, high: the mean over games, or of pooled ranks, as in the leakage table; the interval holds at
     each rate by itself, not for the whole curve.
-    Arguments and errors are those of `evaluate`.
     """
     rows: list[tuple] = []
-    for attack, found in joined(scores, thresholds, truth).groupby("attack", sort=False):
-        samples = samples_of(found)
+    for (observer, attack), of_attack in judged.groupby(KEY, sort=False):
+        samples = samples_of(of_attack)
         nonmembers = sum(len(sample.nonmembers) for sample in samples)
         for alpha in np.geomspace(1 / max(1, nonmembers), 1, points):
             point = _tpr_over_games(samples, float(alpha))
-            rows.append((attack, alpha, point.value, point.low, point.high, point.note))
-    return pd.DataFrame(rows, columns=["attack", "fpr", "tpr", "low", "high", "note"])
+            rows.append((observer, attack, alpha, point.value, point.low, point.high, point.note))
+    return pd.DataFrame(rows, columns=["observer", "attack", "fpr", "tpr", "low", "high", "note"])
 
 
 def _tpr_over_games(samples: Sequence[Sample], alpha: float) -> Estimate:
@@ -158,7 +163,7 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
     """Return how often an accusation is right, derived from a leakage table.
 
     priors: shares of members among those whom the adversary asks about, each in (0, 1).
-    Columns: attack, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high, note.
+    Columns: observer, attack, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high, note.
 
     Raises:
         ValueError: a prior is not in (0, 1).
@@ -166,39 +171,39 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
     if not all(0 < prior < 1 for prior in priors):
         raise ValueError(f"priors {list(priors)}: each must lie in (0, 1)")
     rows: list[tuple] = []
-    for keys, group in leakage.groupby(["attack", "party", "game"], sort=False):
+    for keys, group in leakage.groupby([*KEY, "party", "game"], sort=False):
         columns = (group[name] for name in ("metric", "value", "low", "high", "note"))
-        found = {metric: Estimate(*rest) for metric, *rest in zip(*columns, strict=True)}
-        pairs = {"threshold": (found["tpr_at_threshold"], found["fpr"])}
+        by_metric = {metric: Estimate(*rest) for metric, *rest in zip(*columns, strict=True)}
+        pairs = {"threshold": (by_metric["tpr_at_threshold"], by_metric["fpr"])}
         for alpha in FALSE_POSITIVE_RATES:
-            pairs[f"fpr_{alpha}"] = (found[f"tpr_at_fpr_{alpha}"], Estimate(alpha, alpha, alpha))
+            pairs[f"fpr_{alpha}"] = (by_metric[f"tpr_at_fpr_{alpha}"], Estimate(alpha, alpha, alpha))
         for prior in priors:
             for at, (tpr, fpr) in pairs.items():
                 result = ppv(tpr, fpr, prior)
                 rows.append((*keys, prior, at, result.value, result.low, result.high, result.note))
-    names = ["attack", "party", "game", "prior", "at", "value", "low", "high", "note"]
+    names = [*KEY, "party", "game", "prior", "at", "value", "low", "high", "note"]
     return pd.DataFrame(rows, columns=names)
 
 
 def joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return scores with threshold, party, member, and the rank within attack and game, in (0, 1].
+    """Return scores with threshold, party, member, and the rank within observer, attack and game, in (0, 1].
 
     Arguments and errors are those of `evaluate`.
     """
     if scores["score"].isna().any():
         raise ValueError("a score is NaN")
-    found = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
-    found = found.merge(thresholds, on=["game", "attack"], how="left", validate="many_to_one")
-    if found[["member", "threshold"]].isna().any(axis=None):
+    judged = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
+    judged = judged.merge(thresholds, on=["game", *KEY], how="left", validate="many_to_one")
+    if judged[["member", "threshold"]].isna().any(axis=None):
         raise ValueError("a scored candidate has no truth, or an attack has no threshold")
-    found["member"] = found["member"].astype(bool)
-    found["rank"] = found.groupby(["attack", "game"])["score"].rank(pct=True)
-    return found
+    judged["member"] = judged["member"].astype(bool)
+    judged["rank"] = judged.groupby([*KEY, "game"])["score"].rank(pct=True)
+    return judged
 
 
-def samples_of(found: pd.DataFrame) -> list[Sample]:
+def samples_of(judged: pd.DataFrame) -> list[Sample]:
     """Return one attack's rows of `joined` as one sample a game, in the order of the games."""
-    return [_sample(str(game), rows) for game, rows in found.groupby("game")]
+    return [_sample(str(game), rows) for game, rows in judged.groupby("game")]
 
 
 def _sample(game: str, rows: pd.DataFrame) -> Sample:
@@ -209,9 +214,10 @@ def _sample(game: str, rows: pd.DataFrame) -> Sample:
 
 
 def _rows(
-    attack: str, party: str, game: str, estimates: dict[str, Estimate], samples: Sequence[Sample]
+    key: tuple[str, str, str, str], estimates: dict[str, Estimate], samples: Sequence[Sample]
 ) -> Iterator[tuple]:
+    """Yield a row per metric; key: observer, attack, party, game."""
     n = sum(len(sample.members) for sample in samples)
     m = sum(len(sample.nonmembers) for sample in samples)
-    for metric, found in estimates.items():
-        yield (attack, party, game, metric, found.value, found.low, found.high, n, m, found.note)
+    for metric, estimate in estimates.items():
+        yield (*key, metric, estimate.value, estimate.low, estimate.high, n, m, estimate.note)

@@ -17,13 +17,13 @@ import pandas as pd
 from fedsim.evaluation import estimates
 from fedsim.evaluation.estimates import Estimate
 
-COLUMNS = ["attack", "game", "metric", "value", "low", "high", "n"]
+COLUMNS = ["observer", "attack", "game", "metric", "value", "low", "high", "n"]
 
 
 def evaluate(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per attack, game ('all': the mean) and metric; n: members asked about.
+    """Return one row per observer, attack, game ('all': the mean) and metric; n: members asked about.
 
-    scores: game, attack, candidate, party, score, a row for every candidate and party.
+    scores: game, observer, attack, candidate, party, score, a row for every candidate and party.
     truth: game, candidate, party, member (bool), label.
 
     Raises:
@@ -32,21 +32,24 @@ def evaluate(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     if scores["score"].isna().any():
         raise ValueError("a score is NaN")
     rows: list[tuple] = []
-    for attack, found in scores.groupby("attack", sort=False):
+    for (observer, attack), of_attack in scores.groupby(["observer", "attack"], sort=False):
+        key = str(observer), str(attack)
         games = [
-            (str(game), _measure(mine, truth[truth["game"] == game])) for game, mine in found.groupby("game")
+            (str(game), _measure(of_game, truth[truth["game"] == game]))
+            for game, of_game in of_attack.groupby("game")
         ]
-        n = [size for _, (size, _) in games]
         for game, (size, metrics) in games:
-            rows += _rows(str(attack), game, metrics, size)
-        means = {name: estimates.mean([found[name] for _, (_, found) in games]) for name in games[0][1][1]}
-        rows += _rows(str(attack), "all", means, sum(n))
+            rows += _rows(key, game, metrics, size)
+        means = {
+            name: estimates.mean([metrics[name] for _, (_, metrics) in games]) for name in games[0][1][1]
+        }
+        rows += _rows(key, "all", means, sum(size for _, (size, _) in games))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(attack: str, game: str, metrics: dict[str, Estimate], n: int) -> Iterator[tuple]:
-    for metric, found in metrics.items():
-        yield (attack, game, metric, found.value, found.low, found.high, n)
+def _rows(key: tuple[str, str], game: str, metrics: dict[str, Estimate], n: int) -> Iterator[tuple]:
+    for metric, estimate in metrics.items():
+        yield (*key, game, metric, estimate.value, estimate.low, estimate.high, n)
 
 
 def _measure(scores: pd.DataFrame, truth: pd.DataFrame) -> tuple[int, dict[str, Estimate]]:

@@ -15,15 +15,13 @@ from fedsim.core.errors import InputError
 from fedsim.core.privacy import output
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.adversary import OBSERVERS, Observer
 from fedsim.evaluation import comparison, guarantees
-from fedsim.evaluation import leakage as evaluation_leakage
-from fedsim.evaluation.comparison import Comparison
+from fedsim.evaluation.comparison import Comparison, Key
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS, ppv_table, roc_table
-from fedsim.evaluation.truth import read_truth
+from fedsim.evaluation.results import judged
 
-PARTICIPANT = "participant"
-OBSERVERS = ("outsider", PARTICIPANT, "coalition", "server")
-"""In the order in which they see more. Attacks bear their names, as 'server/loss', a participant's none."""
+PARTICIPANT: Observer = "participant"
 
 MOST_COMPARED = 8
 """Attacks whose TPR is compared with the strongest one's: the bootstrap costs up to a second each."""
@@ -31,8 +29,12 @@ MOST_COMPARED = 8
 
 @dataclass(frozen=True)
 class Leak:
-    """The strongest attack on some candidates: its AUC, with an interval that allows for the choice."""
+    """An observer's strongest attack on some candidates, with an interval that allows for the choice.
 
+    value, low, high: of its AUC; attacks: how many it was chosen from
+    """
+
+    observer: str
     attack: str
     attacks: int
     value: float
@@ -87,14 +89,14 @@ class Party:
 
 
 @dataclass(frozen=True)
-class Observer:
+class Observed:
     """What one observer's strongest attack found on the candidates of all parties.
 
     tpr: at 10 %, 1 % and .1 % FPR, rows of the leakage table. gain: its AUC minus the participant's strongest
     attack's, paired on the same records; None for the participant, and where there are too few records.
     """
 
-    name: str
+    name: Observer
     leak: Leak
     tpr: list[dict[str, Any]]
     gain: Comparison | None
@@ -106,7 +108,7 @@ class Findings:
 
     overall: the participant's strongest attack on all parties' candidates.
     leakage: as in the run. ppv, roc, differences, records: see `fedsim.evaluation`;
-    roc, differences and records are the participant's.
+    ppv, roc, differences and records are the participant's.
     attacks: the participant's, by AUC over all parties, the largest first.
     observers: in the order in which they see more. sources: as in the run. answers: (attack, answers that it
     asked for, ε, δ) of an outsider under an output policy that states an ε.
@@ -114,6 +116,8 @@ class Findings:
     others' updates.
     rounds: round, party, loss, accuracy, auc, epsilon, update_norm, mean over games.
     troubles: party, status, detail, rounds: what went wrong, and how often.
+    not_run: observer, attack, reason, games: attacks that could not be run, and in how many games.
+    suite: what was declared of the attacks, as in the run.
     matrix: adversary × victim, from this and other runs.
     """
 
@@ -129,10 +133,12 @@ class Findings:
     rounds: pd.DataFrame = field(default_factory=pd.DataFrame)
     troubles: pd.DataFrame = field(default_factory=pd.DataFrame)
     matrix: pd.DataFrame = field(default_factory=pd.DataFrame)
-    observers: list[Observer] = field(default_factory=list)
+    observers: list[Observed] = field(default_factory=list)
     sources: pd.DataFrame = field(default_factory=pd.DataFrame)
     answers: list[tuple[str, int, float, float]] = field(default_factory=list)
     conduct: pd.DataFrame = field(default_factory=pd.DataFrame)
+    not_run: pd.DataFrame = field(default_factory=pd.DataFrame)
+    suite: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def guarantee(self) -> tuple[float, float] | None:
@@ -168,59 +174,57 @@ def gather(
         parties = _parties(run, rounds, {})
         return Findings(run, parties, rounds=curves, troubles=troubles, conduct=conduct)
     leakage = run.table("leakage")
-    scores = run.table("scores")
-    thresholds = scores[["game", "attack", "threshold"]].drop_duplicates(ignore_index=True)
-    truth = read_truth(run.path)
-    plain = scores[["game", "attack", "candidate", "score"]]
-    everyones = evaluation_leakage.joined(plain, thresholds, truth)
-    joined = everyones[everyones["attack"].map(observer_of) == PARTICIPANT]
-    leaks = _leaks(run, joined)
+    everyones = judged(run)
+    own = everyones[everyones["observer"] == PARTICIPANT]
+    leaks = _leaks(run, own)
+    strongest = leaks["all"]
     attacks = _ranked(leakage)
-    best = joined[joined["attack"] == leaks["all"].attack]
-    shown = plain["attack"].isin(attacks[:6])
     return Findings(
         run,
         _parties(run, rounds, leaks),
-        overall=leaks["all"],
+        overall=strongest,
         attacks=attacks,
         leakage=leakage,
-        ppv=ppv_table(leakage, priors),
-        roc=roc_table(plain[shown], thresholds, truth),
-        differences=_differences(run, joined, leaks["all"].attack, attacks),
-        records=comparison.vulnerability(best),
+        ppv=ppv_table(leakage[leakage["observer"] == PARTICIPANT], priors),
+        roc=roc_table(own[own["attack"].isin(attacks[:6])]),
+        differences=_differences(run, own, strongest.attack, attacks),
+        records=comparison.vulnerability(own[own["attack"] == strongest.attack]),
         matrix=_matrix(run, leakage, others),
         rounds=curves,
         troubles=troubles,
-        observers=_observers(run, everyones, leakage, leaks["all"]),
+        observers=_observers(run, everyones, leakage, strongest),
         sources=run.table("sources") if run.has("sources") else pd.DataFrame(),
         answers=_answers(run, everyones),
         conduct=conduct,
+        not_run=_not_run(run),
+        suite=run.table("attacks"),
     )
 
 
-def observer_of(attack: str) -> str:
-    """Return who mounts an attack."""
-    name = attack.split("/")[0]
-    return name if name in OBSERVERS and name != attack else PARTICIPANT
+def _not_run(run: RunDirectory) -> pd.DataFrame:
+    """Return the attacks that could not be run, and the first reason of each."""
+    if not run.has("not_run"):
+        return pd.DataFrame()
+    grouped = run.table("not_run").groupby(["observer", "attack"], sort=False)
+    return grouped.agg(reason=("reason", "first"), games=("game", "size")).reset_index()
 
 
 def _observers(
-    run: RunDirectory, joined: pd.DataFrame, leakage: pd.DataFrame, participant: Leak
-) -> list[Observer]:
+    run: RunDirectory, everyones: pd.DataFrame, leakage: pd.DataFrame, participant: Leak
+) -> list[Observed]:
     """Return the observers in the order in which they see more."""
-    found = []
-    observer = joined["attack"].map(observer_of)
+    observers = []
     for name in OBSERVERS:
-        mine = joined[observer == name]
-        if len(mine):
-            leak = participant if name == PARTICIPANT else _strongest(run, mine, name)
-            found.append(Observer(name, leak, _tpr(leakage, leak.attack), _gain(joined, leak, participant)))
-    return found
+        rows = everyones[everyones["observer"] == name]
+        if len(rows):
+            leak = participant if name == PARTICIPANT else _strongest(run, rows, name)
+            observers.append(Observed(name, leak, _tpr(leakage, leak), _gain(everyones, leak, participant)))
+    return observers
 
 
-def _strongest(run: RunDirectory, joined: pd.DataFrame, observer: str) -> Leak:
+def _strongest(run: RunDirectory, rows: pd.DataFrame, observer: Observer) -> Leak:
     stream = rng.generator(run.scenario.seed, f"report: simultaneous intervals of {observer}")
-    table = comparison.strongest(joined.assign(party="all"), stream)
+    table = comparison.strongest(rows.assign(party="all"), stream)
     return next(Leak(*row[1:]) for row in table.itertuples(index=False))
 
 
@@ -235,14 +239,14 @@ def empirical(findings: Findings, most: int = 6) -> list[dict[str, Any]]:
     tpr, fpr: rows of the leakage table at the adversary's own threshold, which it set without the truth.
     epsilon: see `evaluation.epsilon_needed`.
     """
-    found = []
+    proofs = []
     for attack in findings.attacks[:most]:
-        by_metric = {row["metric"]: row for row in _over_all(findings.leakage, attack)}
+        by_metric = _over_all(findings.leakage, PARTICIPANT, attack)
         tpr, fpr = by_metric["tpr_at_threshold"], by_metric["fpr"]
         if math.isfinite(tpr["low"]) and math.isfinite(fpr["high"]):
             needed = guarantees.epsilon_needed(tpr["low"], fpr["high"], findings.delta)
-            found.append({"attack": attack, "tpr": tpr, "fpr": fpr, "epsilon": needed})
-    return found
+            proofs.append({"attack": attack, "tpr": tpr, "fpr": fpr, "epsilon": needed})
+    return proofs
 
 
 def source_rows(findings: Findings) -> list[dict[str, Any]]:
@@ -251,46 +255,47 @@ def source_rows(findings: Findings) -> list[dict[str, Any]]:
         return []
     overall = findings.sources[findings.sources["game"] == "all"]
     rows = []
-    for attack in overall["attack"].unique():
-        by = {row["metric"]: row for row in entries(overall[overall["attack"] == attack])}
-        guesses = {"chance": by["chance"]["value"], "prior": by["label_prior"]["value"]}
-        rule = str(attack).split("/")[-1]
-        rows.append(by["accuracy"] | guesses | {"observer": observer_of(str(attack)), "rule": rule})
+    for observer, rule in comparison.attacks_in(overall):
+        of_rule = comparison.of_attacks(overall, [(observer, rule)])
+        by_metric = {row["metric"]: row for row in entries(of_rule)}
+        guesses = {"chance": by_metric["chance"]["value"], "prior": by_metric["label_prior"]["value"]}
+        rows.append(by_metric["accuracy"] | guesses | {"observer": observer, "rule": rule})
     return rows
 
 
-def _over_all(leakage: pd.DataFrame, attack: str) -> list[dict[str, Any]]:
-    """Return an attack's rows of all parties and games."""
-    keys = (leakage["attack"] == attack) & (leakage["party"] == "all") & (leakage["game"] == "all")
-    return entries(leakage[keys])
+def _over_all(leakage: pd.DataFrame, observer: str, attack: str) -> dict[str, dict[str, Any]]:
+    """Return an attack's rows of all parties and games, by metric."""
+    rows = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")]
+    return {row["metric"]: row for row in entries(comparison.of_attacks(rows, [(observer, attack)]))}
 
 
-def _tpr(leakage: pd.DataFrame, attack: str) -> list[dict[str, Any]]:
-    by_metric = {row["metric"]: row for row in _over_all(leakage, attack)}
+def _tpr(leakage: pd.DataFrame, leak: Leak) -> list[dict[str, Any]]:
+    by_metric = _over_all(leakage, leak.observer, leak.attack)
     return [by_metric[f"tpr_at_fpr_{alpha}"] for alpha in FALSE_POSITIVE_RATES]
 
 
-def _gain(joined: pd.DataFrame, leak: Leak, participant: Leak) -> Comparison | None:
-    if leak.attack == participant.attack:
+def _gain(everyones: pd.DataFrame, leak: Leak, participant: Leak) -> Comparison | None:
+    """Return an observer's AUC minus the participant's, on the same candidates; None where n is too small."""
+    if leak.observer == participant.observer:
         return None
-    pair = [leak.attack, participant.attack]
-    games = comparison.scored(joined[joined["attack"].isin(pair)], pair)
+    pair: list[Key] = [(leak.observer, leak.attack), (participant.observer, participant.attack)]
+    games = comparison.scored(comparison.of_attacks(everyones, pair), pair)
     if any(min(game.member.sum(), (~game.member).sum()) < 2 for game in games):
         return None
     return comparison.compare_auc(games)
 
 
-def _answers(run: RunDirectory, joined: pd.DataFrame) -> list[tuple[str, int, float, float]]:
+def _answers(run: RunDirectory, everyones: pd.DataFrame) -> list[tuple[str, int, float, float]]:
     """Return what each of an outsider's attacks asked for, and what its answers together spent in a game."""
-    policy, found = run.scenario.adversary.output, []
-    for attack in joined["attack"].unique():
-        if observer_of(attack) == "outsider":
-            candidates = int(joined[joined["attack"] == attack].groupby("game").size().max())
-            asked = outsider.answers_asked(attack, candidates, policy.queries)
-            spent = output.spent(policy, asked)
-            if spent is not None:
-                found.append((attack, asked, *spent))
-    return found
+    policy, answers = run.scenario.adversary.output, []
+    outsiders = everyones[everyones["observer"] == "outsider"]
+    for attack, rows in outsiders.groupby("attack", sort=False):
+        candidates = int(rows.groupby("game").size().max())
+        count = outsider.answers_asked(str(attack), candidates, policy.queries)
+        spent = output.spent(policy, count)
+        if spent is not None:
+            answers.append((str(attack), count, *spent))
+    return answers
 
 
 def _conduct(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -302,30 +307,32 @@ def _conduct(rounds: pd.DataFrame) -> pd.DataFrame:
     return shapes.reset_index()
 
 
-def _leaks(run: RunDirectory, joined: pd.DataFrame) -> dict[str, Leak]:
-    table = comparison.strongest(joined, rng.generator(run.scenario.seed, "report: simultaneous intervals"))
+def _leaks(run: RunDirectory, own: pd.DataFrame) -> dict[str, Leak]:
+    table = comparison.strongest(own, rng.generator(run.scenario.seed, "report: simultaneous intervals"))
     return {str(party): Leak(*rest) for party, *rest in table.itertuples(index=False)}
 
 
 def _ranked(leakage: pd.DataFrame) -> list[str]:
-    auc = leakage[(leakage["metric"] == "auc") & (leakage["party"] == "all") & (leakage["game"] == "all")]
-    auc = auc[auc["attack"].map(observer_of) == PARTICIPANT]
-    return [str(name) for name in auc.sort_values("value", ascending=False, kind="stable")["attack"]]
+    """Return the participant's attacks by AUC over all parties, the largest first."""
+    rows = leakage[(leakage["metric"] == "auc") & (leakage["party"] == "all") & (leakage["game"] == "all")]
+    rows = rows[rows["observer"] == PARTICIPANT]
+    return [str(name) for name in rows.sort_values("value", ascending=False, kind="stable")["attack"]]
 
 
 def _differences(
-    run: RunDirectory, joined: pd.DataFrame, reference: str, attacks: Sequence[str]
+    run: RunDirectory, own: pd.DataFrame, reference: str, attacks: Sequence[str]
 ) -> pd.DataFrame:
     """Compare the strongest attack's AUC with all others', its TPR with the nearest ones'."""
-    members = joined[joined["attack"] == reference].groupby("game")["member"].agg(["sum", "size"])
+    members = own[own["attack"] == reference].groupby("game")["member"].agg(["sum", "size"])
     if (members["sum"] < 2).any() or (members["size"] - members["sum"] < 2).any():
         return pd.DataFrame()
     stream = rng.generator(run.scenario.seed, "report: bootstrap")
-    near = joined[joined["attack"].isin([reference, *attacks[:MOST_COMPARED]])]
-    far = joined[~joined["attack"].isin(attacks[:MOST_COMPARED]) | (joined["attack"] == reference)]
+    near = own[own["attack"].isin([reference, *attacks[:MOST_COMPARED]])]
+    far = own[~own["attack"].isin(attacks[:MOST_COMPARED]) | (own["attack"] == reference)]
+    key = (PARTICIPANT, reference)
     parts = [
-        comparison.compare_table(near, reference, stream, draws=1000),
-        comparison.compare_table(far, reference, stream, alpha=None),
+        comparison.compare_table(near, key, stream, draws=1000),
+        comparison.compare_table(far, key, stream, alpha=None),
     ]
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
@@ -406,5 +413,4 @@ def _matrix(run: RunDirectory, leakage: pd.DataFrame, others: Sequence[RunDirect
         if not other.has("leakage"):
             raise InputError(f"{other.path} has no leakage yet; finish it with `fedsim run … --resume`")
         tables[adversary] = other.table("leakage")
-    own = {name: table[table["attack"].map(observer_of) == PARTICIPANT] for name, table in tables.items()}
-    return comparison.exposure(own)
+    return comparison.exposure(tables)

@@ -11,7 +11,6 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from attacks import registry
 from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
@@ -41,60 +40,60 @@ def write(run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequen
     Raises:
         InputError: a file is missing or corrupt, cannot be written, or another run does not fit.
     """
-    found = findings.gather(run, others, priors)
-    drawn = draw(found)
+    results = findings.gather(run, others, priors)
+    drawn = draw(results)
     for name, picture in drawn.items():
         write_text(run.path / "figures" / f"{name}.svg", svg.standalone(picture))
     path = run.path / "report.html"
-    write_text(path, render(found, drawn))
+    write_text(path, render(results, drawn))
     return path
 
 
-def draw(found: Findings) -> dict[str, str]:
+def draw(results: Findings) -> dict[str, str]:
     """Return the figures that the run has data for, by name."""
     drawn: dict[str, str] = {}
-    if len(found.rounds):
-        utility = found.rounds
+    if len(results.rounds):
+        utility = results.rounds
         drawn["accuracy"] = figures.utility(utility, "accuracy", "held-out accuracy")
         drawn["auc"] = figures.utility(utility, "auc", "held-out AUC")
-        private = {party.name for party in found.parties if party.epsilon is not None}
+        private = {party.name for party in results.parties if party.epsilon is not None}
         if private:
             drawn["epsilon"] = figures.epsilon(utility[utility["party"].isin(private)])
         sent = utility[(utility["round"] > 0) & (utility["party"] != "all")]
-        if found.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
-            kept = sent[sent["update_norm"] > 0]
-            drawn["norms"] = figures.norms(kept, str(found.run.manifest["adversary"]))
-    if found.overall is not None:
-        drawn["parties"] = _parties_figure(found)
-        drawn["roc"] = figures.roc(found.roc, found.attacks, _resolutions(found), found.guarantee)
-        if found.records["error"].notna().any():
-            drawn["records"] = figures.vulnerability(found.records)
+        if results.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
+            moving = sent[sent["update_norm"] > 0]
+            drawn["norms"] = figures.norms(moving, str(results.run.manifest["adversary"]))
+    if results.overall is not None:
+        drawn["parties"] = _parties_figure(results)
+        drawn["roc"] = figures.roc(results.roc, results.attacks, _resolutions(results), results.guarantee)
+        if results.records["error"].notna().any():
+            drawn["records"] = figures.vulnerability(results.records)
     return drawn
 
 
-def _parties_figure(found: Findings) -> str:
+def _parties_figure(results: Findings) -> str:
     rows = [
         (party.name, party.leak.value, party.leak.low, party.leak.high, party.bound)
-        for party in found.parties
+        for party in results.parties
         if party.leak is not None
     ]
     return figures.intervals(rows, "AUC of the strongest attack (guessing .5), 95 % interval")
 
 
-def _resolutions(found: Findings) -> dict[str, int]:
+def _resolutions(results: Findings) -> dict[str, int]:
     """Return what the non-members resolve, of one game and of all games together."""
-    rows = found.leakage
-    auc = rows[(rows["attack"] == found.attacks[0]) & (rows["party"] == "all") & (rows["metric"] == "auc")]
+    rows = _participants(results.leakage)
+    auc = rows[(rows["attack"] == results.attacks[0]) & (rows["party"] == "all") & (rows["metric"] == "auc")]
     by_game = auc.set_index("game")["n_nonmembers"]
     sizes = {"held-out records of all games": int(by_game["all"])}
-    if found.run.scenario.games > 1:
+    if results.run.scenario.games > 1:
         sizes = {"held-out records of one game": int(by_game.drop("all").min())} | sizes
     return sizes
 
 
-def render(found: Findings, drawn: Mapping[str, str]) -> str:
+def render(results: Findings, drawn: Mapping[str, str]) -> str:
     """Return the page as HTML."""
-    run, scenario = found.run, found.run.scenario
+    run, scenario = results.run, results.run.scenario
     manifest = run.manifest
     record = manifest.get("record", "record")
     adversary = str(manifest.get("adversary", scenario.adversary.party or "the adversary"))
@@ -104,7 +103,7 @@ def render(found: Findings, drawn: Mapping[str, str]) -> str:
     )  # fmt: skip
     environment.filters |= {"number": number, "cell": cell}
     return environment.get_template("page.html.j2").render(
-        found=found,
+        results=results,
         scenario=scenario,
         manifest=manifest,
         record=record,
@@ -113,19 +112,20 @@ def render(found: Findings, drawn: Mapping[str, str]) -> str:
         figures={name: Markup(picture) for name, picture in drawn.items()},
         gauge=lambda party: Markup(_gauge(party)),
         words=words,
-        utility=findings.overall_utility(found),
+        utility=findings.overall_utility(results),
         metrics=METRICS,
-        leakage=_by_attack(found),
-        allowed=_allowed(found),
-        others=_others(found),
-        empirical=findings.empirical(found),
-        sources=findings.source_rows(found),
-        suspicious=findings.entries(found.conduct),
-        exposure=_exposure(found),
-        matrix=_matrix(found),
-        ppv=_ppv(found),
-        vulnerable=_vulnerable(found),
-        suite=[registry.SUITE[name] for name in found.attacks if name in registry.SUITE],
+        leakage=_by_attack(results),
+        allowed=_allowed(results),
+        others=_others(results),
+        empirical=findings.empirical(results),
+        sources=findings.source_rows(results),
+        suspicious=findings.entries(results.conduct),
+        not_run=findings.entries(results.not_run),
+        exposure=_exposure(results),
+        matrix=_matrix(results),
+        ppv=_ppv(results),
+        vulnerable=_vulnerable(results),
+        suite=_suite(results),
         scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
     )
 
@@ -156,67 +156,85 @@ def cell(row: Mapping[str, Any] | None) -> Markup:
     return Markup("{}<small>{}{}{}</small>").format(number(row["value"]), *ends)
 
 
-def _by_attack(found: Findings) -> list[dict[str, Any]]:
+def _by_attack(results: Findings) -> list[dict[str, Any]]:
     """Return one entry an attack, the strongest first: metric → row, and how far behind the strongest."""
-    if found.overall is None:
+    if results.overall is None:
         return []
-    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
+    rows = _participants(results.leakage)
+    rows = rows[(rows["game"] == "all") & (rows["party"] == "all")]
     cells = {(row["attack"], row["metric"]): row for row in findings.entries(rows)}
-    differences = {(row["attack"], row["metric"]): row for row in findings.entries(found.differences)}
+    differences = {(row["attack"], row["metric"]): row for row in findings.entries(results.differences)}
     return [
         {
             "attack": attack,
             "cells": {metric: cells.get((attack, metric)) for metric in METRICS},
             "differences": [differences.get((attack, m)) for m in ("auc", "tpr_at_fpr_0.01")],
         }
-        for attack in found.attacks
+        for attack in results.attacks
     ]
 
 
-def _allowed(found: Findings) -> dict[str, float]:
+def _allowed(results: Findings) -> dict[str, float]:
     """Return the most that the victims' guarantee allows, by metric; empty unless all of them have one."""
-    if found.guarantee is None:
+    if results.guarantee is None:
         return {}
-    advantage = guarantees.advantage_bound(*found.guarantee)
-    rates = {f"tpr_at_fpr_{a}": guarantees.tpr_bound(a, *found.guarantee) for a in FALSE_POSITIVE_RATES}
+    advantage = guarantees.advantage_bound(*results.guarantee)
+    rates = {f"tpr_at_fpr_{a}": guarantees.tpr_bound(a, *results.guarantee) for a in FALSE_POSITIVE_RATES}
     return rates | {
-        "auc": guarantees.auc_bound(*found.guarantee),
+        "auc": guarantees.auc_bound(*results.guarantee),
         "balanced_accuracy": (1 + advantage) / 2,
         "advantage": advantage,
         "advantage_max": advantage,
     }
 
 
-def _others(found: Findings) -> list[dict[str, Any]]:
+def _others(results: Findings) -> list[dict[str, Any]]:
     """Return one entry for each attack of the other observers: metric → row."""
-    if found.overall is None:
+    if results.overall is None:
         return []
-    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["party"] == "all")]
-    named = rows[~rows["attack"].isin(found.attacks)]
+    rows = results.leakage[(results.leakage["game"] == "all") & (results.leakage["party"] == "all")]
+    rows = rows[rows["observer"] != findings.PARTICIPANT]
     return [
-        {"attack": attack, "cells": {row["metric"]: row for row in findings.entries(mine)}}
-        for attack, mine in named.groupby("attack", sort=False)
+        {
+            "observer": observer,
+            "attack": attack,
+            "cells": {row["metric"]: row for row in findings.entries(of_attack)},
+        }
+        for (observer, attack), of_attack in rows.groupby(["observer", "attack"], sort=False)
     ]
 
 
-def _exposure(found: Findings) -> dict[str, Any]:
+def _participants(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows about the participant's attacks."""
+    return table[table["observer"] == findings.PARTICIPANT]
+
+
+def _suite(results: Findings) -> list[dict[str, Any]]:
+    """Return what was declared of the participant's attacks that were scored."""
+    if results.overall is None:
+        return []
+    rows = _participants(results.suite)
+    return findings.entries(rows[rows["attack"].isin(results.attacks)])
+
+
+def _exposure(results: Findings) -> dict[str, Any]:
     """Return AUC by victim and attack, mean over games; whatever is more goes down."""
-    if found.overall is None:
+    if results.overall is None:
         return {}
-    rows = found.leakage[(found.leakage["game"] == "all") & (found.leakage["metric"] == "auc")]
-    rows = rows[rows["attack"].isin(found.attacks)]
-    victims = [party.name for party in found.parties if party.leak is not None]
-    if len(victims) > len(found.attacks):
-        return _heat_map(rows, "party", "attack", victims, found.attacks)
-    return _heat_map(rows, "attack", "party", found.attacks, victims)
+    rows = _participants(results.leakage)
+    rows = rows[(rows["game"] == "all") & (rows["metric"] == "auc")]
+    victims = [party.name for party in results.parties if party.leak is not None]
+    if len(victims) > len(results.attacks):
+        return _heat_map(rows, "party", "attack", victims, results.attacks)
+    return _heat_map(rows, "attack", "party", results.attacks, victims)
 
 
-def _matrix(found: Findings) -> dict[str, Any]:
-    if found.matrix.empty:
+def _matrix(results: Findings) -> dict[str, Any]:
+    if results.matrix.empty:
         return {}
-    names = [party.name for party in found.parties]
-    adversaries = [name for name in names if name in set(found.matrix["adversary"])]
-    return _heat_map(found.matrix, "adversary", "victim", adversaries, names)
+    names = [party.name for party in results.parties]
+    adversaries = [name for name in names if name in set(results.matrix["adversary"])]
+    return _heat_map(results.matrix, "adversary", "victim", adversaries, names)
 
 
 def _heat_map(
@@ -237,28 +255,28 @@ def _heat(auc: float) -> float:
     return 0.0 if math.isnan(auc) else round(max(0.0, min(1.0, 2 * auc - 1)), 3)
 
 
-def _ppv(found: Findings) -> list[tuple[float, list[dict[str, Any]]]]:
+def _ppv(results: Findings) -> list[tuple[float, list[dict[str, Any]]]]:
     """Return, per prior, how often the strongest attack's accusation is right, at each threshold."""
-    if found.overall is None:
+    if results.overall is None:
         return []
-    rows = found.ppv
-    keys = (rows["attack"] == found.overall.attack) & (rows["party"] == "all") & (rows["game"] == "all")
-    mine = rows[keys]
+    rows = results.ppv
+    keys = (rows["attack"] == results.overall.attack) & (rows["party"] == "all") & (rows["game"] == "all")
+    strongest = rows[keys]
     return [
-        (prior, findings.entries(mine[mine["prior"] == prior]))
-        for prior in dict.fromkeys(mine["prior"].tolist())
+        (prior, findings.entries(strongest[strongest["prior"] == prior]))
+        for prior in dict.fromkeys(strongest["prior"].tolist())
     ]
 
 
-def _vulnerable(found: Findings, most: int = 10) -> dict[str, Any] | None:
+def _vulnerable(results: Findings, most: int = 10) -> dict[str, Any] | None:
     """Return the records most exposed over games, and how many stand out from 0, against chance."""
-    if found.overall is None or not found.records["error"].notna().any():
+    if results.overall is None or not results.records["error"].notna().any():
         return None
-    known = found.records.dropna(subset=["value", "error"])
+    known = results.records.dropna(subset=["value", "error"])
     top = known.sort_values("value", ascending=False, kind="stable").head(most)
     return {
         "known": len(known),
-        "all": len(found.records),
+        "all": len(results.records),
         "above": int((known["low"] > 0).sum()),
         "by_chance": 0.025 * len(known),
         "top": findings.entries(top),

@@ -1,227 +1,180 @@
-"""The same candidates, scored by others than the participant: outsider, coalition, server (DESIGN §5).
+"""What each observer of a scenario saw of a finished game, and its attacks on that (DESIGN §5).
 
-A finished game leaves a folder for each observer. `see` reads them into views, `score` runs each observer's
-attacks on its view alone, `sources` asks which party holds each record. No one here reads the truth.
-An attack's name says who mounted it: 'server/fedmia'; a bare name is the participant's.
+A game leaves a folder for each observer. `sight` reads it, `mount` runs the observer's attacks on it and
+keeps what they find. No one here reads the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from attacks import registry
-from attacks.membership import server as server_view
-from attacks.membership.outsider import SUITE
-from attacks.membership.server import ISOLATING, Measurements, applicable, measure
-from attacks.shadows.laboratory import Laboratory, simulate
-from attacks.signals import outputs as signals
-from attacks.source import inference
-from attacks.views import observations, outsider
-from attacks.views.coalition import load_accomplice, pool
+from attacks import execution, registry
+from attacks.declaration import Attack
+from attacks.execution import Sight, Task
+from attacks.shadows.laboratory import Laboratory
+from attacks.signals import outputs
+from attacks.views import observations
+from attacks.views.coalition import load_accomplice, unite
+from attacks.views.outsider import ReleasedModel
 from attacks.views.participant import ParticipantView
-from attacks.views.rounds import as_assumed
-from attacks.views.server import load_server_view
-from fedsim.core import rng
-from fedsim.core.data.records import Records
-from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.settings import Scenario
+from attacks.views.server import ServerView, load_server_view
+from fedsim.core.run_directory import RunDirectory, not_run_table, scores_table
+from fedsim.core.scenario.adversary import OBSERVERS, AdversarySettings, Observer
 
-_SOURCES = {
-    "outsider/gap": "Yeom et al. 2018",
-    "outsider/loss": "Yeom et al. 2018",
-    "outsider/confidence": "Salem et al. 2019",
-    "outsider/entropy": "Salem et al. 2019",
-    "outsider/modified-entropy": "Song & Mittal 2021",
-    "outsider/noise-robustness": "Choquette-Choo et al. 2021",
-    "server/loss": "Nasr et al. 2019 (isolation)",
-    "server/loss-series": "Zhu et al. 2025 (baseline)",
-    "server/update-cosine": "Li et al. 2023",
-    "server/update-regression": "ours: all candidates decoded together",
-    "server/fedmia-loss": "Zhu et al. 2025 (FedMIA-I)",
-    "server/fedmia": "Zhu et al. 2025 (FedMIA-II)",
-}
+_ORDER: tuple[Observer, ...] = ("participant", *(o for o in OBSERVERS if o != "participant"))
+"""Of tables: the participant, whom a run is about, comes first."""
 
 
-def attacks() -> list[registry.Attack]:
-    """Return what the list of attacks says of those that only an outsider or the server mounts."""
-    fitted = "members are fitted better than records like them"
-    alike = "parties are alike, so that others show how a record looks that is not there"
-    asked = "the final model's answers, as its output policy lets them out"
-    rows = []
-    for name, origin in _SOURCES.items():
-        sees = asked if name in SUITE else "every party's own update of every round"
-        assumes = alike if name in ISOLATING else fitted
-        score = cast(Any, SUITE.get(name) or server_view.SUITE[name])
-        rows.append(registry.Attack(name, score, "features and label", sees, origin, assumes))
-    return rows
+def observers_of(settings: AdversarySettings) -> list[Observer]:
+    """Return a scenario's observers; the participant always is one."""
+    return [observer for observer in _ORDER if observer == "participant" or observer in settings.observers]
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """One game as its observers saw it; None where the scenario does not ask for that observer.
-
-    names: of all parties, by partition id; victims: partition ids that a candidate can be of
-    """
-
-    scenario: Scenario
-    game: int
-    names: tuple[str, ...]
-    victims: tuple[int, ...]
-    candidates: Records
-    participant: ParticipantView
-    coalition: ParticipantView | None
-    server: Measurements | None
+def victims_of(run: RunDirectory) -> tuple[int, ...]:
+    """Return the partition ids of the parties that a candidate can be of."""
+    together = {run.manifest["adversary"], *run.scenario.adversary.coalition}
+    return tuple(k for k, name in enumerate(run.manifest["parties"]) if name not in together)
 
 
-def see(run: RunDirectory, game: int) -> Seen:
-    """Read what each observer of the scenario kept of a game.
+def sight(run: RunDirectory, game: int, observer: Observer, rounds: Sequence[int] = ()) -> Sight:
+    """Read what an observer saw of a game.
+
+    rounds: those whose models participant and coalition look at; default: adversary.rounds
 
     Raises:
         InputError: a file is missing or corrupt.
     """
-    settings, folder = run.scenario.adversary, run.observations(game)
-    names = tuple(run.manifest["parties"])
-    together = {run.manifest["adversary"], *settings.coalition}
-    victims = tuple(k for k, name in enumerate(names) if name not in together)
-    candidates, view = observations.load_candidates(folder), observations.load_view(folder)
-    coalition = None
-    if settings.coalition:
-        shared = [
-            load_accomplice(run.accomplice(game, k, name), k)
-            for k, name in enumerate(names)
-            if name in settings.coalition
-        ]
-        coalition = pool(view, shared)
-    server = _measured(run, game, view, candidates, victims) if "server" in settings.observers else None
-    return Seen(run.scenario, game, names, victims, candidates, view, coalition, server)
+    view = observations.load_view(run.observations(game))
+    if rounds:
+        assumed = view.assumptions.model_copy(update={"rounds": list(rounds)})
+        view = replace(view, assumptions=assumed)
+    if observer == "participant":
+        return view
+    if observer == "coalition":
+        return _coalition(run, game, view)
+    return _released(run, view) if observer == "outsider" else _server(run, game, view)
 
 
-def _measured(
-    run: RunDirectory,
-    game: int,
-    view: ParticipantView,
-    candidates: Records,
-    victims: tuple[int, ...],
-) -> Measurements:
-    told = view.candidate_party
-    party = np.full(len(candidates), -1) if told is None else told
+def _coalition(run: RunDirectory, game: int, view: ParticipantView) -> ParticipantView:
+    accomplices = [
+        load_accomplice(run.accomplice(game, k, name), k)
+        for k, name in enumerate(run.manifest["parties"])
+        if name in run.scenario.adversary.coalition
+    ]
+    return unite(view, accomplices)
+
+
+def _released(run: RunDirectory, view: ParticipantView) -> ReleasedModel:
+    module = view.module(view.final_model)
+    policy = run.scenario.adversary.output
+    return ReleasedModel(lambda features: outputs.logits(module, features), view.settings.classes, policy)
+
+
+def _server(run: RunDirectory, game: int, view: ParticipantView) -> ServerView:
+    candidates = observations.load_candidates(run.observations(game))
+    party = np.full(len(candidates), -1) if view.candidate_party is None else view.candidate_party
     models = {t: run.read_model(game, t) for t in range(run.last_round(game) + 1)}
     folder = run.server_observations(game)
-    seen = load_server_view(folder, view.settings, models, party, victims)
-    return measure(seen, candidates)
+    return load_server_view(folder, view.settings, models, party, victims_of(run))
 
 
-def looking_at(seen: Seen, rounds: Sequence[int]) -> Seen:
-    """Return the same game with participant and coalition looking at the models of these rounds alone."""
-    views = (
-        view and replace(view, assumptions=view.assumptions.model_copy(update={"rounds": list(rounds)}))
-        for view in (seen.participant, seen.coalition)
+def mount(
+    run: RunDirectory,
+    game: int,
+    observer: Observer,
+    attacks: Sequence[Attack],
+    laboratory: Laboratory | None = None,
+    rounds: Sequence[int] = (),
+) -> None:
+    """Run an observer's attacks on what it saw of a game, and keep scores, sources and what could not run.
+
+    Raises:
+        InputError: a file is missing or corrupt, or there is no such round to look at.
+    """
+    if not attacks:
+        return
+    candidates = observations.load_candidates(run.observations(game))
+    task = Task(candidates, run.scenario.seed, game, laboratory, victims_of(run))
+    results = execution.run(observer, sight(run, game, observer, rounds), attacks, task)
+    scores = {name: finding.scores for name, finding in results.findings.items()}
+    thresholds = {name: finding.threshold for name, finding in results.findings.items()}
+    tables = {
+        "scores": scores_table(observer, scores, thresholds),
+        "source_scores": _source_table(run, observer, results.sources),
+        "not_run": not_run_table(observer, results.not_run),
+    }
+    for name, fresh in tables.items():
+        _replace(run, name, game, observer, attacks, fresh)
+
+
+def note_attacks(run: RunDirectory, attacks: Mapping[Observer, Sequence[Attack]]) -> None:
+    """Keep what is declared of the attacks, so that whoever reads the run need not import a user's code."""
+    columns = ["observer", "attack", "sees", "needs", "assumes", "source", "shadows"]
+    rows = pd.DataFrame(
+        [
+            (observer, a.name, a.sees, a.needs, a.assumes, a.source, a.shadows)
+            for observer, of_observer in attacks.items()
+            for a in of_observer
+        ],
+        columns=columns,
     )
-    participant, coalition = views
-    assert participant is not None
-    return replace(seen, participant=participant, coalition=coalition)
+    if run.has("attacks"):
+        rows = pd.concat([rows, run.table("attacks")], ignore_index=True)
+    rows = rows.drop_duplicates(["observer", "attack"])
+    run.write_table("attacks", _in_order(run, rows))
 
 
-def score(
-    seen: Seen, names: Sequence[str] | None = None, laboratory: Laboratory | None = None
-) -> dict[str, registry.Finding]:
-    """Run the attacks of every observer beside the participant.
-
-    names: attacks of the coalition, default those of the scenario.
-    Outsider and server own no records to calibrate on: they call the upper half of the candidates members,
-    as a game of as many members as non-members suggests.
-    """
-    findings: dict[str, registry.Finding] = {}
-    if "outsider" in seen.scenario.adversary.observers:
-        findings |= _halved(_asked(seen))
-    if seen.coalition is not None:
-        wanted, seed = names or seen.scenario.adversary.attacks, seen.scenario.seed
-        found = registry.run(seen.coalition, seen.candidates, wanted, seed, seen.game, laboratory)
-        findings |= {f"coalition/{name}": finding for name, finding in found.items()}
-    if seen.server is not None:
-        attacks = applicable(seen.server.secure)
-        findings |= _halved({name: attack(seen.server) for name, attack in attacks.items()})
-    return findings
-
-
-def _asked(seen: Seen) -> dict[str, np.ndarray]:
-    """Let an outsider ask the final model; every attack has the whole query budget."""
-    view, scenario = seen.participant, seen.scenario
-    module = view.module(view.final_model)
-    scores = {}
-    for name, attack in SUITE.items():
-        noise = rng.generator(scenario.seed, f"answers/{name}", game=seen.game)
-        released = outsider.released(
-            lambda features: signals.logits(module, features),
-            view.settings.classes,
-            scenario.adversary.output,
-            noise,
-        )
-        stream = rng.generator(scenario.seed, f"attack/{name}", game=seen.game)
-        with np.errstate(invalid="ignore"):  # NaN: beyond the query budget
-            scores[name] = attack(released, seen.candidates, stream)
-    return scores
-
-
-def _halved(scores: Mapping[str, np.ndarray]) -> dict[str, registry.Finding]:
-    """Add the threshold; a record about which nothing is known has the lowest score."""
-    findings = {}
-    for name, values in scores.items():
-        known = np.isfinite(values)
-        filled = np.where(known, values, values[known].min() if known.any() else 0.0)
-        findings[name] = registry.Finding(filled, float(np.median(filled)))
-    return findings
-
-
-def sources(
-    seen: Seen, names: Sequence[str] | None = None, laboratory: Laboratory | None = None
-) -> pd.DataFrame:
-    """Return who each observer believes holds each candidate: attack, candidate, party, score.
-
-    Empty where there are fewer than two victims, or where the adversary is told whose each candidate is; a
-    participant and a coalition need the shadows of an attack that the scenario asks for anyway.
-    names: attacks that are repeated, None for all; a repetition of some leaves the table as it was.
-    """
-    parts: dict[str, np.ndarray] = {}
-    told = seen.participant.candidate_party
-    if len(seen.victims) < 2 or names is not None or (told is not None and (told >= 0).any()):
-        return _source_table(seen, parts)
-    if _simulates(seen.scenario):
-        parts["source-shadows"] = _posterior(seen, seen.participant, laboratory)
-        if seen.coalition is not None:
-            parts["coalition/source-shadows"] = _posterior(seen, seen.coalition, laboratory)
-    if seen.server is not None:
-        parts |= inference.server(seen.server)
-    return _source_table(seen, parts)
-
-
-def _simulates(scenario: Scenario) -> bool:
-    return any(attack.inside for attack in registry.attacks_of(scenario))
-
-
-def _posterior(seen: Seen, view: ParticipantView, laboratory: Laboratory | None) -> np.ndarray:
-    """Return the posterior of each victim, (n, V); the shadows are the other attacks', from the cache."""
-    view = as_assumed(view)
-    matrix = simulate(view, seen.candidates, seen.scenario.seed, seen.game, laboratory)
-    return inference.from_shadows(matrix, np.array(seen.victims))[: len(seen.candidates), :-1]
-
-
-def _source_table(seen: Seen, parts: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    parties = [seen.names[k] for k in seen.victims]
+def _source_table(run: RunDirectory, observer: Observer, sources: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return (n, V) scores of each rule as rows: observer, attack, candidate, party, score."""
+    names = list(run.manifest["parties"])
+    parties = np.array([names[k] for k in victims_of(run)], dtype=object)
     tables = [
         pd.DataFrame(
             {
+                "observer": observer,
                 "attack": name,
                 "candidate": np.repeat(np.arange(len(scores)), len(parties)),
-                "party": np.tile(np.array(parties, dtype=object), len(scores)),
+                "party": np.tile(parties, len(scores)),
                 "score": scores.ravel(),
             }
         )
-        for name, scores in parts.items()
+        for name, scores in sources.items()
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _replace(
+    run: RunDirectory,
+    table: str,
+    game: int,
+    observer: Observer,
+    attacks: Sequence[Attack],
+    fresh: pd.DataFrame,
+) -> None:
+    """Put ``fresh`` in the place of what a table holds of these attacks; other attacks' rows are kept."""
+    rows = fresh
+    if run.has(table):
+        before = run.table(table)
+        before = before[before["game"] == game].drop(columns="game")
+        repeated = (before["observer"] == observer) & before["attack"].isin([a.name for a in attacks])
+        if not len(fresh) and not repeated.any():
+            return
+        others = before[~repeated]
+        rows = pd.concat([part for part in (others, fresh) if len(part)] or [others], ignore_index=True)
+    elif not len(fresh):
+        return
+    run.write_game(table, game, _in_order(run, rows))
+
+
+def _in_order(run: RunDirectory, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by observer, then by attack in the registry's order."""
+    settings = run.scenario.adversary
+    attacks = registry.known(settings.attacks, settings.folder)
+    pairs = [(observer, a.name) for observer in _ORDER for a in attacks if observer in a.observers]
+    place = {pair: position for position, pair in enumerate(pairs)}
+    keys = [place.get(pair, len(place)) for pair in zip(rows["observer"], rows["attack"], strict=True)]
+    return rows.iloc[np.argsort(keys, kind="stable")].reset_index(drop=True)

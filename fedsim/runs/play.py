@@ -11,7 +11,6 @@ from attacks.shadows import cache
 from attacks.shadows.laboratory import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
-from fedsim.runs import observers
 from fedsim.runs.attack import evaluate, observe
 
 ENGINES = ("inprocess", "ray")
@@ -20,7 +19,7 @@ ENGINES = ("inprocess", "ray")
 def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
     """Run every game that is not finished, then evaluate all of them.
 
-    workers: processes for the parties, and cores for the shadows; None: 1, and `simulation.cores`.
+    workers: processes for the parties, and cores for the shadows; None: 1, and `laboratory.cores`.
 
     Raises:
         FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
@@ -39,7 +38,7 @@ def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
             continue
         started = time.monotonic()
         _run_game(run, game, engine, workers or 1)
-        observe(run, observers.see(run, game), None, laboratory)
+        observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)
     run.update_manifest(complete=True)
@@ -73,11 +72,11 @@ def latest_unfinished(parent: Path, name: str) -> RunDirectory:
     """Return the newest run of scenario ``name`` below ``parent`` that is not complete.
 
     Raises:
-        FedsimError: there is none.
+        FedsimError: there is none, or it was written by another version.
     """
     for run in reversed(runs_in(parent)):
         if not run.manifest.get("complete") and run.scenario.name == name:
-            return run
+            return RunDirectory.open(run.path)
     raise FedsimError(f"no unfinished run of '{name}' in {parent}; start one without --resume")
 
 

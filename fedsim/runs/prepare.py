@@ -15,17 +15,17 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, parties
-from fedsim.core.data import encode as encoding
+from fedsim.core.data import catalogue, encode, parties
+from fedsim.core.data.encode import Encoded
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import STRATEGIES, Scenario
 from fedsim.evaluation import truth
-from fedsim.runs.checks import adversary as observers
 from fedsim.runs.checks import limits
-from fedsim.runs.checks import parties as checks
-from fedsim.runs.checks.parties import defences, private_training
+from fedsim.runs.checks.adversary import check_observers, protection_notices
+from fedsim.runs.checks.parties import check_defences, check_model, check_private_training, defence_notices
+from fedsim.runs.observers import observers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prepared:
     """
 
     scenario: Scenario
-    encoded: encoding.Encoded
+    encoded: Encoded
     rows: dict[str, np.ndarray]
     adversary: str
 
@@ -52,7 +52,7 @@ def with_sector_defaults(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update=changes)
 
 
-def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded | None = None) -> Prepared:
+def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = None) -> Prepared:
     """Read the data and check all that only the data can tell.
 
     encoded: the scenario's records, where they have been read before.
@@ -61,7 +61,8 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
         InputError: in one sentence, what is wrong and what would be valid.
     """
     scenario = with_sector_defaults(scenario)
-    registry.attacks_of(scenario)
+    for observer in observers_of(scenario.adversary):
+        registry.attacks_of(scenario, observer)
     deviation.check(scenario.adversary, scenario.federation.rounds)
     _check_strategy(scenario)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
@@ -77,19 +78,19 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     adversary = scenario.adversary.party or next(iter(rows))
     _check_names(scenario, rows, adversary)
     limits.check(scenario, encoded, rows)
-    observers.check(scenario, list(rows), adversary)
-    checks.model(scenario, encoded)
-    private_training(scenario, encoded, rows)
-    defences(scenario, encoded, rows)
-    notices = *checks.notices(scenario, rows), *observers.notices(scenario)
+    check_observers(scenario, list(rows), adversary)
+    check_model(scenario, encoded)
+    check_private_training(scenario, encoded, rows)
+    check_defences(scenario, encoded, rows)
+    notices = *defence_notices(scenario, rows), *protection_notices(scenario)
     encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
     )
     knows = scenario.adversary.knows_party
-    told = {"party": adversary, "knows_party": natural if knows is None else knows}
-    told["candidates"] = deviation.candidates(scenario.adversary)
-    scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=told)})
+    filled_in = {"party": adversary, "knows_party": natural if knows is None else knows}
+    filled_in["candidates"] = deviation.candidates(scenario.adversary)
+    scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=filled_in)})
     return Prepared(scenario, encoded, rows, adversary)
 
 
@@ -103,13 +104,13 @@ def _check_strategy(scenario: Scenario) -> None:
     strategy.build(federation, scenario.training)
 
 
-def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
+def read_records(scenario: Scenario, data_dir: Path | None) -> Encoded:
     """Read and encode the scenario's records, each once; nothing is learnt from private ones (DESIGN §7)."""
     data = scenario.data
     source = catalogue.open_table(data, data_dir)
     stream = rng.generator(scenario.seed, "public records")
     bounds = SECTORS[scenario.parties.sector].bounds
-    return encoding.deduplicate(encoding.encode(source, data, stream, sector_bounds=bounds))
+    return encode.deduplicate(encode.encode(source, data, stream, sector_bounds=bounds))
 
 
 def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 
 from clients import messages
 from fedsim.core.run_directory import RunDirectory
-from fedsim.server import central_dp as strategies
+from fedsim.server.central_dp import party_epsilon
 from fedsim.server.federation import Federation, log, send
 from fedsim.server.replies import Outcome
 
@@ -72,8 +72,8 @@ def _party_epsilon(federation: Federation, partition: int, takes_part: bool) -> 
     if central is None:
         return math.inf
     name = federation.parties[partition]
-    mine = [row for row in federation.rows if row["party"] == name and row["round"]]
-    return strategies.party_epsilon(central, takes_part + sum(row["status"] == "ok" for row in mine))
+    rows = [row for row in federation.rows if row["party"] == name and row["round"]]
+    return party_epsilon(central, takes_part + sum(row["status"] == "ok" for row in rows))
 
 
 def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int) -> None:

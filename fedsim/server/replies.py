@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from clients import messages
 from fedsim.core.errors import plainly
 from fedsim.core.scenario.settings import FederationSettings, Scenario
-from fedsim.server import strategy as strategies
+from fedsim.server import strategy
 from fedsim.server.federation import Federation, log
 
 
@@ -62,10 +62,10 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
     if "arrays" not in content or "metrics" not in content:
         return Outcome("invalid", "the reply holds no model")
     metrics = messages.numbers(content.metric_records["metrics"])
-    flaw = _flaw(content.array_records["arrays"], weights)
+    flaw = flaw_of(content.array_records["arrays"], weights)
     if not flaw and not metrics.get("num-examples", 0) > 0:
         flaw = f"num-examples = {metrics.get('num-examples')}"
-    missing = [name for name in strategies.metrics_needed(settings) if name not in metrics]
+    missing = [name for name in strategy.metrics_needed(settings) if name not in metrics]
     if not flaw and missing:
         flaw = f"the metric '{missing[0]}' is missing"
     if not flaw and settings.central_dp is not None and settings.central_dp.where == "server":
@@ -73,8 +73,8 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
     return Outcome("invalid", flaw, metrics) if flaw else Outcome("ok", "", metrics)
 
 
-def _flaw(arrays: ArrayRecord, reference: ArrayRecord) -> str:
-    """Return what is wrong with a model that a party sent, '' where nothing is."""
+def flaw_of(arrays: ArrayRecord, reference: ArrayRecord) -> str:
+    """Return what is wrong with a model beside ``reference``, '' where nothing is."""
     if set(arrays) != set(reference):
         return "the model has other layers than the global model"
     for name, array in arrays.items():
@@ -99,11 +99,11 @@ def _for_strategy(reply: Message, outcome: Outcome, weights: ArrayRecord, scenar
     weight by records would let a large party move the mean by more than the noise covers.
     """
     federation, arrays = scenario.federation, reply.content.array_records["arrays"]
-    kept = {name: outcome.metrics[name] for name in strategies.metrics_needed(federation)}
+    metrics = {name: outcome.metrics[name] for name in strategy.metrics_needed(federation)}
     if federation.central_dp is not None:
-        kept["num-examples"] = 1.0
+        metrics["num-examples"] = 1.0
     ordered = ArrayRecord({name: arrays[name] for name in weights})
-    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(kept)})
+    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(metrics)})
     return reply
 
 

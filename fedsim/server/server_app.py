@@ -18,14 +18,15 @@ from clients import messages
 from clients.party import run_folder
 from fedsim.core import rng
 from fedsim.core.errors import FedsimError
+from fedsim.core.imports import is_reference
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
-from fedsim.core.run_directory import Checkpoint, RunDirectory, scores_table
+from fedsim.core.run_directory import Checkpoint, RunDirectory, not_run_table, scores_table
 from fedsim.core.scenario.settings import Scenario
 from fedsim.server import central_dp, strategy
 from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
 from fedsim.server.federation import Federation, KeepsStates, log, ordered, send
-from fedsim.server.replies import sort_out, too_few, update_shapes
+from fedsim.server.replies import flaw_of, sort_out, too_few, update_shapes
 from fedsim.server.strategy import Drawn
 
 app = ServerApp()
@@ -126,8 +127,8 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         federation.grid.restore(checkpoint.states)
         strategy.restore(federation.strategy, checkpoint.strategy)
         before = run.table("rounds")
-        kept = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
-        federation.rows.extend(cast(list[dict[str, Any]], kept.to_dict("records")))
+        finished = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
+        federation.rows.extend(cast(list[dict[str, Any]], finished.to_dict("records")))
         return ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
     manifest = run.manifest
     module = zoo.build(
@@ -148,7 +149,8 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
     settings = federation.scenario.federation
     drawn = strategy.sample(federation.parties, settings, federation.scenario.seed, federation.game, round)
     nodes = Drawn([federation.nodes[partition] for partition in drawn])
-    sent = federation.strategy.configure_train(round, weights, ConfigRecord(), cast(Grid, nodes))
+    with strategy.blamed(settings, round):
+        sent = list(federation.strategy.configure_train(round, weights, ConfigRecord(), cast(Grid, nodes)))
     by_node = {message.metadata.dst_node_id: message for message in sent}
     ordered = [by_node[node] for node in nodes.node_ids if node in by_node]
     replies = list(federation.grid.send_and_receive(ordered, timeout=settings.timeout))
@@ -160,10 +162,25 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
             return None
         raise FedsimError(too_few(federation, round, outcomes, len(usable)))
     _observe(federation, round, usable)
-    seed = federation.scenario.seed
-    aggregated = strategy.aggregate(federation.strategy, round, usable, seed, federation.game)
+    return _aggregate(federation, weights, round, usable)
+
+
+def _aggregate(
+    federation: Federation, weights: ArrayRecord, round: int, usable: list[Message]
+) -> ArrayRecord:
+    """Return the new global model, which has the layers of the one before.
+
+    Raises:
+        FedsimError: the strategy gave no model, or a user's own failed or gave one that cannot be used.
+    """
+    settings, seed = federation.scenario.federation, federation.scenario.seed
+    with strategy.blamed(settings, round):
+        aggregated = strategy.aggregate(federation.strategy, round, usable, seed, federation.game)
     if aggregated is None:
         raise FedsimError(f"round {round}: strategy '{settings.strategy}' gave no model")
+    flaw = flaw_of(aggregated, weights) if is_reference(settings.strategy) else ""
+    if flaw:
+        raise FedsimError(f"round {round}: federation.strategy = '{settings.strategy}': {flaw}")
     return strategy.cast_like(aggregated, weights)
 
 
@@ -201,9 +218,9 @@ def _collect_findings(federation: Federation) -> None:
         FedsimError: the adversary did not answer.
     """
     run, game = federation.run, federation.game
-    asked = messages.to_arrays(run.read_candidates(game).arrays())
+    candidates = messages.to_arrays(run.read_candidates(game).arrays())
     config = ConfigRecord({"workers": int(run.manifest.get("workers", 1))})
-    content = RecordDict({"candidates": asked, "config": config})
+    content = RecordDict({"candidates": candidates, "config": config})
     adversary = run.manifest["adversary"]
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
@@ -214,6 +231,10 @@ def _collect_findings(federation: Federation) -> None:
     if not replies or replies[0].has_error():
         reason = replies[0].error.reason if replies else "no reply within adversary.timeout"
         raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")
-    scores = messages.to_numpy(replies[0].content.array_records["scores"])
-    thresholds = messages.numbers(replies[0].content.metric_records["thresholds"])
-    run.write_game("scores", game, scores_table(scores, thresholds))
+    content = replies[0].content
+    scores = messages.to_numpy(content.array_records["scores"])
+    thresholds = messages.numbers(content.metric_records["thresholds"])
+    run.write_game("scores", game, scores_table("participant", scores, thresholds))
+    reasons = {str(name): str(reason) for name, reason in content.config_records["not-run"].items()}
+    if reasons:
+        run.write_game("not_run", game, not_run_table("participant", reasons))

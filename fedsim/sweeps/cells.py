@@ -25,6 +25,7 @@ import attacks
 import clients
 import fedsim
 from fedsim.core.errors import FedsimError, plainly
+from fedsim.core.imports import is_reference, source_file
 from fedsim.core.parallel import Workers
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
@@ -86,15 +87,17 @@ def key_of(prepared: Prepared) -> str:
     for section, settings_of in (("dp", scenario.dp_of), ("defences", scenario.defence_of)):
         settings = {name: settings_of(name) for name in prepared.rows}
         document[section] = {name: s and s.model_dump(mode="json") for name, s in settings.items()}
-    decisive = [document, prepared.encoded.hashes, _own_model(scenario), code_version()]
+    decisive = [document, prepared.encoded.hashes, _own_code(scenario), code_version()]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _own_model(scenario: Scenario) -> str:
-    """Return a hash of the file that holds a 'module:callable', '' where the model is one of fedsim's."""
-    module, own, _ = scenario.model.name.partition(":")
-    file = Path(scenario.model.folder or ".") / f"{module.replace('.', '/')}.py"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if own and file.is_file() else ""
+def _own_code(scenario: Scenario) -> dict[str, str]:
+    """Return a hash of each file that holds a 'module:callable' of the scenario, by its name."""
+    model, federation, adversary = scenario.model, scenario.federation, scenario.adversary
+    named = [(model.name, model.folder), (federation.strategy, federation.folder)]
+    named += [(text, adversary.folder) for text in adversary.own_attacks]
+    files = {text: source_file(text, folder) for text, folder in named if is_reference(text)}
+    return {text: hashlib.sha256(file.read_bytes()).hexdigest() for text, file in files.items() if file}
 
 
 @lru_cache(maxsize=1)

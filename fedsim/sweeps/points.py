@@ -4,7 +4,7 @@ A sweep file (TOML) names scenarios, keys that hold for all of them, and axes:
 
     name = "epsilon"
     scenarios = ["../heart.toml", {file = "../banks.toml", set = {"adversary.candidates" = 2000}}]
-    headline = ["joint", "lira"]           # the attacks that tables show, named before anything is known
+    headline = ["joint", "server:fedmia"]  # the attacks that tables show, named before anything is known
     [set]
     games = 4
     [axes]
@@ -35,9 +35,11 @@ from attacks import registry
 from fedsim.core.data.encode import Encoded
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.scenario import reading as scenarios
+from fedsim.core.scenario.adversary import attack_key
 from fedsim.core.scenario.reading import OFF
 from fedsim.core.scenario.settings import Scenario
 from fedsim.runs import prepare
+from fedsim.runs.observers import observers_of
 from fedsim.sweeps import cells, on_ray
 from fedsim.sweeps.cells import Cell, Report
 from fedsim.sweeps.file import Source, Sweep, Values, Variant, check_clashes, load
@@ -82,6 +84,7 @@ def plan(
     check_clashes(sweep, path, [("--set", last)])
     _check_count(sweep, path)
     parsed = list(_scenarios(sweep, path, last))
+    _check_headline(sweep, path, [scenario for _, _, scenario in parsed])
     read: dict[str, Encoded] = {}
     points = []
     for labels, where, scenario in parsed:
@@ -110,6 +113,17 @@ def _check_count(sweep: Sweep, path: Path) -> None:
             f"{path}: {points:,} points, of which a sweep has at most {MOST_POINTS:,}; shorten the longest "
             f"axis, '{longest}'"
         )
+
+
+def _check_headline(sweep: Sweep, path: Path, points: Sequence[Scenario]) -> None:
+    """Refuse attacks of the headline that there are not, not even among the scenarios' own."""
+    folders = {(tuple(s.adversary.own_attacks), s.adversary.folder) for s in points}
+    attacks = {attack for own, folder in folders for attack in registry.known(own, folder)}
+    keys = {(observer, attack.name) for attack in attacks for observer in attack.observers}
+    names = [name if whose == "participant" else f"{whose}:{name}" for whose, name in keys]
+    for text in sweep.headline:
+        if attack_key(text) not in keys:
+            raise InputError(f"{path}: headline: unknown attack '{text}'{suggestion(text, names)}")
 
 
 def _scenarios(sweep: Sweep, path: Path, last: Values) -> Iterator[tuple[Values, str, Scenario]]:
@@ -186,8 +200,11 @@ def _cell(
         prepared = prepare.check(scenario, data_dir, read[same])
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    names = [attack.name for attack in registry.attacks_of(prepared.scenario)]
-    if not any(attack in names or "/" in attack for attack in headline):
+    observers = observers_of(prepared.scenario.adversary)
+    attacks = {observer: registry.attacks_of(prepared.scenario, observer) for observer in observers}
+    run = {(observer, attack.name) for observer, mounted in attacks.items() for attack in mounted}
+    if run.isdisjoint(map(attack_key, headline)):
+        names = [attack.name for attack in attacks["participant"] if attack.infers == "membership"]
         raise InputError(
             f"{where}: no attack of headline = {list(headline)} is run; it runs {', '.join(names)}"
         )

@@ -6,20 +6,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attacks import registry
+from attacks.declaration import Attack
 from fedsim.core.data.schema import Column
 from fedsim.core.data.sources import DataSet
 from fedsim.terminal.formatting import new_table
 
 
-def attack_list(attacks: list[registry.Attack]) -> Table:
-    """Return what each attack sees, needs and assumes, and its source."""
-    table = new_table("Attacks; a participant's where no other observer is named")
+def attack_list(attacks: list[Attack]) -> Table:
+    """Return who mounts each attack, what it sees, needs and assumes, and its source."""
+    table = new_table("Attacks; a coalition mounts the participant's")
+    table.add_column("observer", no_wrap=True)
     table.add_column("attack", no_wrap=True)
     for heading in ("sees", "needs", "assumes", "source"):
         table.add_column(heading)
     for attack in attacks:
-        cells = (attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
+        observer = attack.observers[0]
+        cells = (observer, attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
         table.add_row(*map(escape, cells))  # an attack may be a user's own, and say what it likes
     return table
 

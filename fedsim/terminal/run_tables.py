@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attacks import deviation, registry
+from attacks import deviation
 from attacks.membership import outsider
-from attacks.membership.outsider import SUITE
 from clients.sectors import SECTORS
+from fedsim.core.errors import InputError
 from fedsim.core.privacy import output
-from fedsim.core.run_directory import RunDirectory
+from fedsim.core.run_directory import FORMAT, RunDirectory
 from fedsim.core.scenario.protection import CentralDPSettings
+from fedsim.evaluation.comparison import of_attacks
 from fedsim.terminal.formatting import METRICS, cell, new_table, number
 
 _BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
@@ -38,6 +39,8 @@ def show(run: RunDirectory, console: Console) -> None:
         console.print(_exposure(leakage))
         for part in _observers(run, leakage):
             console.print(part, highlight=False)
+        for sentence in _not_run(run):
+            console.print(sentence, style="yellow", highlight=False, markup=False)
         console.print(f"[dim]{escape(_assumptions(run))}[/dim]", highlight=False)
     else:
         console.print("No leakage yet: the run is not finished (go on with --resume).")
@@ -94,17 +97,25 @@ def _leakage(leakage: pd.DataFrame) -> Table:
         f"{sizes['n_nonmembers']:.0f} held-out records, with 95 % intervals"
     )
     table = new_table(title)
-    table.add_column("attack", no_wrap=True)
+    several = _add_attack_columns(table, overall)
     for heading in METRICS.values():
         table.add_column(heading, justify="right", no_wrap=True)
-    for attack, rows in overall.groupby("attack", sort=False):
+    for (observer, attack), rows in overall.groupby(["observer", "attack"], sort=False):
         cells = [cell(rows[rows["metric"] == metric]) for metric in METRICS]
-        table.add_row(escape(str(attack)), *cells)
+        table.add_row(*([escape(str(observer))] if several else []), escape(str(attack)), *cells)
     table.caption = (
         "Balanced accuracy and realised FPR: at the threshold that the adversary sets on its own records."
     )
     table.caption_justify = "left"
     return table
+
+
+def _add_attack_columns(table: Table, rows: pd.DataFrame) -> bool:
+    """Add the columns that name an attack; return whether that of the observer is among them."""
+    several = rows["observer"].nunique() > 1
+    for heading in ["observer", "attack"] if several else ["attack"]:
+        table.add_column(heading, no_wrap=True)
+    return several
 
 
 def _exposure(leakage: pd.DataFrame) -> Table:
@@ -114,29 +125,34 @@ def _exposure(leakage: pd.DataFrame) -> Table:
     if len(victims) > _MANY_VICTIMS:
         return _exposure_of_many(auc, victims)
     table = new_table("AUC per attack and victim party (members + held out), with 95 % intervals")
-    table.add_column("attack", no_wrap=True)
+    several = _add_attack_columns(table, auc)
     for victim in victims:
         n = auc[auc["party"] == victim].iloc[0]
         size = f"{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
         table.add_column(f"{escape(victim)}\n{size}", justify="right", no_wrap=True)
-    for attack, rows in auc.groupby("attack", sort=False):
-        table.add_row(escape(str(attack)), *(cell(rows[rows["party"] == victim]) for victim in victims))
+    for (observer, attack), rows in auc.groupby(["observer", "attack"], sort=False):
+        cells = [cell(rows[rows["party"] == victim]) for victim in victims]
+        table.add_row(*([escape(str(observer))] if several else []), escape(str(attack)), *cells)
     return table
 
 
 def _exposure_of_many(auc: pd.DataFrame, victims: list[str]) -> Table:
     """Return a row per victim, with the attacks that find most on average; the table would be too wide."""
-    best = auc.groupby("attack")["value"].mean().nlargest(5).index
+    means = auc.groupby(["observer", "attack"])["value"].mean()
+    best = [(str(observer), str(attack)) for observer, attack in means.nlargest(5).index]
+    several = auc["observer"].nunique() > 1
     table = new_table(
         "AUC per victim party (members + held out) of the five strongest attacks, 95 % intervals"
     )
-    for heading in ("party", *best):
-        table.add_column(escape(str(heading)), justify="left" if heading == "party" else "right")
+    table.add_column("party")
+    for observer, attack in best:
+        name = f"{observer}\n{attack}" if several else attack
+        table.add_column(escape(name), justify="right")
     for victim in victims:
         rows = auc[auc["party"] == victim]
         n = rows.iloc[0]
         name = f"{escape(victim)}\n{n['n_members']:.0f} + {n['n_nonmembers']:.0f}"
-        table.add_row(name, *(cell(rows[rows["attack"] == attack]) for attack in best))
+        table.add_row(name, *(cell(of_attacks(rows, [key])) for key in best))
     return table
 
 
@@ -144,65 +160,68 @@ def _observers(run: RunDirectory, leakage: pd.DataFrame) -> list[Table | str]:
     """Return the strongest attack of each of several observers, and how often each names the right party."""
     overall = _over_games(leakage)
     overall = overall[overall["party"] == "all"]
-    observer = overall["attack"].map(_observer)
-    found: list[Table | str] = []
-    if observer.nunique() > 1:
+    parts: list[Table | str] = []
+    if overall["observer"].nunique() > 1:
         table = new_table("Observers: the same candidates, the attack with the largest AUC of each")
         for heading, metric in {"observer": "", "attack": "", **_BY_OBSERVER}.items():
             table.add_column(heading, justify="right" if metric else "left", no_wrap=True)
-        for name, rows in overall.groupby(observer, sort=False):
+        for observer, rows in overall.groupby("observer", sort=False):
             best = rows[rows["metric"] == "auc"].nlargest(1, "value")["attack"].iloc[0]
-            mine = rows[rows["attack"] == best]
-            cells = [cell(mine[mine["metric"] == metric]) for metric in _BY_OBSERVER.values()]
+            of_best = rows[rows["attack"] == best]
+            cells = [cell(of_best[of_best["metric"] == metric]) for metric in _BY_OBSERVER.values()]
             table.add_row(
-                escape(str(name)),
-                f"{escape(str(best).split('/')[-1])} (of {rows['attack'].nunique()})",
-                *cells,
+                escape(str(observer)), f"{escape(str(best))} (of {rows['attack'].nunique()})", *cells
             )
         table.caption = "The best of several attacks on the same records: its figures err upwards."
         table.caption_justify = "left"
-        found.append(table)
-    found += _answers(run, overall)
-    return found + (_sources(run.table("sources")) if run.has("sources") else [])
+        parts.append(table)
+    parts += _answers(run, overall)
+    return parts + (_sources(run.table("sources")) if run.has("sources") else [])
+
+
+def _not_run(run: RunDirectory) -> list[str]:
+    """Say which attacks could not be run, and why."""
+    if not run.has("not_run"):
+        return []
+    rows = run.table("not_run").drop_duplicates(["observer", "attack"])
+    return [
+        f"Not run: {attack} of the {observer}: {reason}"
+        for observer, attack, reason in zip(rows["observer"], rows["attack"], rows["reason"], strict=True)
+    ]
 
 
 def _answers(run: RunDirectory, overall: pd.DataFrame) -> list[Table | str]:
     """Say what an outsider's queries spent, where the output policy states an ε for one answer."""
-    policy, attacks = run.scenario.adversary.output, sorted(set(overall["attack"]) & set(SUITE))
+    policy = run.scenario.adversary.output
+    attacks = sorted(set(overall[overall["observer"] == "outsider"]["attack"]))
     if not attacks or output.spent(policy, 1) is None:
         return []
     candidates = len(run.read_candidates(0))
-    asked = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
-    most = max(attacks, key=lambda name: asked[name])
-    epsilon, delta = output.spent(policy, asked[most]) or (math.nan, math.nan)
+    counts = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
+    most = max(attacks, key=lambda name: counts[name])
+    epsilon, delta = output.spent(policy, counts[most]) or (math.nan, math.nan)
     total = f"ε = {epsilon:.6g}" + (f", δ = {delta:.2g}" if delta else "")
     return [
-        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {asked[most]} answers of "
-        f"{most.split('/')[-1]} cost {total} a game (basic composition)"
+        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {counts[most]} answers of "
+        f"{most} cost {total} a game (basic composition)"
     ]
 
 
 def _sources(sources: pd.DataFrame) -> list[Table | str]:
     """Say for each observer how often its best rule names the party of a member."""
     overall = sources[sources["game"] == "all"]
-    observer = overall["attack"].map(_observer)
     lines: list[Table | str] = []
-    for name, rows in overall.groupby(observer, sort=False):
-        strongest = rows[rows["metric"] == "accuracy"].nlargest(1, "value")["attack"].iloc[0]
-        best = rows[rows["attack"] == strongest].set_index("metric")
+    for observer, rows in overall.groupby("observer", sort=False):
+        rule = rows[rows["metric"] == "accuracy"].nlargest(1, "value")["attack"].iloc[0]
+        best = rows[rows["attack"] == rule].set_index("metric")
         value, low, high = (float(best[column]["accuracy"]) for column in ("value", "low", "high"))
-        rule, n = str(strongest).split("/")[-1], best["n"].iloc[0]
+        n = best["n"].iloc[0]
         guesses = [f"{float(best['value'][metric]):.0%}" for metric in ("chance", "label_prior")]
         lines.append(
-            f"Which party? {name} ({rule}): right for {value:.0%} ({low:.0%} to {high:.0%}) of {n} members; "
-            f"chance {guesses[0]}, labels alone {guesses[1]}"
+            f"Which party? {observer} ({rule}): right for {value:.0%} ({low:.0%} to {high:.0%}) of {n} "
+            f"members; chance {guesses[0]}, labels alone {guesses[1]}"
         )
     return lines
-
-
-def _observer(attack: str) -> str:
-    """Return who mounts an attack: a bare name is the participant's."""
-    return attack.split("/")[0] if "/" in attack else "participant"
 
 
 def _over_games(leakage: pd.DataFrame) -> pd.DataFrame:
@@ -212,8 +231,9 @@ def _over_games(leakage: pd.DataFrame) -> pd.DataFrame:
 def _assumptions(run: RunDirectory) -> str:
     scenario = run.scenario
     settings = scenario.adversary
-    attacks = registry.attacks_of(scenario)
-    assumed = "; ".join(dict.fromkeys(attack.assumes for attack in attacks if attack.assumes))
+    attacks = run.table("attacks")
+    attacks = attacks[attacks["observer"] == "participant"]
+    assumed = "; ".join(dict.fromkeys(text for text in attacks["assumes"] if text))
     kind = "a participant that deviates" if settings.active else "an ordinary participant"
     return (
         f"Adversary: {run.manifest.get('adversary')}, {kind}. {deviation.assumption(settings)}"
@@ -223,22 +243,32 @@ def _assumptions(run: RunDirectory) -> str:
     )
 
 
-def runs(found: list[RunDirectory]) -> Table:
-    """Return the list of runs."""
+def runs(directories: list[RunDirectory]) -> Table:
+    """Return the list of runs; of one that this fedsim does not read, its name and why."""
     table = new_table("Runs")
     for heading in ("run", "scenario", "games", "rounds", "engine", "state", "created"):
         table.add_column(heading)
-    for run in found:
-        manifest, scenario = run.manifest, run.scenario
-        done = len(manifest.get("games", {}))
-        state = "complete" if manifest.get("complete") else f"{done} of {scenario.games} games"
-        table.add_row(
-            escape(run.path.name),
-            scenario.name,
-            str(scenario.games),
-            str(scenario.federation.rounds),
-            escape(str(manifest.get("engine", ""))),
-            state,
-            escape(str(manifest.get("created", ""))),
-        )
+    for run in directories:
+        table.add_row(escape(run.path.name), *map(escape, _run_cells(run)))
     return table
+
+
+def _run_cells(run: RunDirectory) -> tuple[str, ...]:
+    try:
+        manifest = run.manifest
+        if run.format != FORMAT:
+            state = f"format {run.format}; this fedsim reads {FORMAT}"
+            return "", "", "", "", state, str(manifest.get("created", ""))
+        scenario = run.scenario
+    except InputError:
+        return "", "", "", "", "unreadable", ""
+    done = len(manifest.get("games", {}))
+    state = "complete" if manifest.get("complete") else f"{done} of {scenario.games} games"
+    return (
+        scenario.name,
+        str(scenario.games),
+        str(scenario.federation.rounds),
+        str(manifest.get("engine", "")),
+        state,
+        str(manifest.get("created", "")),
+    )

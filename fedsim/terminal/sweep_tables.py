@@ -19,7 +19,8 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
     labels = list(compact.columns[: compact.columns.get_loc("epsilon")])
     shown = [name for name in labels if name == "scenario" or compact[name].nunique() > 1]
     table = new_table(title)
-    for name in [*shown, "ε", "attack"]:
+    several = len(compact) and set(compact["observer"]) != {"participant"}
+    for name in [*shown, "ε", *(["observer"] if several else []), "attack"]:
         table.add_column(escape(str(name)).replace(".", ".\n"), no_wrap=name != "scenario")
     for heading in measures.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -28,7 +29,8 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
         point = [row[name] for name in labels]
         own = [escape(_label(row[name])) for name in shown] + [_label(row["epsilon"])]
         cells = [_interval_cell(row, measure) for measure in measures]
-        table.add_row(*(own if point != before else [""] * len(own)), escape(str(row["attack"])), *cells)
+        attack = [escape(str(row[key])) for key in (*["observer"] * bool(several), "attack")]
+        table.add_row(*(own if point != before else [""] * len(own)), *attack, *cells)
         before = point
     table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'."
     table.caption_justify = "left"

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from support.attacks import findings
 from support.federation import Federation, initial, noise, train
 
 from attacks import deviation, registry
+from attacks.declaration import Attack
 from attacks.deviation import FEW
 from attacks.membership import active
 from attacks.signals import outputs as signals
@@ -23,6 +25,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 from fedsim.core.models import weights, zoo
 from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.core.scenario.settings import FederationSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -190,7 +193,7 @@ def ascended() -> Federation:
 
 def test_members_come_back_from_where_the_ascents_pushed_them(ascended: Federation) -> None:
     view, candidates, member = ascended.view, ascended.candidates, ascended.member
-    found = registry.run(view, candidates, ["gradient-ascent", "loss"], seed=0)
+    found = findings(view, candidates, ["gradient-ascent", "loss"], seed=0)
     by_ascent, by_loss = (roc_auc_score(member, found[name].scores) for name in ("gradient-ascent", "loss"))
     assert by_ascent > 0.85 and by_ascent > by_loss + 0.02
     ours = found["gradient-ascent"]
@@ -234,15 +237,19 @@ def test_without_an_ascent_that_could_be_followed_nothing_is_said(ascended: Fede
 # The suite.
 
 
+def offered_to(names: list[str], active: Any) -> list[Attack]:
+    return registry.applicable(names, AdversarySettings(active=active), FederationSettings())
+
+
 def test_the_attack_is_offered_only_where_the_adversary_ascended() -> None:
     offered = [
-        [attack.name for attack in registry.applicable(["all"], "population", "fedavg", kind)]
+        [attack.name for attack in offered_to(["all"], kind) if attack.infers == "membership"]
         for kind in (None, "poisoning", "gradient-ascent")
     ]
     assert offered[0] == offered[1] == [name for name in offered[2] if name != "gradient-ascent"]
     assert "gradient-ascent" in offered[2]
     with pytest.raises(InputError, match=r"set adversary\.active = 'gradient-ascent'"):
-        registry.applicable(["gradient-ascent"], "population", "fedavg", "poisoning")
+        offered_to(["gradient-ascent"], "poisoning")
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
+from support.attacks import PARTICIPANTS, VIEW_ATTACKS, attacks_of, findings
 
 from attacks import registry
 from attacks.calibration import calibrate
+from attacks.declaration import Attack
 from attacks.membership import threshold, trajectory
-from attacks.registry import SUITE, Attack
 from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 
-# Those that compare with shadows are tested on signal matrices, and end to end in tests/test_shadow_run.py.
-VIEW_ATTACKS = [attack.name for attack in SUITE.values() if not attack.shadows and not attack.active]
+# Those that compare with shadows are tested on signal matrices, and end to end in runs/test_shadow_run.py.
 
 
 def stream() -> np.random.Generator:
@@ -96,13 +96,13 @@ def test_nothing_seen_of_the_rounds_is_no_information(overfitted: Any) -> None:
 
 @pytest.mark.parametrize("name", ["loss", "modified-entropy", "loss-series"])
 def test_records_learnt_by_heart_are_found(overfitted: Any, name: str) -> None:
-    finding = registry.run(overfitted.view, overfitted.candidates, [name], seed=0)[name]
+    finding = findings(overfitted.view, overfitted.candidates, [name], seed=0)[name]
     assert roc_auc_score(overfitted.member, finding.scores) > 0.95
     assert np.mean((finding.scores >= finding.threshold) == overfitted.member) > 0.85
 
 
 def test_the_update_tells_members_before_the_loss_does(early: Any) -> None:
-    found = registry.run(early.view, early.candidates, VIEW_ATTACKS, seed=0)
+    found = findings(early.view, early.candidates, VIEW_ATTACKS, seed=0)
     by_update = roc_auc_score(early.member, found["update-cosine"].scores)
     assert by_update > 0.75
     assert by_update > roc_auc_score(early.member, found["loss"].scores) + 0.05
@@ -110,8 +110,8 @@ def test_the_update_tells_members_before_the_loss_does(early: Any) -> None:
 
 def test_the_truth_and_the_order_of_candidates_change_no_score(overfitted: Any) -> None:
     order = stream().permutation(len(overfitted.candidates))
-    found = registry.run(overfitted.view, overfitted.candidates, VIEW_ATTACKS, seed=0)
-    moved = registry.run(overfitted.view, overfitted.candidates.take(order), VIEW_ATTACKS, seed=0)
+    found = findings(overfitted.view, overfitted.candidates, VIEW_ATTACKS, seed=0)
+    moved = findings(overfitted.view, overfitted.candidates.take(order), VIEW_ATTACKS, seed=0)
     for name in VIEW_ATTACKS:
         np.testing.assert_allclose(moved[name].scores, found[name].scores[order], rtol=1e-6, atol=1e-12)
 
@@ -123,8 +123,8 @@ def test_the_view_read_from_disk_gives_the_same_findings(tmp_path: Path, overfit
         observations.record_model(tmp_path, t, view.models[t])
         if t:
             observations.record_reply(tmp_path, t, view.own_replies[t])
-    found = registry.run(view, overfitted.candidates, VIEW_ATTACKS, seed=0)
-    again = registry.run(observations.load_view(tmp_path), overfitted.candidates, VIEW_ATTACKS, seed=0)
+    found = findings(view, overfitted.candidates, VIEW_ATTACKS, seed=0)
+    again = findings(observations.load_view(tmp_path), overfitted.candidates, VIEW_ATTACKS, seed=0)
     for name in VIEW_ATTACKS:
         np.testing.assert_array_equal(again[name].scores, found[name].scores)
         assert again[name].threshold == found[name].threshold
@@ -136,20 +136,29 @@ def test_the_view_read_from_disk_gives_the_same_findings(tmp_path: Path, overfit
 def test_the_suite_holds_every_family() -> None:
     assert VIEW_ATTACKS == [
         "gap", "loss", "confidence", "entropy", "modified-entropy", "per-class-entropy",
-        "scaled-logit", "gradient-norm", "representation", "noise-robustness", "boundary-distance",
-        "loss-series", "confidence-series", "update-cosine", "update-difference", "update-regression",
-        "white-box-network",
+        "scaled-logit", "gradient-norm", "representation", "white-box-network", "noise-robustness",
+        "boundary-distance", "loss-series", "update-cosine", "update-difference", "confidence-series",
+        "update-regression",
     ]  # fmt: skip
     compared = {"shokri", "quantile", "quantile-regression", "lira", "lira-offline", "lira-rounds"}
     compared |= {"rmia", "rmia-offline", "combined", "joint", "first-update"}
-    assert compared <= set(SUITE) - set(VIEW_ATTACKS)
-    for name, attack in SUITE.items():
-        assert attack.name == name
+    assert compared <= set(PARTICIPANTS) - set(VIEW_ATTACKS)
+    assert list(attacks_of("coalition")) == list(PARTICIPANTS)
+    assert list(attacks_of("outsider")) == [
+        "gap", "loss", "confidence", "entropy", "modified-entropy", "noise-robustness",
+    ]  # fmt: skip
+    assert list(attacks_of("server")) == [
+        "loss", "loss-series", "update-cosine", "update-regression", "fedmia", "fedmia-loss",
+    ]  # fmt: skip
+    assert list(attacks_of("coalition", "source")) == ["source-shadows"]
+    assert len(attacks_of("server", "source")) == 4
+    for attack in registry.built_in():
         assert attack.needs and attack.sees and attack.source and attack.assumes
 
 
 def test_select_keeps_the_suites_order_and_drops_repetitions() -> None:
-    assert registry.select(["all", "loss"]) == list(SUITE.values())
+    everything = [attack for attack in registry.built_in() if "participant" in attack.observers]
+    assert registry.select(["all", "loss"]) == everything
     chosen = registry.select(["update-cosine", "loss", "loss"])
     assert [attack.name for attack in chosen] == ["loss", "update-cosine"]
 
@@ -161,18 +170,13 @@ def test_an_unknown_attack_is_named_with_the_nearest_one() -> None:
         registry.select(["zzz"])
 
 
-def test_an_attacks_stream_depends_on_seed_game_name_and_purpose_only(
-    overfitted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attacks_stream_depends_on_seed_game_name_and_purpose_only(overfitted: Any) -> None:
     def draw(view: ParticipantView, records: Records, rng: np.random.Generator) -> np.ndarray:
         return rng.random(len(records))
 
-    for name in ("first", "second"):
-        monkeypatch.setitem(SUITE, name, Attack(name, draw, "", "", "", ""))
-
     def scores(name: str, seed: int = 0, game: int = 0, names: tuple[str, ...] = ()) -> np.ndarray:
-        names = names or (name,)
-        return registry.run(overfitted.view, overfitted.candidates, names, seed, game)[name].scores
+        attacks = [Attack(other, draw) for other in names or (name,)]
+        return findings(overfitted.view, overfitted.candidates, attacks, seed, game)[name].scores
 
     base = scores("first")
     np.testing.assert_array_equal(scores("first", names=("second", "first")), base)
@@ -180,17 +184,14 @@ def test_an_attacks_stream_depends_on_seed_game_name_and_purpose_only(
         assert not np.array_equal(other, base)
 
 
-def test_calibration_sees_the_own_records_and_takes_nothing_out(
-    overfitted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calibration_sees_the_own_records_and_takes_nothing_out(overfitted: Any) -> None:
     seen: list[tuple[ParticipantView, Records]] = []
 
     def spy(view: ParticipantView, records: Records, rng: np.random.Generator) -> np.ndarray:
         seen.append((view, records))
         return np.arange(len(records))[::-1].astype(float)
 
-    monkeypatch.setitem(SUITE, "spy", Attack("spy", spy, "", "", "", ""))
-    finding = registry.run(overfitted.view, overfitted.candidates, ["spy"], seed=0)["spy"]
+    finding = findings(overfitted.view, overfitted.candidates, [Attack("spy", spy)], seed=0)["spy"]
     (view, records), (calibration, own) = seen
     assert view is overfitted.view and records is overfitted.candidates
     assert not calibration.own_replies and view.own_replies
@@ -200,17 +201,16 @@ def test_calibration_sees_the_own_records_and_takes_nothing_out(
 
 @pytest.mark.filterwarnings("ignore:attack 'half'. 20 of 40")  # the same on the own records
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_count_as_the_lowest(
-    overfitted: Any, monkeypatch: pytest.MonkeyPatch, broken: float
-) -> None:
+def test_scores_that_are_not_finite_count_as_the_lowest(overfitted: Any, broken: float) -> None:
     def half(view: ParticipantView, records: Records, rng: np.random.Generator) -> np.ndarray:
         scores = np.arange(len(records), dtype=float)
         scores[::2] = broken
         return scores
 
-    monkeypatch.setitem(SUITE, "half", Attack("half", half, "", "", "", ""))
     with pytest.warns(RuntimeWarning, match="attack 'half': 40 of 80 scores are not finite"):
-        scores = registry.run(overfitted.view, overfitted.candidates, ["half"], seed=0)["half"].scores
+        scores = findings(overfitted.view, overfitted.candidates, [Attack("half", half)], seed=0)[
+            "half"
+        ].scores
     np.testing.assert_array_equal(scores[::2], 1.0)
     np.testing.assert_array_equal(scores[1::2], np.arange(1, 80, 2))
 
@@ -220,7 +220,7 @@ def test_a_diverged_federation_is_scored_all_the_same(overfitted: Any) -> None:
     view = replace(overfitted.view, models={**overfitted.view.models, 12: broken}, _kept={})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = registry.run(view, overfitted.candidates, VIEW_ATTACKS, seed=0)
+        found = findings(view, overfitted.candidates, VIEW_ATTACKS, seed=0)
     assert {str(warning.message).split("'")[1] for warning in caught} == set(VIEW_ATTACKS)
     for finding in found.values():
         assert not finding.scores.any() and np.isfinite(finding.threshold)
@@ -229,7 +229,7 @@ def test_a_diverged_federation_is_scored_all_the_same(overfitted: Any) -> None:
 
 def test_no_candidates_no_scores(overfitted: Any) -> None:
     none = overfitted.candidates.take(np.zeros(80, dtype=bool))
-    for finding in registry.run(overfitted.view, none, VIEW_ATTACKS, seed=0).values():
+    for finding in findings(overfitted.view, none, VIEW_ATTACKS, seed=0).values():
         assert finding.scores.shape == (0,)
 
 
@@ -279,8 +279,11 @@ def test_a_threshold_needs_both_kinds(sizes: tuple[int, int]) -> None:
         calibrate(*(np.zeros(size) for size in sizes))
 
 
-def test_importing_the_suite_stays_cheap(run_python: Callable[[str], str]) -> None:
-    loaded = run_python(
-        "import sys, attacks.registry; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
-    )
-    assert loaded.strip() == "set()"
+@pytest.mark.parametrize(
+    "program", ["import attacks.execution", "from attacks import registry; registry.known()"]
+)
+def test_importing_and_listing_the_attacks_stays_cheap(
+    run_python: Callable[[str], str], program: str
+) -> None:
+    heavy = "{'torch', 'flwr', 'sklearn', 'scipy', 'opacus'}"
+    assert run_python(f"import sys; {program}; print({heavy} & set(sys.modules))").strip() == "set()"

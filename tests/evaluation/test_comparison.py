@@ -16,6 +16,8 @@ from fedsim.evaluation.comparison import Comparison, Scored
 from fedsim.evaluation.estimates import ERROR, tpr_at_fpr
 from fedsim.evaluation.leakage import evaluate, joined
 
+LOSS, ENTROPY = ("participant", "loss"), ("participant", "entropy")
+
 
 def game(stream: np.random.Generator, n: int, shifts: tuple[float, ...], shared: float = 0.7) -> Scored:
     """Scores of correlated normals: member shift per attack, ``shared`` of the variance in common."""
@@ -145,7 +147,7 @@ def test_the_difference_is_that_of_the_leakage_table() -> None:
     scores, thresholds, truth = tables(games=3, per_side=40)
     leakage = evaluate(scores, thresholds, truth)
     rows = leakage[(leakage["party"] == "all") & (leakage["game"] == "all")].set_index(["attack", "metric"])
-    games = comparison.scored(joined(scores, thresholds, truth), ["loss", "entropy"])
+    games = comparison.scored(joined(scores, thresholds, truth), [LOSS, ENTROPY])
     for alpha in (0.1, 0.01):  # the mean over games; ranks pooled over games
         found = comparison.compare_tpr(games, alpha, np.random.default_rng(0), draws=50)
         metric = f"tpr_at_fpr_{alpha}"
@@ -209,24 +211,26 @@ def tables(
     )
     truth["party"] = np.where(truth["record"] % 2 == 0, "a", "b")
     parts = [
-        truth[["game", "candidate"]].assign(attack=name, score=stream.normal(truth["member"] * shift))
+        truth[["game", "candidate"]].assign(
+            observer="participant", attack=name, score=stream.normal(truth["member"] * shift)
+        )
         for name, shift in zip(("loss", "entropy"), shifts, strict=True)
     ]
     thresholds = pd.DataFrame(
         [{"game": g, "attack": a, "threshold": 0.5} for g in range(games) for a in ("loss", "entropy")]
-    )
+    ).assign(observer="participant")
     return pd.concat(parts, ignore_index=True), thresholds, truth
 
 
 def test_the_comparison_table_compares_all_with_the_reference() -> None:
     found = joined(*tables(games=2, per_side=40))
-    table = comparison.compare_table(found, "loss", np.random.default_rng(0), draws=100)
+    table = comparison.compare_table(found, LOSS, np.random.default_rng(0), draws=100)
     assert list(table["metric"]) == ["auc", "tpr_at_fpr_0.01"] and set(table["attack"]) == {"entropy"}
     assert table["value"].iloc[0] > 0.1 and table["low"].iloc[0] > 0 and table["p"].iloc[0] < 0.05
-    alone = comparison.compare_table(found, "loss", np.random.default_rng(0), alpha=None)
+    alone = comparison.compare_table(found, LOSS, np.random.default_rng(0), alpha=None)
     assert list(alone["metric"]) == ["auc"] and alone["value"].iloc[0] == table["value"].iloc[0]
     small = joined(*tables(games=1, per_side=10))
-    table = comparison.compare_table(small, "loss", np.random.default_rng(0))
+    table = comparison.compare_table(small, LOSS, np.random.default_rng(0))
     assert list(table["metric"]) == ["auc"]
 
 

@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
+from support.attacks import PARTICIPANTS
 from support.runs import finished_run, prepared_run
 
 from fedsim import report
@@ -21,10 +19,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.privacy import gaussian
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
-from fedsim.report import figures, findings, words
+from fedsim.report import findings, words
 from fedsim.report.findings import Findings, Leak, Party
 from fedsim.report.page import number
-from fedsim.report.svg import Frame, Scale, standalone
 from fedsim.runs import play
 
 LIGHT_ATTACKS = {"attacks": ["loss", "confidence", "loss-series"]}
@@ -234,18 +231,19 @@ def test_observers_stand_side_by_side_on_the_same_candidates(watched: RunDirecto
     assert [each.name for each in found.observers] == ["outsider", "participant", "coalition", "server"]
     assert len({(each.leak.n_members, each.leak.n_nonmembers) for each in found.observers}) == 1
     leakage = watched.table("leakage")
-    auc = leakage.query("metric == 'auc' and party == 'all' and game == 'all'").set_index("attack")["value"]
-    participant = max(auc[name] for name in auc.index if "/" not in name)
+    auc = leakage.query("metric == 'auc' and party == 'all' and game == 'all'")
+    auc = auc.set_index(["observer", "attack"])["value"]
+    participant = auc["participant"].max()
     for each in found.observers:
-        own = [name for name in auc.index if findings.observer_of(name) == each.name]
-        assert auc[each.leak.attack] == max(auc[name] for name in own) == pytest.approx(each.leak.value)
+        own = auc[each.name]
+        assert own[each.leak.attack] == own.max() == pytest.approx(each.leak.value)
         assert each.leak.attacks == len(own)
         if each.gain is None:
             assert each.leak.value == participant
         else:
             assert each.gain.value == pytest.approx(each.leak.value - participant)
         assert words.sees(found, each.name) in page.text
-    assert all("/" not in name for name in found.attacks), "the headline is the participant's"
+    assert set(found.attacks) == set(auc["participant"].index), "the headline is the participant's"
     assert "shares what it has with hospital-1" in page.text
 
 
@@ -253,8 +251,8 @@ def test_what_an_outsiders_queries_cost_is_said(watched: RunDirectory) -> None:
     page, found = page_of(watched), findings.gather(watched)
     n = len(watched.read_candidates(0))
     spent = {attack: (asked, epsilon, delta) for attack, asked, epsilon, delta in found.answers}
-    assert spent["outsider/loss"] == (n, n * 0.5, n * 1e-6)
-    asked, epsilon, delta = spent["outsider/noise-robustness"]
+    assert spent["loss"] == (n, n * 0.5, n * 1e-6)
+    asked, epsilon, delta = spent["noise-robustness"]
     assert asked == 32 * n
     assert f"asks {asked} times in a game, which is ε = {epsilon:.6g}, δ = {delta:.2g} in all" in page.text
     assert "Gaussian noise: ε = 0.5, δ = 10⁻⁶ an answer; against outsiders alone" in page.text
@@ -265,7 +263,8 @@ def test_source_inference_is_shown_beside_guessing(watched: RunDirectory) -> Non
     rows = findings.source_rows(findings.gather(watched))
     assert {(row["observer"], row["rule"]) for row in rows} >= {("server", "source-loss")}
     for row in rows:
-        own = table[(table["attack"] == row["attack"]) & (table["game"] == "all")].set_index("metric")
+        keys = (table["observer"] == row["observer"]) & (table["attack"] == row["attack"])
+        own = table[keys & (table["game"] == "all")].set_index("metric")
         assert row["value"] == own["value"]["accuracy"]
         assert (row["chance"], row["prior"]) == (own["value"]["chance"], own["value"]["label_prior"])
         shown = f"{number(row['value'])} {number(row['low'])}–{number(row['high'])}"
@@ -303,7 +302,7 @@ def test_no_bound_is_drawn_where_a_victim_has_no_guarantee(mixed: RunDirectory) 
 def test_the_epsilon_that_the_rates_prove_is_the_tables_own(watched: RunDirectory) -> None:
     found = findings.gather(watched)
     leakage = watched.table("leakage").query("party == 'all' and game == 'all'")
-    cells = leakage.set_index(["attack", "metric"])
+    cells = leakage[leakage["observer"] == "participant"].set_index(["attack", "metric"])
     rows = findings.empirical(found)
     assert [row["attack"] for row in rows] == found.attacks[:6]
     for row in rows:
@@ -338,7 +337,7 @@ def test_central_dp_is_named_as_a_promise_about_parties(tmp_path: Path) -> None:
 
 
 def leak(value: float, low: float, high: float) -> Leak:
-    return Leak("loss", 6, value, low, high, 50, 50)
+    return Leak("participant", "loss", 6, value, low, high, 50, 50)
 
 
 def party(name: str, found: Leak | None, epsilon: float | None = None) -> Party:
@@ -411,62 +410,6 @@ def test_the_strongest_attacks_interval_is_at_least_as_wide_as_its_own(mixed: Ru
             assert each.leak.low <= mine["low"] + 1e-12 and each.leak.high >= mine["high"] - 1e-12
 
 
-# Charts
-
-
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.booleans())
-def test_a_scale_keeps_order_and_ends_and_its_ticks_lie_within(low: float, width: float, log: bool) -> None:
-    low = abs(low) + 1e-6 if log else low
-    scale = Scale(low, low + width, 10, 110, log)
-    assert (scale(low), scale(low + width)) == pytest.approx((10, 110))
-    assert (scale(low - 1), scale(low + width + 1)) == pytest.approx((10, 110))
-    ticks = scale.ticks()
-    slack = 1e-6 * (abs(low) + width)
-    assert all(low - slack <= tick <= low + width + slack for tick in ticks)
-    assert ticks == sorted(ticks) and (log or 3 <= len(ticks) <= 11)
-
-
-def test_a_log_scale_puts_decades_at_equal_steps() -> None:
-    scale = Scale(0.001, 1, 0, 300, log=True)
-    assert [scale(tick) for tick in scale.ticks()] == pytest.approx([0, 100, 200, 300])
-
-
-def test_a_line_leaves_out_what_is_unknown() -> None:
-    frame = Frame(Scale(0, 1, 0, 100), Scale(0, 1, 100, 0))
-    assert frame.path([(0, 0), (0.5, math.nan), (1, 1)]) == "M0.0,100.0L100.0,0.0"
-    assert frame.path([(math.nan, 0)]) == ""
-
-
-def test_the_gauge_shows_the_interval_and_the_guarantee() -> None:
-    root = ElementTree.fromstring(figures.gauge(0.5, 0.25, 1.0, 0.75))
-    circle = root.find("{http://www.w3.org/2000/svg}circle")
-    assert circle is not None
-    assert float(circle.attrib["cx"]) == pytest.approx(4 + 172 / 3, abs=0.1)
-    rectangle = root.find("{http://www.w3.org/2000/svg}rect")
-    assert rectangle is not None
-    assert float(rectangle.attrib["x"]) == pytest.approx(4 + 172 * 2 / 3, abs=0.1)
-    unknown = ElementTree.fromstring(figures.gauge(math.nan, math.nan, math.nan, None))
-    assert unknown.find("{http://www.w3.org/2000/svg}circle") is None
-
-
-def test_the_histogram_counts_every_record() -> None:
-    stream = np.random.default_rng(0)
-    table = pd.DataFrame({"value": stream.uniform(-1, 1, 200), "error": 0.1})
-    table.loc[:9, "value"] = math.nan
-    titles = re.findall(r"<title>(\d+) records from", figures.vulnerability(table))
-    assert len(titles) == 40 and sum(map(int, titles)) == 190
-
-
-def test_forty_parties_under_dp_fit_into_one_chart() -> None:
-    parties = [f"bank-{number}" for number in range(40)]
-    rounds = pd.DataFrame(
-        [{"round": t, "party": name, "epsilon": t * 0.1} for t in (0, 1, 2) for name in parties]
-    )
-    picture = standalone(figures.epsilon(rounds))
-    assert picture.count("bank-39") == 1  # a title; no legend of forty lines
-    ElementTree.fromstring(picture)
-
-
 def test_numbers() -> None:
     assert [number(value) for value in (0.5861, 1.0, -0.028, math.nan, 0.0)] == [
         ".586", "1.000", "-.028", "–", ".000",
@@ -478,7 +421,11 @@ def test_the_closed_world_is_named_where_it_is_assumed(mixed: RunDirectory) -> N
         settings = mixed.scenario.adversary.model_copy(update={"auxiliary": auxiliary, "shadows": 64})
         run = RunDirectory(mixed.path)
         run.__dict__["scenario"] = mixed.scenario.model_copy(update={"adversary": settings})
-        return words.world(Findings(run, [], Leak(attack, 3, 0.8, 0.7, 0.9, 50, 50)), "patient")
+        leak = Leak("participant", attack, 3, 0.8, 0.7, 0.9, 50, 50)
+        return words.world(Findings(run, [], leak, suite=suite), "patient")
+
+    declared = [("participant", name, attack.shadows) for name, attack in PARTICIPANTS.items()]
+    suite = pd.DataFrame(declared, columns=["observer", "attack", "shadows"])
 
     closed = said("joint", "population")
     assert "closed world" in closed and "own every candidate's full record" in closed and "64 whole" in closed

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from support.attacks import attacks_of
 from support.runs import final_sha, finished_run, prepared_run
 from support.truth import WATCH, flip
 
-from attacks.membership import outsider
-from attacks.membership.server import SUITE, applicable
 from attacks.shadows import laboratory
 from attacks.views import coalition
 from attacks.views.coalition import Accomplice
+from attacks.views.observations import load_candidates
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings
 from fedsim.core import files
@@ -48,20 +48,23 @@ def everyone(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         return finished_run(tmp_path_factory.mktemp("run"), adversary=ALL, games=2, **FOUR)
 
 
-def auc(run: RunDirectory, attack: str) -> float:
-    leakage = run.table("leakage").set_index(["attack", "party", "game", "metric"])["value"]
-    return float(leakage[attack, "all", "all", "auc"])
+def auc(run: RunDirectory, attack: str, observer: str = "participant") -> float:
+    leakage = run.table("leakage").set_index(["observer", "attack", "party", "game", "metric"])["value"]
+    return float(leakage[observer, attack, "all", "all", "auc"])
+
+
+def keys(table: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(table[["observer", "attack"]].itertuples(index=False, name=None))
 
 
 def test_every_observer_scores_the_same_candidates(everyone: RunDirectory) -> None:
     scores = everyone.table("scores")
-    names = set(scores["attack"])
-    assert {"loss", "update-cosine", "lira"} | {
-        f"coalition/{n}" for n in ("loss", "update-cosine", "lira")
-    } <= names
-    assert set(outsider.SUITE) | set(SUITE) <= names
+    asked_for = {(who, name) for who in ("participant", "coalition") for name in ALL["attacks"]}
+    theirs = {(who, name) for who in ("outsider", "server") for name in attacks_of(who)}
+    assert keys(scores) == asked_for | theirs
+    assert list(scores["observer"].unique()) == ["participant", "outsider", "coalition", "server"]
     assert (
-        scores.groupby(["game", "attack"])["candidate"]
+        scores.groupby(["game", "observer", "attack"])["candidate"]
         .apply(lambda c: tuple(sorted(c)))
         .groupby("game")
         .nunique()
@@ -70,11 +73,7 @@ def test_every_observer_scores_the_same_candidates(everyone: RunDirectory) -> No
     )
     assert np.isfinite(scores["score"]).all() and np.isfinite(scores["threshold"]).all()
     measured = everyone.table("leakage")
-    assert set(measured["attack"]) == names and set(measured["party"]) == {"all", "hospital-2", "hospital-4"}
-
-
-def test_the_list_of_attacks_has_every_one_of_them() -> None:
-    assert [attack.name for attack in observers.attacks()] == [*outsider.SUITE, *SUITE]
+    assert keys(measured) == keys(scores) and set(measured["party"]) == {"all", "hospital-2", "hospital-4"}
 
 
 def test_nobody_of_the_coalition_is_a_candidate(everyone: RunDirectory) -> None:
@@ -95,6 +94,25 @@ def test_attacking_again_offline_gives_the_same_tables(everyone: RunDirectory) -
     pd.testing.assert_frame_equal(everyone.table("scores"), scores)
     pd.testing.assert_frame_equal(everyone.table("source_scores"), sources)
     pd.testing.assert_frame_equal(everyone.table("leakage"), leakage)
+
+
+def test_one_attack_of_another_observer_is_repeated_by_its_name(everyone: RunDirectory) -> None:
+    scores = everyone.table("scores")
+    damaged = scores.assign(score=scores["score"].where(scores["observer"] != "server", 0.0))
+    everyone.write_table("scores", damaged)
+    attack_again(everyone, ["server:fedmia", "server:loss"])
+    repeated = everyone.table("scores")
+    mended = (scores["observer"] != "server") | scores["attack"].isin(["fedmia", "loss"])
+    pd.testing.assert_frame_equal(repeated[mended], scores[mended])
+    assert not repeated[~mended]["score"].any()
+    attack_again(everyone, ["server:all"])
+    pd.testing.assert_frame_equal(everyone.table("scores"), scores)
+
+
+def test_an_attack_of_an_observer_that_the_run_does_not_have_is_refused(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["loss"]})
+    with pytest.raises(InputError, match=r"'server:loss'.*none of them is of an observer of .* participant"):
+        attack_again(run, ["server:loss"])
 
 
 def test_no_score_depends_on_the_truth(everyone: RunDirectory) -> None:
@@ -134,8 +152,8 @@ def test_secure_aggregation_leaves_the_server_nothing_but_sums(tmp_path: Path) -
         assert set(arrays) == set(model)
         for name, array in arrays.items():
             np.testing.assert_allclose(array, model[name], rtol=1e-5, atol=1e-6)
-    found = {name for name in run.table("scores")["attack"] if name.startswith("server/")}
-    assert found == set(applicable(secure=True))
+    found = {name for observer, name in keys(run.table("scores")) if observer == "server"}
+    assert found == {"loss", "loss-series", "update-cosine", "update-regression"}
     assert not run.has("sources"), "nobody isolates a party, and nobody simulates"
 
 
@@ -148,16 +166,15 @@ def test_on_a_memorising_federation_each_power_adds_and_the_server_names_the_par
         training={"epochs": 5, "batch": 4, "lr": 0.2},
         **FOUR,
     )
-    server = auc(run, "server/update-regression")
-    assert server > 0.75 and server > max(
-        auc(run, name) for name in ("loss", "update-cosine", "outsider/loss")
-    )
-    sources = run.table("sources").set_index(["attack", "game", "metric"])
-    right = sources.loc[("server/source-update-regression", "all", "accuracy")]
+    server = auc(run, "update-regression", "server")
+    others = (auc(run, "loss"), auc(run, "update-cosine"), auc(run, "loss", "outsider"))
+    assert server > 0.75 and server > max(others)
+    sources = run.table("sources").set_index(["observer", "attack", "game", "metric"])
+    right = sources.loc[("server", "source-update-regression", "all", "accuracy")]
     assert right["low"] > 1 / 3 and right["n"] == 45
-    participant = sources.loc[("source-shadows", "all", "accuracy")]
+    participant = sources.loc[("participant", "source-shadows", "all", "accuracy")]
     assert participant["low"] < 1 / 3 < participant["high"]
-    assert sources.loc[("source-shadows", "all", "chance"), "value"] == pytest.approx(1 / 3)
+    assert sources.loc[("participant", "source-shadows", "all", "chance"), "value"] == pytest.approx(1 / 3)
 
 
 def test_told_parties_are_not_inferred(tmp_path: Path) -> None:
@@ -165,7 +182,7 @@ def test_told_parties_are_not_inferred(tmp_path: Path) -> None:
         tmp_path, adversary={"observers": ["server"], "attacks": ["loss"], "knows_party": True}, **FOUR
     )
     assert not run.has("source_scores")
-    assert "server/fedmia" in set(run.table("scores")["attack"])
+    assert ("server", "fedmia") in keys(run.table("scores"))
 
 
 def test_partial_participation_and_a_killed_run(tmp_path: Path) -> None:
@@ -235,7 +252,7 @@ def test_the_coalition_takes_out_its_own_parts_exactly() -> None:
     view = ParticipantView(
         settings, {0: before, 1: {"w": average}}, {1: answers[1]}, train, heldout, auxiliary=population
     )
-    pooled = coalition.pool(view, [Accomplice(2, theirs, heldout, {1: answers[2]})])
+    pooled = coalition.unite(view, [Accomplice(2, theirs, heldout, {1: answers[2]})])
     left = pooled.others_update(1)
     expected = sum(sizes[k] * (answers[k]["w"].astype(float) - before["w"]) for k in (0, 3)) / 100
     assert left is not None
@@ -248,14 +265,14 @@ def test_the_coalition_takes_out_its_own_parts_exactly() -> None:
 
 
 def test_shadows_of_a_coalition_hold_every_members_records_where_they_are(everyone: RunDirectory) -> None:
-    seen = observers.see(everyone, 0)
-    assert seen.coalition is not None and seen.coalition.candidate_party is not None
-    asked = Pool(seen.candidates, seen.coalition.candidate_party)
-    pool, fixed = laboratory._records_to_draw(seen.coalition, asked)
+    view = observers.sight(everyone, 0, "coalition")
+    assert isinstance(view, ParticipantView) and view.candidate_party is not None
+    candidates = load_candidates(everyone.observations(0))
+    pool, fixed = laboratory._records_to_draw(view, Pool(candidates, view.candidate_party))
     assert {k: len(rows) for k, rows in fixed.items()} == {0: 15, 2: 15}
     shared = coalition.load_accomplice(everyone.accomplice(0, 2, "hospital-3"), 2)
     np.testing.assert_array_equal(pool.records.take(fixed[2]).features, shared.train.features)
-    matrix = laboratory.simulate(seen.coalition, seen.candidates, everyone.scenario.seed)
+    matrix = laboratory.simulate(view, candidates, everyone.scenario.seed)
     assert set(np.unique(matrix.inside)) == {-1, 1, 3}
 
 

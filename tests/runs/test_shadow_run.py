@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.attacks import PARTICIPANTS
 from support.runs import finished_run, prepared_run
 
-from attacks import registry
 from attacks.shadows import cache, simulate
 from attacks.shadows import laboratory as simulation
 from attacks.shadows.laboratory import Laboratory
@@ -18,8 +18,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs.attack import attack_again
 
-SHADOWS = [attack.name for attack in registry.SUITE.values() if attack.shadows]
-PASSIVE = [attack.name for attack in registry.SUITE.values() if not attack.active]
+SHADOWS = [name for name, attack in PARTICIPANTS.items() if attack.shadows]
+PASSIVE = [name for name, attack in PARTICIPANTS.items() if not attack.active]
 FEW = {"shadows": 32}
 
 
@@ -110,9 +110,7 @@ def test_without_the_candidates_only_attacks_that_can_do_without_them_run(
 ) -> None:
     run = finished_run(tmp_path, n=120, adversary={"auxiliary": auxiliary, **FEW})
     found = set(run.table("scores")["attack"])
-    assert found == {
-        attack.name for attack in registry.SUITE.values() if not attack.inside and not attack.active
-    }
+    assert found == {name for name in PASSIVE if not PARTICIPANTS[name].inside}
     assert {"lira-offline", "rmia-offline"} <= found
     matrix, _ = matrix_of(run)
     n = len(run.read_candidates(0))

@@ -44,8 +44,8 @@ class Decoder:
             q = (x @ (vectors / np.sqrt(square))).astype(np.float32)
             return Decoder(q, square, (both[shadows:] @ x.T) @ q, size)
         products = np.zeros((total, shadows))
-        for some in chunks(size, total):
-            both = scaled(signals[:, some], targets[:, some], size)
+        for block in chunks(size, total):
+            both = scaled(signals[:, block], targets[:, block], size)
             products += both @ both[:shadows].T
         square, q = _eigen(products[:shadows].astype(np.float32), shadows - 1)
         return Decoder(q, square, products[shadows:] @ q, size)
@@ -110,6 +110,6 @@ def _eigen(gram: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     from scipy.linalg import eigh
 
     values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-    kept = values > 1e-7 * max(float(values[-1]), 1e-30)
-    kept[: len(values) - most] = False
-    return values[kept].astype(np.float64), vectors[:, kept]
+    significant = values > 1e-7 * max(float(values[-1]), 1e-30)
+    significant[: len(values) - most] = False
+    return values[significant].astype(np.float64), vectors[:, significant]

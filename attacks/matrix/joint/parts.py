@@ -27,6 +27,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, FIRST_MODELS, attack
 from attacks.matrix.design import Design, Prediction, chunks, decodable, empty_prediction
 from attacks.matrix.joint.decoder import Decoder, scaled
 from attacks.matrix.signal_matrix import SignalMatrix
@@ -57,10 +58,19 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
         raise ValueError("weight decoding needs the weights of target and shadows")
     design = Design.of(matrix.member)
     pairs = zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True)
-    found = (_decoded(Decoder.of(shadows, target[None]), design) for shadows, target in pairs)
-    return design.likelihood_ratio(max(found, key=design.separation))[0]
+    predictions = (_decoded(Decoder.of(shadows, target[None]), design) for shadows, target in pairs)
+    return design.likelihood_ratio(max(predictions, key=design.separation))[0]
 
 
+@attack(
+    "first-update",
+    sees=FIRST_MODELS,
+    assumes=ALIKE_SHADOWS,
+    source="ours: w_2 decoded",
+    compares_with=("early",),
+    inside=True,
+    threshold=0.0,
+)
 def first_update(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return what shadows of the first rounds alone decode of the model after them, (n,) float64.
 
@@ -75,10 +85,12 @@ def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.n
 
     With the penalty that separates left-out shadows best.
     """
-    asked = matrix.target[None]
-    decoder, design = Decoder.of(matrix.shadows, asked), Design.of(matrix.member)
-    found = (_adjusted(matrix.shadows, asked, decoder, design, penalty) for penalty in FACTOR_PENALTIES)
-    return design.likelihood_ratio(max(found, key=design.separation))[0]
+    target = matrix.target[None]
+    decoder, design = Decoder.of(matrix.shadows, target), Design.of(matrix.member)
+    predictions = (
+        _adjusted(matrix.shadows, target, decoder, design, penalty) for penalty in FACTOR_PENALTIES
+    )
+    return design.likelihood_ratio(max(predictions, key=design.separation))[0]
 
 
 def all_parts(matrix: SignalMatrix, phi: np.ndarray, weights: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -92,17 +104,19 @@ def all_parts(matrix: SignalMatrix, phi: np.ndarray, weights: np.ndarray | None)
     for penalty in FACTOR_PENALTIES:
         yield design.likelihood_ratio(_adjusted(matrix.shadows, phi, decoder, design, penalty))
     if matrix.shadow_weights is not None and weights is not None:
-        for known, asked in zip(matrix.shadow_weights.swapaxes(0, 1), weights.swapaxes(0, 1), strict=True):
-            yield design.likelihood_ratio(_decoded(Decoder.of(known, asked), design))
+        for known, of_targets in zip(
+            matrix.shadow_weights.swapaxes(0, 1), weights.swapaxes(0, 1), strict=True
+        ):
+            yield design.likelihood_ratio(_decoded(Decoder.of(known, of_targets), design))
 
 
-def _plain(phi: np.ndarray, asked: np.ndarray) -> Prediction:
+def _plain(phi: np.ndarray, of_targets: np.ndarray) -> Prediction:
     """Return φ of the shadows (S, n) and targets (T, n) itself: LiRA's signal."""
-    found = empty_prediction(len(phi), len(asked), phi.shape[1])
-    for some in chunks(phi.shape[1], len(phi)):
-        x = scaled(phi[:, some], asked[:, some], 1)
-        found.shadows[:, some], found.targets[:, some] = x[: len(phi)], x[len(phi) :]
-    return found
+    prediction = empty_prediction(len(phi), len(of_targets), phi.shape[1])
+    for block in chunks(phi.shape[1], len(phi)):
+        x = scaled(phi[:, block], of_targets[:, block], 1)
+        prediction.shadows[:, block], prediction.targets[:, block] = x[: len(phi)], x[len(phi) :]
+    return prediction
 
 
 def _decoded(decoder: Decoder, design: Design) -> Prediction:
@@ -111,8 +125,8 @@ def _decoded(decoder: Decoder, design: Design) -> Prediction:
     It is chosen on at most `CHOOSING` records, evenly spread.
     """
     records = np.flatnonzero(decodable(design.member))
-    some = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
-    few = Design(design.member[:, some], design.partner)
+    few_records = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
+    few = Design(design.member[:, few_records], design.partner)
     best = max(PENALTIES, key=lambda penalty: few.separation(_ridge(decoder, few, penalty)))
     return _ridge(decoder, design, best)
 
@@ -124,22 +138,22 @@ def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
     inside = decoder.q * (inverse * decoder.square).astype(np.float32)
     targets = (decoder.along * inverse).astype(np.float32)
     left_out = decoder.leaving_out(penalty, design)
-    found = empty_prediction(len(design.member), len(targets), design.member.shape[1])
-    for some in chunks(design.member.shape[1], len(design.member)):
-        y = design.centred(some)
+    prediction = empty_prediction(len(design.member), len(targets), design.member.shape[1])
+    for block in chunks(design.member.shape[1], len(design.member)):
+        y = design.centred(block)
         along = decoder.q.T @ y  # (r, b)
-        found.shadows[:, some] = y - left_out(y - inside @ along)
-        found.targets[:, some] = targets @ along
-    return found
+        prediction.shadows[:, block] = y - left_out(y - inside @ along)
+        prediction.targets[:, block] = targets @ along
+    return prediction
 
 
 def _adjusted(
-    phi: np.ndarray, asked: np.ndarray, decoder: Decoder, design: Design, penalty: float
+    phi: np.ndarray, of_targets: np.ndarray, decoder: Decoder, design: Design, penalty: float
 ) -> Prediction:
     """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and targets, b_i = Xᵀy_i at the record's own φ only.
 
-    phi: (S, R, n), the signals of ``decoder``; asked: (T, R, n). Outside the span of the shadows the inverse
-    is 1/λ.
+    phi: (S, R, n), the signals of ``decoder``; of_targets: (T, R, n). Outside the span of the shadows the
+    inverse is 1/λ.
     """
     penalty = penalty * decoder.unit
     inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)
@@ -147,17 +161,17 @@ def _adjusted(
     inside = (along / (decoder.square + penalty)).astype(np.float32)
     left_out = decoder.leaving_out(penalty, design)
     left = (len(phi) - 1 - design.paired).astype(np.float32)[:, None]
-    found = empty_prediction(len(phi), len(asked), phi.shape[2])
-    for some in chunks(phi.shape[2], len(phi)):
-        y = design.centred(some)
+    prediction = empty_prediction(len(phi), len(of_targets), phi.shape[2])
+    for block in chunks(phi.shape[2], len(phi)):
+        y = design.centred(block)
         others = design.together(y) / left
         for round in range(phi.shape[1]):
-            both = scaled(phi[:, round, some], asked[:, round, some], decoder.size)
+            both = scaled(phi[:, round, block], of_targets[:, round, block], decoder.size)
             x, t = both[: len(phi)], both[len(phi) :]
             projected = decoder.q.T @ x  # (r, b)
             influence = np.einsum("si,si->i", x, y)
             seen = design.together(x * y) + design.together(x) * others
-            found.shadows[:, some] += left_out(inverse @ projected) * (influence - seen)
+            prediction.shadows[:, block] += left_out(inverse @ projected) * (influence - seen)
             outside = (t - along @ projected) / np.float32(penalty)
-            found.targets[:, some] += (inside @ projected + outside) * influence
-    return found
+            prediction.targets[:, block] += (inside @ projected + outside) * influence
+    return prediction

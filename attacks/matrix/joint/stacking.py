@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
 from attacks.matrix.design import Design, decodable
 from attacks.matrix.joint.parts import all_parts
 from attacks.matrix.signal_matrix import SignalMatrix
@@ -18,6 +19,15 @@ SURPRISE = 1.25
 """A part is left out where it spreads this much more in the target than in any rehearsal."""
 
 
+@attack(
+    "joint",
+    sees=EVERY_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="ours: decoded together",
+    compares_with=("whole", "early"),
+    inside=True,
+    threshold=0.0,
+)
 def score(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return the log-odds of membership by all parts together, (n,) float64.
 
@@ -79,7 +89,7 @@ _FOUND: WeakKeyDictionary[SignalMatrix, list[Evidence]] = WeakKeyDictionary()
 def _evidence(matrix: SignalMatrix, held: np.ndarray) -> list[Evidence]:
     """Return what each part makes of the target and of the shadows `held_back`, by both kinds of shadows."""
     if matrix not in _FOUND:
-        _FOUND[matrix] = [part for each in _federations(matrix) for part in _weighed(each, held)]
+        _FOUND[matrix] = [part for shadows in _federations(matrix) for part in _weighed(shadows, held)]
     return _FOUND[matrix]
 
 

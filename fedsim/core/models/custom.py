@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fedsim.core.errors import InputError, suggestion
+from fedsim.core.errors import InputError
+from fedsim.core.imports import load, short
 
 if TYPE_CHECKING:
     from fedsim.core.scenario.training import ModelSettings
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 def build_custom(model: ModelSettings, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Call the user's factory and check that what it returns is a classifier of these records."""
     where = f"model.name = '{model.name}'"
-    factory = _factory(model)
+    factory = load(model.name, model.folder, where)
     try:
         module = factory(input_shape, classes)
     except Exception as error:
@@ -81,51 +77,3 @@ def _output_shape(module: nn.Module, input_shape: tuple[int, ...], where: str) -
         ) from error
     finally:
         module.train(training)
-
-
-def _factory(model: ModelSettings) -> Callable[[tuple[int, ...], int], object]:
-    module_name, _, name = model.name.partition(":")
-    folder = str(Path(model.folder or ".").resolve())
-    where = f"model.name = '{model.name}'"
-    try:
-        with _importing_from(folder, module_name.partition(".")[0]):
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{where}: there is no module '{error.name}' (looked in {folder} first)") from error
-    except Exception as error:
-        raise InputError(f"{where}: importing '{module_name}' failed: {short(error)}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(f"{where}: '{module_name}' has no callable '{name}'{suggestion(name, known)}")
-    return factory
-
-
-# The folder that each top-level module of a user was imported from.
-_origin: dict[str, str] = {}
-
-
-@contextmanager
-def _importing_from(folder: str, root: str) -> Iterator[None]:
-    """Put ``folder`` first on the import path.
-
-    A module of the same name from another scenario's folder is forgotten, or it would be used in place of
-    this one.
-    """
-    if _origin.get(root, folder) != folder:
-        for name in [name for name in sys.modules if name.partition(".")[0] == root]:
-            del sys.modules[name]
-    if root not in sys.modules:
-        _origin[root] = folder
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def short(error: Exception) -> str:
-    """Return an exception's kind and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim.core.errors import InputError
-from fedsim.core.models.custom import short
+from fedsim.core.imports import short
 from fedsim.core.models.layers import linear_stack
 
 RECORDS = 3

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from fedsim.core.imports import is_reference
 from fedsim.core.scenario.base import Positive, Settings
 from fedsim.core.scenario.protection import OutputPolicy
+
+Observer = Literal["outsider", "participant", "coalition", "server"]
+OBSERVERS: tuple[Observer, ...] = get_args(Observer)
+"""Who mounts attacks, in the order in which they see more."""
+
+
+def parse_attack(text: str) -> tuple[Observer | None, str]:
+    """Split the name of an attack as a person writes it: 'server:fedmia' is ('server', 'fedmia').
+
+    A bare name and a user's 'module:callable' name no observer: they are (None, text).
+    """
+    prefix, _, name = text.partition(":")
+    observer = next((observer for observer in OBSERVERS if observer == prefix and name), None)
+    return (observer, name) if observer else (None, text)
+
+
+def attack_key(text: str) -> tuple[Observer, str]:
+    """Return observer and name, as in the tables, of an attack's name; a bare one is the participant's."""
+    observer, name = parse_attack(text)
+    return observer or "participant", name
+
+
+def is_own(text: str) -> bool:
+    """Tell whether the name of an attack is 'module:callable', a function of the user's own."""
+    return is_reference(text) and parse_attack(text)[0] is None
 
 
 class AdversarySettings(Settings):
     """The malicious client, what it is assumed to own, and who else is scored beside it."""
 
     party: str | None = Field(None, description="the malicious party; default: the first one")
-    attacks: list[str] = Field(["all"], description="attacks by name: `fedsim attacks list`")
+    attacks: Annotated[list[str], Field(min_length=1)] = Field(
+        ["all"],
+        description="attacks by name (`fedsim attacks list`), 'server:fedmia' where one of another observer "
+        "is meant, or your own as 'module:callable'; outsider and server mount all of theirs, unless one of "
+        "those is named",
+    )
+    folder: str | None = Field(
+        None, description="where to import 'module:callable' from; default: the scenario's folder"
+    )
     candidates: Annotated[int, Field(ge=2)] | None = Field(
         None,
-        description="at most this many candidates, drawn at random; default: all records, of a "
-        "person with several one; 20 if active",
+        description="at most this many candidates, drawn at random; default: all records (one a person, "
+        "where persons have several); 20 if active",
     )
     knows_party: bool | None = Field(
         None,
@@ -47,11 +81,11 @@ class AdversarySettings(Settings):
     timeout: Positive = Field(
         86400.0, description="seconds that its attacks may take after the last round, over all of them"
     )
-    observers: list[Literal["outsider", "participant", "coalition", "server"]] = Field(
+    observers: list[Observer] = Field(
         ["participant"], description="whose attacks to score on the same candidates; 'participant' always is"
     )
     coalition: list[str] = Field(
-        [], description="parties that pool what they have with the adversary, if 'coalition' is an observer"
+        [], description="parties that share what they have with the adversary, if 'coalition' is an observer"
     )
     secure_aggregation: bool = Field(
         False, description="whether the server sees only the sum of the parties' updates"
@@ -77,6 +111,11 @@ class AdversarySettings(Settings):
     poison_copies: Annotated[int, Field(ge=1)] = Field(
         1, description="mislabelled copies of each target in its training records"
     )
+
+    @property
+    def own_attacks(self) -> list[str]:
+        """The attacks that are the user's own functions, as 'module:callable'."""
+        return [text for text in self.attacks if is_own(text)]
 
     @model_validator(mode="after")
     def _coalition_is_an_observer(self) -> AdversarySettings:

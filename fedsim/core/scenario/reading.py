@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import cannot_read, write_text
+from fedsim.core.imports import is_reference
 from fedsim.core.scenario.settings import Scenario
 
 
@@ -186,8 +187,16 @@ def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scena
     model = scenario.model
     if ":" in model.name:
         model = model.model_copy(update={"folder": absolute(model.folder or ".", "model.folder")})
+    federation, adversary = scenario.federation, scenario.adversary
+    if is_reference(federation.strategy):
+        where = absolute(federation.folder or ".", "federation.folder")
+        federation = federation.model_copy(update={"folder": where})
+    if adversary.own_attacks:
+        where = absolute(adversary.folder or ".", "adversary.folder")
+        adversary = adversary.model_copy(update={"folder": where})
     data = data.model_copy(update={"path": path, "public": public})
-    return scenario.model_copy(update={"data": data, "model": model})
+    sections = {"data": data, "model": model, "federation": federation, "adversary": adversary}
+    return scenario.model_copy(update=sections)
 
 
 def sentence(error: ValidationError, root: type[BaseModel] = Scenario) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedsim.core.errors import suggestion
+from fedsim.core.imports import is_reference
 from fedsim.core.scenario.adversary import AdversarySettings
 from fedsim.core.scenario.base import Positive, Settings, Share
 from fedsim.core.scenario.protection import CentralDPSettings, DefenceSettings, DPSettings
@@ -121,7 +122,13 @@ class FederationSettings(Settings):
     """Rounds and aggregation."""
 
     rounds: Annotated[int, Field(ge=1)] = Field(40, description="number of rounds T")
-    strategy: str = Field("fedavg", description=f"one of {', '.join(STRATEGIES)}")
+    strategy: str = Field(
+        "fedavg",
+        description=f"one of {', '.join(STRATEGIES)}, or your own as 'module:callable'",
+    )
+    folder: str | None = Field(
+        None, description="where to import 'module:callable' from; default: the scenario's folder"
+    )
     options: dict[str, float | int] = Field(
         {}, description="the strategy's own options, e.g. {proximal_mu = 0.1}"
     )
@@ -139,8 +146,8 @@ class FederationSettings(Settings):
     @field_validator("strategy")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in STRATEGIES:
-            raise ValueError(f"unknown strategy{suggestion(name, STRATEGIES)}")
+        if name not in STRATEGIES and not is_reference(name):
+            raise ValueError(f"unknown strategy{suggestion(name, STRATEGIES)} (or 'module:callable')")
         return name
 
     def participants(self, parties: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attacks import registry
+from attacks.shadows.plan import STRATEGIES
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.scenario.settings import Scenario
 
@@ -12,7 +13,7 @@ from fedsim.core.scenario.settings import Scenario
 _SUMS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
 
 
-def check(scenario: Scenario, names: Sequence[str], adversary: str) -> None:
+def check_observers(scenario: Scenario, names: Sequence[str], adversary: str) -> None:
     """Check before any work starts that the observers named can be.
 
     Raises:
@@ -42,23 +43,32 @@ def check(scenario: Scenario, names: Sequence[str], adversary: str) -> None:
         )
 
 
-def notices(scenario: Scenario) -> tuple[str, ...]:
+def protection_notices(scenario: Scenario) -> tuple[str, ...]:
     """Return what a person has to know of a scenario's protections: against whom they do nothing."""
-    said = []
+    notices = []
     if scenario.adversary.secure_aggregation:
-        said.append(
+        notices.append(
             "Secure aggregation hides each party's update from the server alone. From a participant, who "
             "receives the aggregate either way, it hides nothing of any record."
         )
     central = scenario.federation.central_dp
     if central is not None:
-        said.append(
+        notices.append(
             "Central DP protects whole parties against whoever sees aggregates, and trusts the server, which "
             "adds the noise, with every update. From a participant, who receives the aggregate, it hides "
             "nothing of a record beyond what that noise hides. Its ε is a party's, not a record's."
         )
-        left_out = {attack.name for attack in registry.select(scenario.adversary.attacks)}
-        left_out -= {attack.name for attack in registry.attacks_of(scenario)}
-        if any(registry.SUITE[name].shadows for name in left_out):
-            said.append("Attacks on shadow federations are left out: shadows do not follow central DP.")
-    return tuple(said)
+    if _leaves_shadows_out(scenario):
+        strategy = scenario.federation.strategy
+        what = "central DP" if central is not None else f"federation.strategy = '{strategy}'"
+        notices.append(f"Attacks on shadow federations are left out: shadows do not follow {what}.")
+    return tuple(notices)
+
+
+def _leaves_shadows_out(scenario: Scenario) -> bool:
+    """Tell whether an attack on shadows is asked for that cannot follow this federation."""
+    adversary, federation = scenario.adversary, scenario.federation
+    if federation.central_dp is None and federation.strategy in STRATEGIES:
+        return False
+    asked_for = registry.select(adversary.attacks, "participant", adversary.folder)
+    return any(attack.shadows and attack.infers == "membership" for attack in asked_for)

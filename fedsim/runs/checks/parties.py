@@ -15,7 +15,7 @@ from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.settings import Scenario
 
 
-def model(scenario: Scenario, encoded: Encoded) -> None:
+def check_model(scenario: Scenario, encoded: Encoded) -> None:
     """Check that the model suits the records. Only a user's own has to be built for that, with torch.
 
     Raises:
@@ -28,7 +28,7 @@ def model(scenario: Scenario, encoded: Encoded) -> None:
         zoo.build(scenario.model, encoded.features.shape[1:], len(encoded.classes))
 
 
-def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+def check_private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
     """Check that each party under DP-SGD can train the model, and for a round at least.
 
     rows: party → row indices in ``encoded``
@@ -66,7 +66,7 @@ def private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np
             )
 
 
-def defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
+def check_defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
     """Check that each party can have the defences that it asks for.
 
     Raises:
@@ -116,7 +116,7 @@ def _has_hidden_units(scenario: Scenario, encoded: Encoded) -> bool:
     return bool(layers.hidden_units(module))
 
 
-def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
     """Return what a person should know of the parties' defences, one sentence each."""
     stopping, private, secure = [], [], []
     for name in names:
@@ -128,7 +128,7 @@ def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
                 private.append(name)
         if dp is not None and dp.secure:
             secure.append(name)
-    said = {
+    sentences = {
         "early stopping of {} looks at held-out records: they have influenced the model, and are not quite "
         "the non-members that they are taken for": stopping,
         "ε of {} counts the steps that early stopping let it make; since noisy models decided how many, what "
@@ -136,4 +136,4 @@ def notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
         "batches and noise of {} come from the operating system: this run cannot be repeated, and going on "
         "with it after an interruption gives other numbers": secure,
     }
-    return [sentence.format(", ".join(parties)) for sentence, parties in said.items() if parties]
+    return [sentence.format(", ".join(parties)) for sentence, parties in sentences.items() if parties]

@@ -8,18 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
+from support.attacks import attacks_of
 from support.federation import Federation
 
 from attacks.membership import outsider as membership_outsider
 from attacks.membership import threshold
-from attacks.membership.outsider import SUITE, answers_asked, loss
+from attacks.membership.outsider import answers_asked, loss
 from attacks.signals import outputs as signals
-from attacks.views import outsider
-from attacks.views.outsider import OutsiderView
+from attacks.views.outsider import OutsiderView, ReleasedModel
 from fedsim.core.data.records import Records
 from fedsim.core.privacy import gaussian, output
 from fedsim.core.scenario.protection import OutputPolicy
 
+SUITE = attacks_of("outsider")
 POLICIES = ("full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature")
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.1, 0.2, 0.0], [-4.0, 5.0, 0.0]])
 
@@ -39,9 +40,8 @@ def view_of(
     view = federation.view
     module = view.module(view.final_model)
     told = OutputPolicy(policy=policy, queries=queries)  # type: ignore[arg-type]
-    return outsider.released(
-        lambda x: scale * signals.logits(module, x), view.settings.classes, told, np.random.default_rng(1)
-    )
+    model = ReleasedModel(lambda x: scale * signals.logits(module, x), view.settings.classes, told)
+    return model.view(np.random.default_rng(1))
 
 
 def test_policies_tell_what_they_say() -> None:
@@ -144,7 +144,7 @@ def test_with_full_answers_an_outsider_ranks_as_a_participant_does(overfitted: F
 @pytest.mark.parametrize("name", SUITE)
 def test_of_labels_only_the_label_arrives(overfitted: Federation, name: str) -> None:
     """Another model with the same labels and other logits: not one score differs."""
-    score, candidates = SUITE[name], overfitted.candidates
+    score, candidates = SUITE[name].score, overfitted.candidates
     one, other = (
         score(view_of(overfitted, "label", scale), candidates, np.random.default_rng(2))
         for scale in (1, 0.03)
@@ -158,7 +158,7 @@ def test_of_labels_only_the_label_arrives(overfitted: Federation, name: str) -> 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SUITE)
 def test_every_attack_bears_every_policy(overfitted: Federation, name: str, policy: str) -> None:
-    scores = SUITE[name](view_of(overfitted, policy), overfitted.candidates, np.random.default_rng(0))
+    scores = SUITE[name].score(view_of(overfitted, policy), overfitted.candidates, np.random.default_rng(0))
     assert scores.shape == overfitted.member.shape and np.isfinite(scores).all()
 
 
@@ -181,9 +181,9 @@ def test_the_query_budget_holds(overfitted: Federation, name: str) -> None:
         return np.random.default_rng(0).normal(size=(len(features), 10))
 
     policy = OutputPolicy(queries=50)
-    view = outsider.released(model, 10, policy, np.random.default_rng(0))
+    view = ReleasedModel(model, 10, policy).view(np.random.default_rng(0))
     with np.errstate(invalid="ignore"):
-        scores = SUITE[name](view, overfitted.candidates, np.random.default_rng(0))
+        scores = SUITE[name].score(view, overfitted.candidates, np.random.default_rng(0))
     assert sum(asked) == answers_asked(name, len(overfitted.candidates), 50) <= 50
     assert np.isfinite(scores[:50]).all() and np.isnan(scores[50:]).all()
     with pytest.raises(RuntimeError, match=r"51 queries, but \d+ of 50 are left"):
@@ -192,8 +192,7 @@ def test_the_query_budget_holds(overfitted: Federation, name: str) -> None:
 
 def test_a_model_without_an_answer_gives_none() -> None:
     nothing = np.full((2, 3), np.nan)
-    view = outsider.released(
-        lambda x: nothing[: len(x)], 3, OutputPolicy(policy="label"), np.random.default_rng(0)
-    )
+    model = ReleasedModel(lambda x: nothing[: len(x)], 3, OutputPolicy(policy="label"))
+    view = model.view(np.random.default_rng(0))
     records = Records(np.zeros((2, 4), np.float32), np.zeros(2, np.int64))
     assert np.isnan(loss(view, records, np.random.default_rng(0))).all()

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
+from support.attacks import attacks_of
 from support.federation import Federation, initial
 from support.servers import secure, server_of
 
+from attacks import execution, registry
 from attacks.membership import trajectory
 from attacks.membership.server import (
     AGGREGATE,
-    ISOLATING,
-    SUITE,
     Measurements,
-    applicable,
     isolated_loss,
     isolated_loss_series,
     isolated_update_cosine,
@@ -39,6 +38,11 @@ from attacks.views.settings import PublicSettings, module_of
 from fedsim.core import files
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
+from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.core.scenario.settings import FederationSettings
+
+SUITE = attacks_of("server")
+RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,20 @@ def test_fedmia_needs_two_others() -> None:
     assert np.isnan(likelihood(values)).all()
 
 
+def test_what_cannot_be_measured_leaves_the_other_attacks(
+    early: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gradients(*arguments: object) -> None:
+        raise RuntimeError("no gradient per record")
+
+    monkeypatch.setattr("attacks.membership.update_regression.decode", no_gradients)
+    view = server_of(early, lr=0.05, epochs=1)
+    attacks = [SUITE["loss"], SUITE["update-regression"], SUITE["fedmia"]]
+    results = execution.run("server", view, attacks, execution.Task(early.candidates, seed=0))
+    assert set(results.findings) == {"loss", "fedmia"}
+    assert results.not_run == {"update-regression": "RuntimeError: no gradient per record"}
+
+
 def test_a_told_party_is_the_only_one_asked(seen: Measurements, early: Federation) -> None:
     told = replace(seen, candidate_party=early.party)
     for score, values in [
@@ -99,8 +117,8 @@ def test_a_told_party_is_the_only_one_asked(seen: Measurements, early: Federatio
         (isolated_update_regression, seen.part),
     ]:
         own = values[early.party, np.arange(len(early.party))]
-        np.testing.assert_allclose(score(told), own, rtol=1e-12)
-        np.testing.assert_allclose(score(seen), values[1:].max(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(score(told, RNG), own, rtol=1e-12)
+        np.testing.assert_allclose(score(seen, RNG), values[1:].max(axis=0), rtol=1e-12)
 
 
 def test_last_and_mean_skip_rounds_in_which_a_party_did_not_answer() -> None:
@@ -112,8 +130,8 @@ def test_last_and_mean_skip_rounds_in_which_a_party_did_not_answer() -> None:
 def test_isolation_finds_more_than_a_participant(early: Federation, seen: Measurements) -> None:
     participant = trajectory.update_cosine(early.view, early.candidates, np.random.default_rng(0))
     told = replace(seen, candidate_party=early.party)
-    alone = isolated_update_cosine(told)
-    together = isolated_update_regression(seen)
+    alone = isolated_update_cosine(told, RNG)
+    together = isolated_update_regression(seen, RNG)
     auc = [roc_auc_score(early.member, x) for x in (participant, alone, together)]
     assert auc[1] > auc[0] > 0.6 and auc[2] > 0.95
 
@@ -122,7 +140,7 @@ def test_isolation_finds_more_than_a_participant(early: Federation, seen: Measur
 def test_every_attack_of_the_server_finds_memorised_records(overfitted: Federation, name: str) -> None:
     view = server_of(overfitted, told=True)
     first = replace(view, answers={1: view.answers[1]})
-    scores = SUITE[name](measure(first, overfitted.candidates))
+    scores = SUITE[name].score(measure(first, overfitted.candidates), RNG)
     assert roc_auc_score(overfitted.member, scores) > 0.8
 
 
@@ -130,12 +148,20 @@ def test_secure_aggregation_leaves_one_party_and_no_comparison(early: Federation
     view = secure(server_of(early, lr=0.05, epochs=1))
     seen = measure(view, early.candidates)
     assert seen.secure and seen.parties.tolist() == [AGGREGATE]
-    offered = applicable(secure=True)
-    assert not set(offered) & set(ISOLATING) and set(offered) < set(SUITE)
-    for name, score in offered.items():
-        scores = score(seen)
-        assert scores.shape == early.member.shape and np.isfinite(scores).all(), name
-    together = roc_auc_score(early.member, isolated_update_regression(seen))
+    adversary = AdversarySettings(secure_aggregation=True)
+    offered = registry.applicable(["server:all"], adversary, FederationSettings(), "server")
+    assert [attack.name for attack in offered] == [
+        "loss",
+        "loss-series",
+        "update-cosine",
+        "update-regression",
+    ]
+    for attack in offered:
+        scores = attack.score(seen, RNG)
+        assert scores.shape == early.member.shape and np.isfinite(scores).all(), attack.name
+    with pytest.raises(InputError, match=r"'fedmia' needs each party's own update"):
+        registry.applicable(["server:fedmia"], adversary, FederationSettings(), "server")
+    together = roc_auc_score(early.member, isolated_update_regression(seen, RNG))
     assert together > 0.95, "one full-batch step: the sum of the updates is as good as each of them"
 
 
@@ -148,8 +174,8 @@ def test_a_model_that_never_saw_the_records_tells_nothing(
     seen = measure(
         ServerView(view.settings, view.models, view.answers, {}, np.full(300, -1), view.victims), strangers
     )
-    for name, score in SUITE.items():
-        auc = roc_auc_score(np.arange(300) < 150, score(seen))
+    for name, attack in SUITE.items():
+        auc = roc_auc_score(np.arange(300) < 150, attack.score(seen, RNG))
         assert 0.4 < auc < 0.6, name  # half-width of a 95 % interval: .065
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import roc_auc_score
+from support.attacks import PARTICIPANTS, VIEW_ATTACKS, findings
 
-from attacks import registry
 from attacks.calibration import calibrate
 from attacks.membership import crossfit, threshold
 from attacks.views.participant import ParticipantView
@@ -105,30 +105,28 @@ def test_per_class_thresholds_find_what_one_threshold_misses(
 
 # All attacks that need no shadows, end to end.
 
-NO_SHADOWS = [name for name, attack in registry.SUITE.items() if not attack.shadows and not attack.active]
 
-
-@pytest.mark.parametrize("name", sorted(set(NO_SHADOWS) - {"update-cosine"}))
+@pytest.mark.parametrize("name", sorted(set(VIEW_ATTACKS) - {"update-cosine"}))
 def test_a_model_that_memorised_everything_gives_everyone_away(overfitted: Any, name: str) -> None:
-    finding = registry.run(overfitted.view, overfitted.candidates, [name], seed=0)[name]
+    finding = findings(overfitted.view, overfitted.candidates, [name], seed=0)[name]
     assert roc_auc_score(overfitted.member, finding.scores) > (0.93 if name == "per-class-entropy" else 0.945)
     assert np.mean((finding.scores >= finding.threshold) == overfitted.member) > 0.8
 
 
-@pytest.mark.parametrize("name", NO_SHADOWS)
+@pytest.mark.parametrize("name", VIEW_ATTACKS)
 def test_a_model_that_never_saw_the_records_gives_no_one_away(untrained: ParticipantView, name: str) -> None:
     rng, member = np.random.default_rng(1), np.arange(800) < 400
     features = rng.normal(size=(800, 40)).astype(np.float32)
     candidates = Records(features, rng.integers(0, 10, 800))
-    scores = registry.run(untrained, candidates, [name], seed=0)[name].scores
+    scores = findings(untrained, candidates, [name], seed=0)[name].scores
     sigma = np.sqrt(801 / (12 * 400 * 400))  # of the AUC where members and others are alike (Mann & Whitney)
     assert abs(roc_auc_score(member, scores) - 0.5) < 2 * sigma
 
 
-@pytest.mark.parametrize("name", NO_SHADOWS)
+@pytest.mark.parametrize("name", VIEW_ATTACKS)
 def test_the_stream_decides_and_nothing_else_does(early: Any, name: str) -> None:
     def scores(seed: int) -> np.ndarray:
-        return registry.SUITE[name].score(early.view, early.candidates, np.random.default_rng(seed))
+        return PARTICIPANTS[name].score(early.view, early.candidates, np.random.default_rng(seed))
 
     np.testing.assert_array_equal(scores(1), scores(1))
     random = {

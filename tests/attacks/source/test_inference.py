@@ -8,29 +8,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
+from support.attacks import attacks_of
 from support.federation import Federation
-from support.servers import secure, server_of
+from support.servers import server_of
 
+from attacks import registry
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership import server
 from attacks.source import inference
+from fedsim.core.errors import InputError
+from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.core.scenario.settings import FederationSettings
 from fedsim.evaluation import sources
+
+RULES = attacks_of("server", "source")
+RNG = np.random.default_rng(0)
 
 
 # ------------------------------------------------------------------------------------------------ server
 def test_the_servers_rule_is_the_smallest_loss_of_the_victims(early: Federation) -> None:
     seen = server.measure(server_of(early, lr=0.05, epochs=1), early.candidates)
-    found = inference.server(seen)["server/source-loss"]
+    found = inference.source_loss(seen, seen.victims, RNG)
     smallest = seen.loss[-1, 1:].argmin(axis=0)  # row 0 is the adversary's own answer
     np.testing.assert_array_equal(found.argmax(axis=1), smallest)
-    series = inference.server(seen)["server/source-loss-series"]
+    series = inference.source_loss_series(seen, seen.victims, RNG)
     np.testing.assert_allclose(series, -seen.loss[:, 1:].mean(axis=0).T)
 
 
 def test_the_server_names_the_party_of_memorised_records(early: Federation) -> None:
     seen = server.measure(server_of(early, lr=0.05, epochs=1), early.candidates)
     right = early.party[early.member][:, None] == seen.victims
-    for name, scores in inference.server(seen).items():
+    for name, attack in RULES.items():
+        scores = attack.score(seen, seen.victims, RNG)
         found = sources.accuracy(scores[early.member], right)
         assert found.low > 0.5, name
     assert found.value > 0.95  # the regression
@@ -40,13 +49,27 @@ def test_a_stranger_is_of_no_party(early: Federation) -> None:
     """Held-out records of a party are no better told apart than by a coin."""
     seen = server.measure(server_of(early, lr=0.05, epochs=1), early.candidates)
     right = early.party[~early.member][:, None] == seen.victims
-    for name, scores in inference.server(seen).items():
+    for name, attack in RULES.items():
+        scores = attack.score(seen, seen.victims, RNG)
         found = sources.accuracy(scores[~early.member], right)
         assert found.low < 0.5 < found.high, name
 
 
-def test_secure_aggregation_names_nobody(early: Federation) -> None:
-    assert inference.server(server.measure(secure(server_of(early)), early.candidates)) == {}
+def test_secure_aggregation_names_nobody() -> None:
+    adversary = AdversarySettings(secure_aggregation=True)
+    offered = registry.applicable(["server:all"], adversary, FederationSettings(), "server")
+    assert not any(attack.infers == "source" for attack in offered)
+
+
+@pytest.mark.parametrize(
+    ("settings", "victims"), [({"knows_party": True}, 3), ({}, 1)], ids=["told already", "one party only"]
+)
+def test_no_one_asks_what_is_known(settings: dict[str, bool], victims: int) -> None:
+    adversary = AdversarySettings.model_validate(settings)
+    offered = registry.applicable(["server:all"], adversary, FederationSettings(), "server", victims)
+    assert offered and not any(attack.infers == "source" for attack in offered)
+    with pytest.raises(InputError, match="'source-loss' asks which party holds a record"):
+        registry.applicable(["server:source-loss"], adversary, FederationSettings(), "server", victims)
 
 
 # ------------------------------------------------------------------------------------------- participant
@@ -141,6 +164,7 @@ def tables(scores: np.ndarray, party: list[str], label: list[int], member: list[
     long = pd.DataFrame(
         {
             "game": 0,
+            "observer": "server",
             "attack": "rule",
             "candidate": np.repeat(np.arange(n), 2),
             "party": names * n,

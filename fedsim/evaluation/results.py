@@ -1,0 +1,44 @@
+"""A run's scores, judged: the only way from a run's folder to who is a member (beside `fedsim.runs`)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation.leakage import evaluate, joined
+from fedsim.evaluation.sources import evaluate as evaluate_sources
+from fedsim.evaluation.truth import read_truth
+
+
+def judged(run: RunDirectory) -> pd.DataFrame:
+    """Return every score of a run beside the truth: see `fedsim.evaluation.leakage.joined` for the columns.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return joined(*_tables(run))
+
+
+def leakage(run: RunDirectory) -> pd.DataFrame:
+    """Return the leakage table of a run: see `fedsim.evaluation.leakage.evaluate`.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return evaluate(*_tables(run))
+
+
+def sources(run: RunDirectory) -> pd.DataFrame:
+    """Return how often each rule of source inference is right: see `fedsim.evaluation.sources.evaluate`.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return evaluate_sources(run.table("source_scores"), read_truth(run.path))
+
+
+def _tables(run: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return scores, thresholds and truth."""
+    scores = run.table("scores")
+    thresholds = scores[["game", "observer", "attack", "threshold"]].drop_duplicates(ignore_index=True)
+    return scores.drop(columns="threshold"), thresholds, read_truth(run.path)
