@@ -90,7 +90,9 @@ def load(folder: str | Path) -> Run:
     Raises:
         InputError: it is no run, or was written by another version.
     """
-    return Run(RunDirectory.open(Path(folder)).path)
+    from fedsim.runs.integrity import open_results
+
+    return Run(open_results(Path(folder)).path)
 
 
 @dataclass(frozen=True)

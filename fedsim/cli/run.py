@@ -132,10 +132,10 @@ def show(folder: Path) -> None:
     Example:
       fedsim show runs/hospitals
     """
-    from fedsim.core.run_directory import RunDirectory
+    from fedsim.runs.integrity import open_results
     from fedsim.terminal import run_tables
 
-    run_tables.show(RunDirectory.open(folder), out())
+    run_tables.show(open_results(folder), out())
 
 
 @click.command()
@@ -164,9 +164,9 @@ def report(folder: Path, others: tuple[Path, ...], priors: tuple[float, ...]) ->
       fedsim report runs/hospitals --prior 0.05
       fedsim report runs/hospitals --with runs/hospitals-2
     """
-    from fedsim.core.run_directory import RunDirectory
+    from fedsim.runs.integrity import open_results
 
-    directory, beside = RunDirectory.open(folder), [RunDirectory.open(other) for other in others]
+    directory, beside = open_results(folder), [open_results(other) for other in others]
     line(f"Report: {_write_report(directory, beside, priors)}")
 
 

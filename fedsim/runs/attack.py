@@ -13,6 +13,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import Observer
 from fedsim.evaluation import results
+from fedsim.runs import integrity
 from fedsim.runs.observers import mount, note_attacks, observers_of
 
 
@@ -21,6 +22,7 @@ def evaluate(run: RunDirectory) -> None:
     run.write_table("leakage", results.leakage(run))
     if run.has("source_scores"):
         run.write_table("sources", results.sources(run))
+    integrity.note_tables(run)
 
 
 def observe(run: RunDirectory, game: int, laboratory: Laboratory) -> None:
@@ -50,6 +52,7 @@ def attack_again(
     Raises:
         InputError: unknown attack or round, or a game whose observations are missing.
     """
+    integrity.verify_attacked(run)
     wanted = attacks_by_observer(run, names)
     note_attacks(run, wanted)
     chosen = parse_rounds(rounds, run.scenario.federation.rounds) if rounds else []

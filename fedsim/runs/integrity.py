@@ -15,6 +15,7 @@ import numpy as np
 
 from fedsim.core import files
 from fedsim.core.errors import InputError
+from fedsim.core.imports import is_reference, source_file
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
 
@@ -75,11 +76,6 @@ def verify(run: RunDirectory, *parts: str) -> None:
             raise InputError(f"{path} has changed since the run wrote or read it; {_advice(name)}")
 
 
-def verify_results(run: RunDirectory) -> None:
-    """Check what `show` and `report` read: the scenario and the tables."""
-    verify(run, "scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES))
-
-
 def verify_attacked(run: RunDirectory) -> None:
     """Check what attacks read: the scenario, the truth, and what every observer kept."""
     verify(run, "scenario.toml", "truth.parquet", "parties", "code", *OBSERVED)
@@ -105,10 +101,22 @@ def verify_unfinished(run: RunDirectory, game: int) -> None:
 
 def own_modules(scenario: Scenario) -> list[Path]:
     """Return the files of the 'module:callable's that the scenario names, as far as they are there."""
-    names = [scenario.model.name, scenario.federation.strategy, *scenario.adversary.attacks]
-    folder = Path(scenario.model.folder or ".")
-    paths = [folder / f"{name.partition(':')[0].replace('.', '/')}.py" for name in names if ":" in name]
-    return sorted({path.resolve() for path in paths if path.is_file()})
+    adversary, federation, model = scenario.adversary, scenario.federation, scenario.model
+    references = [(model.name, model.folder), (federation.strategy, federation.folder)]
+    references += [(attack, adversary.folder) for attack in adversary.own_attacks]
+    files_of = (source_file(name, folder) for name, folder in references if is_reference(name))
+    return sorted({file.resolve() for file in files_of if file is not None})
+
+
+def open_results(path: Path) -> RunDirectory:
+    """Open a run whose results are to be shown.
+
+    Raises:
+        InputError: it is no run, or the scenario or a table is not what the run wrote.
+    """
+    run = RunDirectory.open(path)
+    verify(run, "scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES))
+    return run
 
 
 def _advice(name: str) -> str:
@@ -125,6 +133,8 @@ def _is_in(name: str, parts: Iterable[str]) -> bool:
 
 
 def _known(run: RunDirectory) -> dict[str, str]:
+    if not run.manifest.get("prepared"):
+        return {}
     return {str(name): str(digest) for name, digest in files.read_json(run.path / DIGESTS).items()}
 
 

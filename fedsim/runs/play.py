@@ -11,6 +11,7 @@ from attacks.shadows import cache
 from attacks.shadows.laboratory import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
+from fedsim.runs import integrity
 from fedsim.runs.attack import evaluate, observe
 
 ENGINES = ("inprocess", "ray")
@@ -32,10 +33,12 @@ def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None =
 
 def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
     laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
+    integrity.verify(run)
     run.update_manifest(engine=engine, workers=laboratory.workers)
     for game in range(run.scenario.games):
         if _finished(run, game):
             continue
+        integrity.verify_unfinished(run, game)
         started = time.monotonic()
         _run_game(run, game, engine, workers or 1)
         observe(run, game, laboratory)
@@ -65,6 +68,7 @@ def _note_game(run: RunDirectory, game: int, seconds: float) -> None:
     last = run.last_round(game)
     digest = hashlib.sha256(run.model_path(game, last).read_bytes()).hexdigest()
     entry: GameEntry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}
+    integrity.note_game(run, game)
     run.update_manifest(games={**run.manifest.get("games", {}), str(game): entry})
 
 

@@ -22,9 +22,16 @@ from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import STRATEGIES, Scenario
 from fedsim.evaluation import truth
+from fedsim.runs import integrity
 from fedsim.runs.checks import limits
 from fedsim.runs.checks.adversary import check_observers, protection_notices
-from fedsim.runs.checks.parties import check_defences, check_model, check_private_training, defence_notices
+from fedsim.runs.checks.parties import (
+    check_defences,
+    check_model,
+    check_private_training,
+    defence_notices,
+    delta_notices,
+)
 from fedsim.runs.observers import observers_of
 
 
@@ -82,7 +89,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     check_model(scenario, encoded)
     check_private_training(scenario, encoded, rows)
     check_defences(scenario, encoded, rows)
-    notices = *defence_notices(scenario, rows), *protection_notices(scenario)
+    notices = *delta_notices(scenario, rows), *defence_notices(scenario, rows), *protection_notices(scenario)
     encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
@@ -157,6 +164,7 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
         prepared=True,
         **_machine(),
     )
+    integrity.note_prepared(run)
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedsim.core import files
 from fedsim.core.run_directory import RunDirectory
+from fedsim.runs import integrity
 
 WATCH = """
 import json, sys
@@ -32,3 +33,4 @@ def flip(run: RunDirectory) -> None:
     path = run.path / "truth.parquet"
     truth = files.read_table(path)
     files.write_table(path, truth.assign(member=~truth["member"]))
+    integrity.note(run, path.name)

@@ -33,7 +33,7 @@ def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
     }
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) -> None:
     """Overwrite what the module `exchanged` with ``weights``, as returned by `weights_of`.
 
     Raises:
@@ -46,4 +46,5 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"weights are {given}, the model's are {wanted}")
     with torch.no_grad():
         for name, value in state.items():
-            value.copy_(torch.tensor(weights[name]))
+            new = weights[name]
+            value.copy_(new if isinstance(new, Tensor) else torch.tensor(new))

@@ -116,6 +116,19 @@ def _has_hidden_units(scenario: Scenario, encoded: Encoded) -> bool:
     return bool(layers.hidden_units(module))
 
 
+def delta_notices(scenario: Scenario, rows: Mapping[str, np.ndarray]) -> list[str]:
+    """Say where δ is so large that it allows one record of a party to be published whole."""
+    sentences = []
+    for name, index in rows.items():
+        dp, n = scenario.dp_of(name), max(1, round(len(index) * scenario.parties.member_share))
+        if dp is not None and dp.delta * n >= 1:
+            sentences.append(
+                f"dp.{name}: δ = {dp.delta:g} is not below 1/n with n = {n} training records: publishing one of "
+                "them whole would be as private; choose a δ well below 1/n"
+            )
+    return sentences
+
+
 def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
     """Return what a person should know of the parties' defences, one sentence each."""
     stopping, private, secure = [], [], []

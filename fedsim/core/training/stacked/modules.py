@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim.core.data.records import Records
+from fedsim.core.models.weights import exchanged
 from fedsim.core.training import losses
 from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, Pool
 
@@ -29,7 +30,7 @@ class StackedModule:
         self._classes = classes
         self._trained = [name for name, p in module.named_parameters() if p.requires_grad]
         self._shapes = [module.get_parameter(name).shape for name in self._trained]
-        self._constants = {k: v.detach() for k, v in module.state_dict().items() if k not in self._trained}
+        self._constants = {k: v.detach() for k, v in exchanged(module).items() if k not in self._trained}
         self.parameters = sum(shape.numel() for shape in self._shapes)
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
@@ -54,7 +55,7 @@ class StackedModule:
         models = len(pieces[0])
         return {
             name: trained.get(name, value.detach().expand(models, *value.shape))
-            for name, value in (self.module.state_dict() | self._constants).items()
+            for name, value in (exchanged(self.module) | self._constants).items()
         }
 
     def pool(self, records: Records) -> Pool:
