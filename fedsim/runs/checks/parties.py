@@ -123,7 +123,7 @@ def delta_notices(scenario: Scenario, rows: Mapping[str, np.ndarray]) -> list[st
         dp, n = scenario.dp_of(name), max(1, round(len(index) * scenario.parties.member_share))
         if dp is not None and dp.delta * n >= 1:
             sentences.append(
-                f"dp.{name}: δ = {dp.delta:g} is not below 1/n with n = {n} training records: publishing one of "
+                f"dp.{name}: δ = {dp.delta:g} is not below 1/n (n = {n} training records): to publish one of "
                 "them whole would be as private; choose a δ well below 1/n"
             )
     return sentences
