@@ -8,8 +8,9 @@ a party is not there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -29,19 +30,31 @@ AGGREGATE = -1
 class Measurements:
     """How each answer treats each candidate; NaN where a party did not answer in a round.
 
+    What needs gradients is measured when it is first asked for: a model that has none per record (a recurrent
+    one) leaves the other attacks what they need.
+
     parties: (K,) int, partition ids; `AGGREGATE` alone under secure aggregation
     phi: (T, K, n) float64, the scaled logit φ of w^k_t, in whose order −ℓ(w^k_t; z) is
-    cosine: (T, K, n) float64, cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})
-    part: (K, n) float64, t-statistic of the candidate's part in the party's updates (`update_regression`)
+    measure_cosine, measure_part: make `cosine` and `part`
     candidate_party: (n,) int, −1 where it is not told; victims: partition ids that a candidate can be of
     """
 
     parties: np.ndarray
     phi: np.ndarray
-    cosine: np.ndarray
-    part: np.ndarray
+    measure_cosine: Callable[[], np.ndarray]
+    measure_part: Callable[[], np.ndarray]
     candidate_party: np.ndarray
     victims: np.ndarray
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """(T, K, n) float64, cos(−∇ℓ(w_{t−1}; z), w^k_t − w_{t−1})."""
+        return self.measure_cosine()
+
+    @property
+    def part(self) -> np.ndarray:
+        """(K, n) float64, t-statistic of the candidate's part in the party's updates."""
+        return self.measure_part()
 
     @property
     def loss(self) -> np.ndarray:
@@ -59,20 +72,32 @@ def measure(view: ServerView, candidates: Records) -> Measurements:
     """Measure every answer in ``view`` on every candidate."""
     answers = view.answers or {t: {AGGREGATE: mean} for t, mean in view.sums.items()}
     parties = sorted({k for sent in answers.values() for k in sent})
-    shape = (len(answers), len(parties), len(candidates))
-    phi, cosine = np.full(shape, np.nan), np.full(shape, np.nan)
+    phi = np.full((len(answers), len(parties), len(candidates)), np.nan)
     for row, t in enumerate(sorted(answers)):
         for k, weights in answers[t].items():
-            at = row, parties.index(k)
             outputs = signals.logits(module_of(view.settings, weights), candidates.features)
-            phi[at] = signals.scaled_logit(outputs, candidates.labels)
-            cosine[at] = _cosine(view, t, weights, candidates)
-    part = np.full(shape[1:], np.nan)
-    for together, rounds in _answered_alike(answers).items():
-        steps = [(module_of(view.settings, view.models[t - 1]), _updates(view, t, together)) for t in rounds]
-        part[[parties.index(k) for k in together]] = update_regression.decode(steps, candidates).T
-    victims = np.array(view.victims)
-    return Measurements(np.array(parties), phi, cosine, part, np.asarray(view.candidate_party), victims)
+            phi[row, parties.index(k)] = signals.scaled_logit(outputs, candidates.labels)
+
+    @cache
+    def cosine() -> np.ndarray:
+        cosines = np.full(phi.shape, np.nan)
+        for row, t in enumerate(sorted(answers)):
+            for k, weights in answers[t].items():
+                cosines[row, parties.index(k)] = _cosine(view, t, weights, candidates)
+        return cosines
+
+    @cache
+    def part() -> np.ndarray:
+        parts = np.full(phi.shape[1:], np.nan)
+        for together, rounds in _answered_alike(answers).items():
+            steps = [
+                (module_of(view.settings, view.models[t - 1]), _updates(view, t, together)) for t in rounds
+            ]
+            parts[[parties.index(k) for k in together]] = update_regression.decode(steps, candidates).T
+        return parts
+
+    candidate_party, victims = np.asarray(view.candidate_party), np.array(view.victims)
+    return Measurements(np.array(parties), phi, cosine, part, candidate_party, victims)
 
 
 def _answered_alike(answers: dict[int, dict[int, Weights]]) -> dict[tuple[int, ...], tuple[int, ...]]:

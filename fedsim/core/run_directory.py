@@ -166,8 +166,8 @@ class RunDirectory:
 
     def last_round(self, game: int) -> int:
         """Return the number of the last global model kept, -1 where there is none."""
-        kept = self.model_path(game, 0).parent.glob("round-*.safetensors")
-        return max((int(path.stem.removeprefix("round-")) for path in kept), default=-1)
+        files_of_rounds = self.model_path(game, 0).parent.glob("round-*.safetensors")
+        return max((int(path.stem.removeprefix("round-")) for path in files_of_rounds), default=-1)
 
     # ------------------------------------------------------------- checkpoints
     def _checkpoint_path(self, game: int) -> Path:

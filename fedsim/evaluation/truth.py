@@ -67,7 +67,7 @@ def draw_game(
     if adversary not in rows:
         raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
     member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
-    parties = {name: _sides(encoded, name, mine, member, member_share) for name, mine in rows.items()}
+    parties = {name: _sides(encoded, name, own_rows, member, member_share) for name, own_rows in rows.items()}
     others = _others(encoded, rows, member, adversary)
     stream = rng.generator(seed, "auxiliary records", game=game)
     kept_back = _keep_back(others, settings, stream)
@@ -82,12 +82,19 @@ def draw_game(
     owned = kept_back if settings.auxiliary == "disjoint" else _unchosen(others, chosen, settings, stream)
     truth = others.iloc[chosen].reset_index(drop=True)
     truth.insert(0, "candidate", np.arange(len(truth)))
-    told = list(rows) if settings.knows_party else []
-    return Game(parties, _pool(encoded, truth, told), _pool(encoded, others.iloc[owned], told), truth)
+    known_parties = list(rows) if settings.knows_party else []
+    return Game(
+        parties,
+        _pool(encoded, truth, known_parties),
+        _pool(encoded, others.iloc[owned], known_parties),
+        truth,
+    )
 
 
-def _sides(encoded: Encoded, name: str, mine: np.ndarray, member: np.ndarray, share: float) -> PartyRecords:
-    train, heldout = mine[member[mine]], mine[~member[mine]]
+def _sides(
+    encoded: Encoded, name: str, own_rows: np.ndarray, member: np.ndarray, share: float
+) -> PartyRecords:
+    train, heldout = own_rows[member[own_rows]], own_rows[~member[own_rows]]
     if min(len(train), len(heldout)) < MIN_PER_SIDE:
         raise InputError(
             f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
@@ -148,16 +155,16 @@ def draw_members(
     units, first = units_of(encoded)
     side = np.full(len(first), -1)  # of a unit: 1 member, 0 held out, -1 not drawn yet
     for party in sorted(rows):
-        mine = units[rows[party]]
+        own_units = units[rows[party]]
         stream = rng.generator(seed, "membership", game=game, party=party)
-        _draw_sides(side, mine, round(share * len(mine)), stream)
+        _draw_sides(side, own_units, round(share * len(own_units)), stream)
     return side[units] == 1
 
 
-def _draw_sides(side: np.ndarray, mine: np.ndarray, wanted: int, stream: np.random.Generator) -> None:
-    """Draw sides, in place, for the units in ``mine``, so that about ``wanted`` records are members."""
-    sizes = np.bincount(mine, minlength=len(side))
-    order = stream.permutation(np.unique(mine))
+def _draw_sides(side: np.ndarray, own_units: np.ndarray, wanted: int, stream: np.random.Generator) -> None:
+    """Draw sides, in place, for the units in ``own_units``, so that about ``wanted`` records are members."""
+    sizes = np.bincount(own_units, minlength=len(side))
+    order = stream.permutation(np.unique(own_units))
     order = order[side[order] < 0]
     before = sizes[side == 1].sum() + np.cumsum(sizes[order]) - sizes[order]
     side[order] = before < wanted

@@ -74,8 +74,8 @@ def norms(rounds: pd.DataFrame, adversary: str) -> str:
     for party, rows in rounds.groupby("party", sort=False):
         if party != adversary:
             parts.append(frame.line(_series(rows, "update_norm"), "party", str(party)))
-    mine = rounds[rounds["party"] == adversary]
-    parts.append(frame.line(_series(mine, "update_norm"), "overall", adversary))
+    adversarys = rounds[rounds["party"] == adversary]
+    parts.append(frame.line(_series(adversarys, "update_norm"), "overall", adversary))
     parts.append(legend(64, 322, [(f"{adversary} (the adversary)", "overall")]))
     parts.append(legend(300, 322, [("each other party", "party")]))
     return chart(460, 334, "Norm of each party's update over rounds", *parts)

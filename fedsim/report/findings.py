@@ -291,10 +291,10 @@ def _answers(run: RunDirectory, everyones: pd.DataFrame) -> list[tuple[str, int,
     outsiders = everyones[everyones["observer"] == "outsider"]
     for attack, rows in outsiders.groupby("attack", sort=False):
         candidates = int(rows.groupby("game").size().max())
-        asked = outsider.answers_asked(str(attack), candidates, policy.queries)
-        spent = output.spent(policy, asked)
+        count = outsider.answers_asked(str(attack), candidates, policy.queries)
+        spent = output.spent(policy, count)
         if spent is not None:
-            answers.append((str(attack), asked, *spent))
+            answers.append((str(attack), count, *spent))
     return answers
 
 

@@ -39,16 +39,16 @@ def headline(findings: Findings) -> Verdict:
     """Answer the first question in one line: over all parties together, else wherever a leak shows."""
     if findings.overall is None:
         return Verdict("ok", "Not measured yet: this run has no attack results")
-    found = verdict(findings.overall)
+    overall = verdict(findings.overall)
     judged = [(party.name, verdict(party.leak)) for party in findings.parties if party.leak]
-    exposed = [(name, each) for name, each in judged if each.level != "ok"]
-    if found.level != "ok":
+    exposed = [(name, judgement) for name, judgement in judged if judgement.level != "ok"]
+    if overall.level != "ok":
         alone = "" if exposed else "; each party by itself has too few records to show it"
-        return Verdict(found.level, f"Yes: over all parties, the adversary finds a {found.words}{alone}")
+        return Verdict(overall.level, f"Yes: over all parties, the adversary finds a {overall.words}{alone}")
     if not exposed:
         return Verdict("ok", "No leak shown at any party, which does not prove that there is none")
-    places = _listed([f"{name} ({each.words})" for name, each in exposed])
-    level = "bad" if any(each.level == "bad" for _, each in exposed) else "warn"
+    places = _listed([f"{name} ({judgement.words})" for name, judgement in exposed])
+    level = "bad" if any(judgement.level == "bad" for _, judgement in exposed) else "warn"
     return Verdict(level, f"At some parties: {places}. Over all parties together, no leak is shown")
 
 
@@ -131,14 +131,16 @@ def switch(parties: list[Party]) -> str:
     protected = [party for party in parties if party.epsilon is not None]
     if not protected:
         return "No party has switched DP-SGD on: nobody has a guarantee, and another attack may find more."
-    each = "; ".join(
+    guarantees_of_three = "; ".join(
         f"{party.name}: ε = {party.epsilon:.3g}, δ = {delta(party.delta)}, {limit(party.bound)}"
         for party in protected[:3]
     )
     more = f"; and {len(protected) - 3} more in the table" if len(protected) > 3 else ""
     rest = len(parties) - len(protected)
     others = f" The other {rest} have no guarantee." if rest else ""
-    return f"DP-SGD is on at {len(protected)} of {len(parties)} parties ({each}{more}).{others}"
+    return (
+        f"DP-SGD is on at {len(protected)} of {len(parties)} parties ({guarantees_of_three}{more}).{others}"
+    )
 
 
 def limit(bound: float | None) -> str:
@@ -214,7 +216,7 @@ def defence_in_words(settings: DefenceSettings) -> str:
 def policy_in_words(policy: OutputPolicy) -> str:
     """Describe what the released model answers to an outsider."""
     budget = "" if policy.queries is None else f", {policy.queries} queries in all"
-    told = {
+    by_policy = {
         "full": "all probabilities, as they are",
         "rounded": f"probabilities rounded to {policy.digits} decimals",
         "top-k": f"the {policy.top} largest probabilities",
@@ -225,45 +227,49 @@ def policy_in_words(policy: OutputPolicy) -> str:
         "an answer",
         "temperature": f"probabilities at temperature {policy.temperature:g}",
     }
-    return told[policy.policy] + budget
+    return by_policy[policy.policy] + budget
 
 
 def protections(findings: Findings) -> list[tuple[str, str]]:
     """Name every protection that is on, and against whom it can do something: (what, words)."""
     scenario, names = findings.run.scenario, [party.name for party in findings.parties]
-    found = []
+    protections_on = []
     for name in names:
         settings, defence = scenario.dp_of(name), scenario.defence_of(name)
         if settings is not None:
-            found.append((f"{name}: DP-SGD", f"{dp_in_words(settings)}; against everyone"))
+            protections_on.append((f"{name}: DP-SGD", f"{dp_in_words(settings)}; against everyone"))
         if defence is not None and defence_in_words(defence) != "nothing":
-            found.append((f"{name}: defences", f"{defence_in_words(defence)}; no guarantee"))
+            protections_on.append((f"{name}: defences", f"{defence_in_words(defence)}; no guarantee"))
     dp = scenario.federation.central_dp
     if dp is not None:
         where = "server" if dp.where == "server" else "parties"
-        said = (
+        description = (
             f"{dp.clipping} clipping at the {where}, from norm {dp.clipping_norm:g}; noise multiplier "
             f"{dp.noise_multiplier:g}; of whole parties, against whoever sees aggregates; trusts the server"
         )
-        found.append(("Central DP", said))
+        protections_on.append(("Central DP", description))
     if scenario.adversary.secure_aggregation:
-        found.append(("Secure aggregation", "against the server alone: participants receive the aggregate"))
+        protections_on.append(
+            ("Secure aggregation", "against the server alone: participants receive the aggregate")
+        )
     if scenario.adversary.output.policy != "full" or scenario.adversary.output.queries is not None:
         policy = policy_in_words(scenario.adversary.output)
-        found.append(("Answers of the released model", f"{policy}; against outsiders alone"))
-    return found
+        protections_on.append(("Answers of the released model", f"{policy}; against outsiders alone"))
+    return protections_on
 
 
 def answers(findings: Findings) -> str:
     """Say what an outsider's queries spent of the ε that the output policy states for one answer."""
     policy = findings.run.scenario.adversary.output
-    attack, asked, epsilon, most = max(findings.answers, key=lambda row: row[1])
-    each = f"ε = {policy.epsilon:g}" + (f", δ = {delta(policy.delta)}" if policy.policy == "gaussian" else "")
+    attack, count, epsilon, most = max(findings.answers, key=lambda row: row[1])
+    of_one = f"ε = {policy.epsilon:g}" + (
+        f", δ = {delta(policy.delta)}" if policy.policy == "gaussian" else ""
+    )
     total = f"ε = {epsilon:.6g}" + (f", δ = {most:.2g}" if most else "")
     bound = guarantees.auc_bound(epsilon, most)
     return (
-        f"One answer of the released model costs {each}, and answers add up (basic composition): an attack "
-        f"that asks most, {attack}, asks {asked} times in a game, which is {total} in all, "
+        f"One answer of the released model costs {of_one}, and answers add up (basic composition): an attack "
+        f"that asks most, {attack}, asks {count} times in a game, which is {total} in all, "
         f"{limit(bound)}."
     )
 
@@ -293,17 +299,17 @@ def sees(findings: Findings, observer: str) -> str:
 def acting(findings: Findings) -> str:
     """Say what an active adversary does."""
     adversary = findings.run.manifest.get("adversary")
-    said = deviation.assumption(findings.run.scenario.adversary).strip()
-    return f"{adversary} does not only watch. {said}"
+    acts = deviation.assumption(findings.run.scenario.adversary).strip()
+    return f"{adversary} does not only watch. {acts}"
 
 
 def conduct(findings: Findings) -> str:
     """Say how an active adversary's updates compare with the others'."""
     table, adversary = findings.conduct, str(findings.run.manifest.get("adversary"))
-    mine, others = table[table["party"] == adversary], table[table["party"] != adversary]
-    if mine.empty or others.empty:
+    adversarys, others = table[table["party"] == adversary], table[table["party"] != adversary]
+    if adversarys.empty or others.empty:
         return ""
-    own, most = mine.iloc[0], others["norm_median"]
+    own, most = adversarys.iloc[0], others["norm_median"]
     place = int((most > own["norm_median"]).sum()) + 1
     turned = int((others["cosine_median"] < own["cosine_median"]).sum()) + 1
     return (

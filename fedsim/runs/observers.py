@@ -163,8 +163,8 @@ def _replace(
         repeated = (before["observer"] == observer) & before["attack"].isin([a.name for a in attacks])
         if not len(fresh) and not repeated.any():
             return
-        kept = before[~repeated]
-        rows = pd.concat([part for part in (kept, fresh) if len(part)] or [kept], ignore_index=True)
+        others = before[~repeated]
+        rows = pd.concat([part for part in (others, fresh) if len(part)] or [others], ignore_index=True)
     elif not len(fresh):
         return
     run.write_game(table, game, _in_order(run, rows))

@@ -98,11 +98,11 @@ def _for_strategy(reply: Message, outcome: Outcome, weights: ArrayRecord, scenar
     weight by records would let a large party move the mean by more than the noise covers.
     """
     federation, arrays = scenario.federation, reply.content.array_records["arrays"]
-    kept = {name: outcome.metrics[name] for name in strategy.metrics_needed(federation)}
+    metrics = {name: outcome.metrics[name] for name in strategy.metrics_needed(federation)}
     if federation.central_dp is not None:
-        kept["num-examples"] = 1.0
+        metrics["num-examples"] = 1.0
     ordered = ArrayRecord({name: arrays[name] for name in weights})
-    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(kept)})
+    reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(metrics)})
     return reply
 
 

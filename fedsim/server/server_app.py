@@ -127,8 +127,8 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         federation.grid.restore(checkpoint.states)
         strategy.restore(federation.strategy, checkpoint.strategy)
         before = run.table("rounds")
-        kept = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
-        federation.rows.extend(cast(list[dict[str, Any]], kept.to_dict("records")))
+        finished = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
+        federation.rows.extend(cast(list[dict[str, Any]], finished.to_dict("records")))
         return ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
     manifest = run.manifest
     module = zoo.build(
@@ -218,9 +218,9 @@ def _collect_findings(federation: Federation) -> None:
         FedsimError: the adversary did not answer.
     """
     run, game = federation.run, federation.game
-    asked = messages.to_arrays(run.read_candidates(game).arrays())
+    candidates = messages.to_arrays(run.read_candidates(game).arrays())
     config = ConfigRecord({"workers": int(run.manifest.get("workers", 1))})
-    content = RecordDict({"candidates": asked, "config": config})
+    content = RecordDict({"candidates": candidates, "config": config})
     adversary = run.manifest["adversary"]
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary

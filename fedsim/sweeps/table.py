@@ -26,10 +26,10 @@ def write(points: Sequence[Point], out: Path, failed: Mapping[str, str] | None =
 
     What depends on the machine's speed is in the latter alone, so that two sweeps' tables can be compared.
     """
-    found = table(points)
-    files.write_table(out / "sweep.parquet", found)
+    rows = table(points)
+    files.write_table(out / "sweep.parquet", rows)
     files.write_table(out / "cells.parquet", _states(points, failed or {}))
-    return found
+    return rows
 
 
 def _states(points: Sequence[Point], failed: Mapping[str, str]) -> pd.DataFrame:
@@ -55,24 +55,24 @@ def table(points: Sequence[Point]) -> pd.DataFrame:
     parts = []
     for point in points:
         if point.cell.finished:
-            found = findings(RunDirectory(point.cell.path))
+            rows = findings(RunDirectory(point.cell.path))
             for position, (name, value) in enumerate({"cell": point.cell.key, **point.labels}.items()):
-                found.insert(position, name, value)
-            parts.append(found)
+                rows.insert(position, name, value)
+            parts.append(rows)
     labels = list(points[0].labels)
     if not parts:
         return pd.DataFrame(columns=["cell", *labels, *FIXED])
     return _uniform(pd.concat(parts, ignore_index=True), labels)
 
 
-def _uniform(found: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+def _uniform(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Make each label's column one type, which Parquet asks for: numbers where all are, else text."""
     for name in labels:
-        kinds = {type(value) for value in found[name]}
+        kinds = {type(value) for value in rows[name]}
         if len(kinds) > 1:
             numbers = kinds <= {int, float}
-            found[name] = found[name].astype(float) if numbers else found[name].map(str)
-    return found
+            rows[name] = rows[name].astype(float) if numbers else rows[name].map(str)
+    return rows
 
 
 def findings(run: RunDirectory) -> pd.DataFrame:
@@ -82,8 +82,8 @@ def findings(run: RunDirectory) -> pd.DataFrame:
     if run.has("sources"):
         sources = run.table("sources").rename(columns={"n": "n_members"})
         parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
-    found = pd.concat(parts, ignore_index=True)[FIXED]
-    return found.fillna({"observer": "", "attack": "", "note": ""}).astype(
+    rows = pd.concat(parts, ignore_index=True)[FIXED]
+    return rows.fillna({"observer": "", "attack": "", "note": ""}).astype(
         {"n_members": int, "n_nonmembers": int}
     )
 
@@ -98,14 +98,18 @@ def _utility(run: RunDirectory) -> pd.DataFrame:
     last = final_rounds(run)
     rows: list[Values] = []
     for party in ["all", *run.manifest["parties"]]:
-        mine = last[last["party"] == party]
+        of_party = last[last["party"] == party]
         for metric in UTILITY:
             common = {"kind": "utility", "party": party, "metric": metric, "n_members": 0}
-            for game, value, n in zip(mine["game"], mine[metric], mine["n_heldout"], strict=True):
+            for game, value, n in zip(of_party["game"], of_party[metric], of_party["n_heldout"], strict=True):
                 rows.append({**common, "game": str(game), "value": value, "n_nonmembers": int(n)})
-            value, low, high = mean_over_games(mine[metric].tolist(), math.inf if metric == "loss" else 1.0)
+            value, low, high = mean_over_games(
+                of_party[metric].tolist(), math.inf if metric == "loss" else 1.0
+            )
             interval = {"value": value, "low": low, "high": high}
-            rows.append({**common, "game": "all", **interval, "n_nonmembers": int(mine["n_heldout"].sum())})
+            rows.append(
+                {**common, "game": "all", **interval, "n_nonmembers": int(of_party["n_heldout"].sum())}
+            )
             if math.isnan(low):
                 rows[-1]["note"] = "one game: no interval"
     return pd.DataFrame(rows)
@@ -128,24 +132,24 @@ def _guarantees(run: RunDirectory) -> pd.DataFrame:
     spent = {str(party): float(rows["epsilon"].max()) for party, rows in last.groupby("party")}
     parties = list(run.manifest["parties"])
     private = {name: settings for name in parties if (settings := run.scenario.dp_of(name))}
-    found = [(name, "epsilon", spent[name]) for name in parties]
-    found += [(name, "delta", settings.delta) for name, settings in private.items()]
-    found.append(("all", "epsilon", max(spent[name] for name in parties)))
+    figures = [(name, "epsilon", spent[name]) for name in parties]
+    figures += [(name, "delta", settings.delta) for name, settings in private.items()]
+    figures.append(("all", "epsilon", max(spent[name] for name in parties)))
     if len(private) == len(parties):
-        found.append(("all", "delta", max(settings.delta for settings in private.values())))
-    rows = pd.DataFrame(found, columns=["party", "metric", "value"])
+        figures.append(("all", "delta", max(settings.delta for settings in private.values())))
+    rows = pd.DataFrame(figures, columns=["party", "metric", "value"])
     return rows.assign(kind="guarantee", game="all", n_members=0, n_nonmembers=0)
 
 
-def compact(found: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
+def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
     """Return a row per point and headline attack, over all parties and games.
 
     headline: names as a person writes them ('lira', 'server:fedmia').
     Columns: the labels, epsilon, observer, attack, and for accuracy, utility_auc, and each of `LEAKAGE` the
     value and, with '_low' and '_high' appended, its 95 % interval.
     """
-    labels = list(found.columns[1 : found.columns.get_loc("kind")])
-    overall = found[(found["party"] == "all") & (found["game"] == "all")]
+    labels = list(sweep.columns[1 : sweep.columns.get_loc("kind")])
+    overall = sweep[(sweep["party"] == "all") & (sweep["game"] == "all")]
     rows = []
     for values, point in overall.groupby(labels, sort=False, dropna=False):
         row = dict(zip(labels, values, strict=True))

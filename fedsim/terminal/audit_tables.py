@@ -10,14 +10,14 @@ from fedsim.audit.settings import Audit
 from fedsim.terminal.formatting import new_table
 
 
-def audits(found: list[Audit]) -> Table:
+def audits(results: list[Audit]) -> Table:
     """Return the bounds of audits of one party, a statistic a row."""
-    table = new_table(f"Audit of {found[0].party}: ε at δ = {found[0].delta:.0e}")
+    table = new_table(f"Audit of {results[0].party}: ε at δ = {results[0].delta:.0e}")
     for heading in ("vantage", "method", "statistic"):
         table.add_column(heading, no_wrap=True)
     for heading in ("lower", "upper", "ceiling", "right", "canaries", "confidence"):
         table.add_column(heading, justify="right")
-    for audit in found:
+    for audit in results:
         for statistic, lower in audit.lower.items():
             table.add_row(
                 audit.vantage,

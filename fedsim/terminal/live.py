@@ -232,7 +232,7 @@ class Pace:
             return None
         rest = [self._expected(key) - (now - since) for key, since in self.running.items()]
         rest += [self._expected(key) for key in self.cells if key not in self.ended | set(self.running)]
-        return max([sum(max(0.0, each) for each in rest) / self.workers, *rest, 0.0])
+        return max([sum(max(0.0, seconds) for seconds in rest) / self.workers, *rest, 0.0])
 
     def _expected(self, key: str) -> float:
         """Return what cells of the same scenario took on average, or all cells where there are none."""

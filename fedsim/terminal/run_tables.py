@@ -191,12 +191,12 @@ def _answers(run: RunDirectory, overall: pd.DataFrame) -> list[Table | str]:
     if not attacks or output.spent(policy, 1) is None:
         return []
     candidates = len(run.read_candidates(0))
-    asked = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
-    most = max(attacks, key=lambda name: asked[name])
-    epsilon, delta = output.spent(policy, asked[most]) or (math.nan, math.nan)
+    counts = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
+    most = max(attacks, key=lambda name: counts[name])
+    epsilon, delta = output.spent(policy, counts[most]) or (math.nan, math.nan)
     total = f"ε = {epsilon:.6g}" + (f", δ = {delta:.2g}" if delta else "")
     return [
-        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {asked[most]} answers of "
+        f"Outsider: an answer costs ε = {policy.epsilon:g}; the {counts[most]} answers of "
         f"{most} cost {total} a game (basic composition)"
     ]
 

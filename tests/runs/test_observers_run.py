@@ -96,6 +96,25 @@ def test_attacking_again_offline_gives_the_same_tables(everyone: RunDirectory) -
     pd.testing.assert_frame_equal(everyone.table("leakage"), leakage)
 
 
+def test_one_attack_of_another_observer_is_repeated_by_its_name(everyone: RunDirectory) -> None:
+    scores = everyone.table("scores")
+    damaged = scores.assign(score=scores["score"].where(scores["observer"] != "server", 0.0))
+    everyone.write_table("scores", damaged)
+    attack_again(everyone, ["server:fedmia", "server:loss"])
+    repeated = everyone.table("scores")
+    mended = (scores["observer"] != "server") | scores["attack"].isin(["fedmia", "loss"])
+    pd.testing.assert_frame_equal(repeated[mended], scores[mended])
+    assert not repeated[~mended]["score"].any()
+    attack_again(everyone, ["server:all"])
+    pd.testing.assert_frame_equal(everyone.table("scores"), scores)
+
+
+def test_an_attack_of_an_observer_that_the_run_does_not_have_is_refused(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["loss"]})
+    with pytest.raises(InputError, match=r"'server:loss'.*none of them is of an observer of .* participant"):
+        attack_again(run, ["server:loss"])
+
+
 def test_no_score_depends_on_the_truth(everyone: RunDirectory) -> None:
     scores, sources = everyone.table("scores"), everyone.table("source_scores")
     flip(everyone)

@@ -152,8 +152,8 @@ def _adjusted(
 ) -> Prediction:
     """Return X (XᵀX + λ)⁻¹ b_i of left-out shadows and targets, b_i = Xᵀy_i at the record's own φ only.
 
-    phi: (S, R, n), the signals of ``decoder``; of_targets: (T, R, n). Outside the span of the shadows the inverse
-    is 1/λ.
+    phi: (S, R, n), the signals of ``decoder``; of_targets: (T, R, n). Outside the span of the shadows the
+    inverse is 1/λ.
     """
     penalty = penalty * decoder.unit
     inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)

@@ -110,7 +110,7 @@ def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
                 private.append(name)
         if dp is not None and dp.secure:
             secure.append(name)
-    said = {
+    sentences = {
         "early stopping of {} looks at held-out records: they have influenced the model, and are not quite "
         "the non-members that they are taken for": stopping,
         "ε of {} counts the steps that early stopping let it make; since noisy models decided how many, what "
@@ -118,4 +118,4 @@ def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
         "batches and noise of {} come from the operating system: this run cannot be repeated, and going on "
         "with it after an interruption gives other numbers": secure,
     }
-    return [sentence.format(", ".join(parties)) for sentence, parties in said.items() if parties]
+    return [sentence.format(", ".join(parties)) for sentence, parties in sentences.items() if parties]

@@ -18,7 +18,7 @@ from support.attacks import attacks_of
 from support.federation import Federation, initial
 from support.servers import secure, server_of
 
-from attacks import registry
+from attacks import execution, registry
 from attacks.membership import trajectory
 from attacks.membership.server import (
     AGGREGATE,
@@ -92,6 +92,20 @@ def _spread(values: np.ndarray, k: int, i: int) -> float:
 def test_fedmia_needs_two_others() -> None:
     values = np.random.default_rng(0).normal(size=(4, 2, 3))
     assert np.isnan(likelihood(values)).all()
+
+
+def test_what_cannot_be_measured_leaves_the_other_attacks(
+    early: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gradients(*arguments: object) -> None:
+        raise RuntimeError("no gradient per record")
+
+    monkeypatch.setattr("attacks.membership.update_regression.decode", no_gradients)
+    view = server_of(early, lr=0.05, epochs=1)
+    attacks = [SUITE["loss"], SUITE["update-regression"], SUITE["fedmia"]]
+    results = execution.run("server", view, attacks, execution.Task(early.candidates, seed=0))
+    assert set(results.findings) == {"loss", "fedmia"}
+    assert results.not_run == {"update-regression": "RuntimeError: no gradient per record"}
 
 
 def test_a_told_party_is_the_only_one_asked(seen: Measurements, early: Federation) -> None:
