@@ -21,7 +21,7 @@ from fedsim.core.scenario.settings import Scenario
 
 DIGESTS = "digests.json"
 
-TABLES = ("rounds", "scores", "leakage", "source_scores", "sources")
+TABLES = ("rounds", "attacks", "not_run", "scores", "leakage", "source_scores", "sources")
 
 OBSERVED = ("models", "observations", "accomplices", "server_observations")
 
