@@ -91,6 +91,8 @@ def gather(
     order = sorted(parties, key=lambda k: -plan.steps(k))
     widths = _widths(plan, order, schedule)
     shadows = {k: np.flatnonzero(schedule.active[:, k]) for k in order}
+    # firsts (S, parties): where a party's records begin in the flattened members. A position −1 then leads to
+    # the one before, which is always an empty row.
     flat, firsts = members.ravel(), np.arange(0, members.size, members.shape[2]).reshape(members.shape[:2])
 
     def placed(array: Callable[[int], np.ndarray], fill: int, dtype: type, width: int = 0) -> np.ndarray:
@@ -98,6 +100,7 @@ def gather(
         return _placed([array(k)[shadows[k]] for k in order], fill, dtype, width)
 
     def rows(positions: Callable[[int], np.ndarray]) -> Tensor:
+        """Return the pool's rows (steps, M, widest) at a party's positions (S, steps, width)."""
         pool_rows = placed(lambda k: flat[positions(k) + firsts[:, k, None, None]], empty, np.int32, widest)
         return torch.from_numpy(pool_rows)
 
@@ -107,6 +110,7 @@ def gather(
     share = partner = None
     if any(k in schedule.mixing for k in order):
         mixing = schedule.mixing
+        # Parties that do not mix do so with λ = 1, which leaves their records as they are.
         share = placed(
             lambda k: mixing[k].share if k in mixing else np.ones(schedule.batches[k].shape[:2]),
             1,

@@ -7,6 +7,7 @@ It is the path of the modules that cannot be stacked, and what the stacked shado
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +19,13 @@ from attacks.shadows.block import Observe
 from attacks.shadows.defences import draw_heldout
 from attacks.shadows.draws import ShadowDraws, ShadowNumbers
 from attacks.shadows.plan import FederationPlan
-from attacks.shadows.schedule import Streams, draw_schedule
+from attacks.shadows.schedule import Schedule, Streams, draw_schedule
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import exchanged, load_weights, weights_of
 from fedsim.core.training import dp, sgd
 from fedsim.core.training.draws import Draws
+from fedsim.core.training.stacked.batches import Parameters
 from fedsim.core.training.steps import LocalTraining
 from fedsim.core.training.updates import shape_answer
 
@@ -41,31 +43,55 @@ def train_one(
 ) -> dict[str, Tensor]:
     """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
-    names = list(exchanged(module))
-    current = [torch.tensor(initial[name], dtype=torch.float32) for name in names]
-    aggregate, parties = server(plan), _parties(plan, pool, members, streams)
-    numbers = ShadowNumbers(module, plan.classes, streams.key)
+    shadow = _Shadow(
+        plan,
+        module,
+        _parties(plan, pool, members, streams),
+        ShadowNumbers(module, plan.classes, streams.key),
+        raised,
+    )
+    current = [torch.tensor(initial[name], dtype=torch.float32) for name in exchanged(module)]
+    aggregate = server(plan)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed)
         for t in range(plan.rounds + 1):
-            load_weights(module, dict(zip(names, current, strict=True)))
             if t in rounds:
-                weights = {name: w[None] for name, w in zip(names, current, strict=True)}
+                state = shadow.load(current)
+                weights = {name: w[None] for name, w in state.items()}
                 observe(t, _answers(module, signal_records)[None], weights)
-            if t == plan.rounds:
-                break
-            schedule = draw_schedule(plan, [streams])
-            mean = [torch.zeros_like(w) for w in current]
-            total = int(schedule.active[0] @ plan.sizes)
-            for k in np.flatnonzero(schedule.active[0]).tolist():
-                load_weights(module, dict(zip(names, current, strict=True)))
-                parties[k].train(module, ShadowDraws(schedule, k, numbers))
-                if plan.ascends(k, t + 1):
-                    _ascend(plan, module, dict(zip(names, current, strict=True)), raised)
-                for sum_, answer in zip(mean, exchanged(module).values(), strict=True):
-                    sum_ += plan.parties[k].size / total * answer
-            current = aggregate(current, mean)
-    return {name: w[None] for name, w in zip(names, current, strict=True)}
+            if t < plan.rounds:
+                current = aggregate(current, shadow.mean(current, draw_schedule(plan, [streams]), t + 1))
+    return {name: w[None] for name, w in shadow.load(current).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Shadow:
+    """What all rounds of a shadow share; ``module`` is scratch space for one model at a time."""
+
+    plan: FederationPlan
+    module: nn.Module
+    parties: list[_Party]
+    numbers: ShadowNumbers
+    raised: Records | None
+
+    def load(self, current: Parameters) -> dict[str, Tensor]:
+        """Make ``module`` the global model ``current``; return that by name."""
+        state = dict(zip(exchanged(self.module), current, strict=True))
+        load_weights(self.module, state)
+        return state
+
+    def mean(self, current: Parameters, schedule: Schedule, t: int) -> Parameters:
+        """Return the mean of the parties' answers in round t, weighted by their records."""
+        plan, total = self.plan, int(schedule.active[0] @ self.plan.sizes)
+        mean = [torch.zeros_like(w) for w in current]
+        for k in np.flatnonzero(schedule.active[0]).tolist():
+            sent = self.load(current)
+            self.parties[k].train(self.module, ShadowDraws(schedule, k, self.numbers))
+            if plan.ascends(k, t):
+                _ascend(plan, self.module, sent, self.raised)
+            for sum_, answer in zip(mean, exchanged(self.module).values(), strict=True):
+                sum_ += plan.parties[k].size / total * answer
+        return mean
 
 
 class _Party:

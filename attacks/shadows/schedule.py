@@ -146,7 +146,7 @@ def _poisson(plan: FederationPlan, streams: Sequence[Streams]) -> dict[int, np.n
         return {}
     sizes = plan.sizes[plan.private]
     shape = (len(sizes), max(plan.steps(k) for k in plan.private), max(sizes))
-    coins = np.stack([stream.order.random(shape) for stream in streams])
+    coins = np.stack([stream.order.random(shape) for stream in streams])  # (S, parties, steps, n)
     batches = {}
     for i, (k, size) in enumerate(zip(plan.private, sizes, strict=True)):
         rate = plan.dp(k).sample_rate
@@ -185,6 +185,7 @@ def positions(drawn: np.ndarray, width: int) -> np.ndarray:
     """
     n = drawn.shape[-1]
     widest = int(drawn.sum(axis=-1).max(initial=0))
+    # Positions of those drawn, n of the others: (S, steps, n).
     places = np.where(drawn, np.arange(n, dtype=np.int32), np.int32(n))
     places.sort(axis=-1)  # those drawn, in order, and then the others
     batches = np.full((*drawn.shape[:-1], max(width, widest)), -1, np.int32)

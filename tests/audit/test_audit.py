@@ -364,7 +364,7 @@ def test_the_command_prints_both_bounds_and_what_they_mean(tmp_path: Path, monke
 
 def test_the_command_ends_with_code_3_where_the_implementation_is_broken(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(main, "_out", Console(width=200))
-    monkeypatch.setattr(dp, "normal_", lambda tensor, deviation, noise: tensor.zero_())
+    monkeypatch.setattr(draws, "normal_", lambda tensor, deviation, noise: tensor.zero_())
     code, text = command(toml(tmp_path), "--dp", "all=1", "--canaries", "400")
     assert code == 3, text
     assert "BROKEN" in text

@@ -26,7 +26,9 @@ class Draws(Protocol):
     """The random numbers of one round of one party. What is to be filled is filled in place."""
 
     def permuted(self, n: int, settings: TrainingSettings) -> Iterator[Sequence[Tensor]]:
-        """Yield the batches of a round without DP, positions (B,) int64 in 0…n−1, some at a time.
+        """Yield the batches of a round without DP, positions (B,) int64 in 0…n−1.
+
+        They come an epoch at a time, or in smaller parts.
 
         Each epoch is a permutation of the n records, cut into batches, of which the last may be smaller.
         """
