@@ -108,15 +108,16 @@ class Workers:
             while waiting or self._busy:
                 while waiting and len(self._busy) < self._count:
                     number, task = waiting.popleft()
-                    yield Outcome(number, "started")
                     try:
                         job = bytes(ForkingPickler.dumps((function, task)))
                     except Exception as error:
+                        yield Outcome(number, "started")
                         yield Outcome(number, "failed", error=_unfit(error))
                         continue
                     worker = self._free_worker()
                     self._busy.append(worker)
                     worker.take(number, job, timeout)
+                    yield Outcome(number, "started")
                 yield from self._collect()
         finally:
             for worker in self._busy:  # nobody waits for them any more

@@ -222,10 +222,11 @@ def test_a_cell_that_fails_is_named_and_tried_again_while_the_others_go_on(tmp_p
     path = write_sweep(tmp_path, axes=None, variants=variants)
     result = fedsim("sweep", path, "--out", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 1, result.output
-    assert "2 of 3 cells failed, the first being tiny, die: its process ended with code 9" in result.output
+    assert "2 of 3 cells failed, the first being tiny, die: round 1 ended with 0 usable" in result.output
     states = pd.read_parquet(tmp_path / "out" / "cells.parquet").set_index("variant")
     assert states["state"].to_dict() == {"die": "failed", "raise": "failed", "fine": "done"}
     assert "a fault of its own" in states["reason"]["raise"]
+    assert "its process ended with code 9" in states["reason"]["die"]
     assert set(pd.read_parquet(tmp_path / "out" / "sweep.parquet")["variant"]) == {"fine"}
     for how in ("raise", "die"):
         (tmp_path / how / "marker").unlink()
