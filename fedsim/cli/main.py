@@ -118,6 +118,8 @@ def _prepare(
     scenario = load(file, overrides, dp)
     with _err.status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
+        for notice in prepared.encoded.owner_notices:  # of private records: said, and written nowhere
+            _err.print(notice, style="yellow", markup=False, highlight=False)
         return prepare.prepare(prepared, out or new_run_path(Path("runs"), scenario.name))
 
 
@@ -397,10 +399,12 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
     """Check FILE and its data without running anything, and say what it would do."""
     from fedsim.core.scenario.reading import load
     from fedsim.runs import prepare
+    from fedsim.terminal import check_table
 
     prepared = prepare.check(load(file, overrides), data_dir)
-    for notice in prepared.encoded.notices:
+    for notice in (*prepared.encoded.notices, *prepared.encoded.owner_notices):
         _err.print(notice, style="yellow", markup=False, highlight=False)
+    check_table.show(prepared, _out)
     sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
     click.echo(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")
 

@@ -65,6 +65,9 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
     deviation.check(scenario.adversary, scenario.federation.rounds)
     strategy.build(scenario.federation, scenario.training)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
+    private = any(switch != "off" for switch in scenario.dp.values()) or bool(scenario.federation.central_dp)
+    encoded = encoding.under_dp(encoded) if private else encoded
+    encoded = encoding.deduplicate(encoded, within_parties=private)
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
     dealt = sum(map(len, rows.values()))
     if dealt < len(encoded):
@@ -92,12 +95,12 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: encoding.Encoded |
 
 
 def read_records(scenario: Scenario, data_dir: Path | None) -> encoding.Encoded:
-    """Read and encode the scenario's records, each once; nothing is learnt from private ones (DESIGN §7)."""
+    """Read and encode the scenario's records; `check` drops duplicates, which depends on DP."""
     data = scenario.data
     source = catalogue.open_table(data, data_dir)
     stream = rng.generator(scenario.seed, "public records")
     bounds = SECTORS[scenario.parties.sector].bounds
-    return encoding.deduplicate(encoding.encode(source, data, stream, sector_bounds=bounds))
+    return encoding.encode(source, data, stream, sector_bounds=bounds)
 
 
 def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:

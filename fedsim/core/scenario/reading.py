@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not TOML.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +140,10 @@ def _switch_dp(document: dict[str, Any], text: str) -> None:
 
 def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     def absolute(path: str) -> str:
-        return str((folder / Path(path).expanduser()).resolve())
+        try:
+            return str((folder / Path(path).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no such user, too long
+            raise InputError(f"cannot read {path}: {str(error).splitlines()[0].lower()}") from error
 
     data = scenario.data
     path = data.path
