@@ -114,7 +114,7 @@ def _image(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int] | None]:
     if array.ndim == 3:
         return array[:, None], (1, array.shape[1], array.shape[2])
     if array.ndim == 4:
-        if array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
+        if array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3):
             array = np.moveaxis(array, -1, 1)
         return array, (array.shape[1], array.shape[2], array.shape[3])
     return array, None

@@ -310,7 +310,7 @@ def learn(schema: Schema, public: pd.DataFrame, total: int | None = None) -> tup
 
 
 def _learn_pixels(schema: Schema, public: pd.DataFrame) -> Schema:
-    """Return the schema with one pair of bounds for all pixels: [0, 1], [0, 255], or what public ones show."""
+    """Return the schema with one pair of bounds for all pixels: [0, 1], [0, 255], or the public extremes."""
     if not set(schema.names) <= set(public.columns) or not schema.undeclared:
         return schema
     pixels = np.concatenate([numeric(public[name]) for name in schema.names])
@@ -390,7 +390,7 @@ def _learn_category(column: Column, known: list[str]) -> tuple[Column | None, st
     if len(seen) == 1:
         return None, f"it is constant in the public records; declare {key('categories', name)} to keep it"
     single = int((counted == 1).sum())
-    few = len(seen) <= 10 or (len(seen) <= MAX_CATEGORIES and single * 4 <= len(known))
+    few = len(seen) <= 10 or (len(seen) <= 20 and single * 4 <= len(known)) or single == 0
     if len(seen) < len(known) and few:
         return replace(column, kind="category", categories=tuple(seen)), ""
     repeated = sorted(str(value) for value in counted[counted > 1].index[:TOP_CODES])

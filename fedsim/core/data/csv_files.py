@@ -184,7 +184,8 @@ def check_header(path: Path, header: list[str], frame: pd.DataFrame) -> None:
     named = [(k, name) for k, name in enumerate(header) if name]
     numbers = [name for _, name in named if _PLAIN_NUMBER.match(name)]
     whole = all(re.fullmatch(r"\d+", name) for name in numbers)
-    rising = whole and bool((np.diff([int(name) for name in numbers]) > 0).all()) and len(numbers) > 2
+    steps = np.diff([int(name) for name in numbers]) if whole else np.array([-1])
+    rising = len(steps) > 0 and bool((steps > 0).all()) and (len(steps) > 2 or len(set(steps.tolist())) == 1)
     start = frame.iloc[:200]
     suspicious = [
         name

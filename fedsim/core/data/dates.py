@@ -75,12 +75,9 @@ def days(texts: Sequence[str] | pd.Series, style: DateStyle) -> np.ndarray:
     if not len(text):
         return np.empty(0)
     codes, distinct = pd.factorize(text)
-    parsed = np.array([_day(value, _compiled(style)) for value in distinct] + [np.nan], dtype=np.float64)
+    pattern = re.compile(style.pattern + _TIME)
+    parsed = np.array([*(_day(value, pattern) for value in distinct.tolist()), np.nan], dtype=np.float64)
     return parsed[codes]
-
-
-def _compiled(style: DateStyle) -> re.Pattern[str]:
-    return re.compile(style.pattern + _TIME)
 
 
 def _day(text: object, pattern: re.Pattern[str]) -> float:
@@ -119,18 +116,22 @@ def _time(match: re.Match[str]) -> float:
 
 def best(cells: Sequence[str]) -> tuple[list[DateStyle], float]:
     """Return the styles that fit most cells, and which share of the cells that is."""
-    shares = {style: float(np.isfinite(days(cells, style)).mean()) for style in STYLES} if len(cells) else {}
+    few = cells[:20]
+    likely = [style for style in STYLES if np.isfinite(days(few, style)).mean() >= 0.5] if len(few) else []
+    shares = {style: float(np.isfinite(days(cells, style)).mean()) for style in likely}
     most = max(shares.values(), default=0.0)
-    return ([style for style, share in shares.items() if share == most] if most else []), most
+    return [style for style, share in shares.items() if share == most], most
+
+
+_LOOKS = re.compile(
+    r"^\d{1,4}([-/.])\s?(\d{1,2}|[^\W\d_]{3,10})\1|^(19|20)\d{2}-\d{2}$|^(19|20)\d{6}([T ]|$)|"
+    r"^\d{1,2}\.? [^\W\d_]{3}|^[^\W\d_]{3,10}\.? \d"
+)
 
 
 def could_be_dates(cells: Sequence[str]) -> bool:
     """Whether it is worth while to try: cheap, and true of every date."""
-    looks = re.compile(
-        r"^\d{1,4}[-/.]\s?\d{1,2}[-/.]?|^(19|20)\d{6}([T ]|$)|"
-        r"^\d{1,2}\.?[ -][^\W\d_]{3}|^[^\W\d_]{3,10}\.? \d"
-    )
-    return bool(len(cells)) and sum(bool(looks.match(cell)) for cell in cells) * 2 >= len(cells)
+    return bool(len(cells)) and sum(bool(_LOOKS.match(cell)) for cell in cells) * 2 >= len(cells)
 
 
 def habit(candidates: Sequence[Sequence[DateStyle]]) -> bool | None:

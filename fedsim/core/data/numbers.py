@@ -32,7 +32,8 @@ _CELL = re.compile(
 _ODD = re.compile(
     r"^(?:[.\-–—_*?x]+|#.*|[<>≤≥~≈]=?\s?.*|n\.?\s?/?\s?[abdmv]\.?|k\.?\s?a\.?|"
     r"[+-]?inf(?:inity)?|nan|null|nil|none|unk(?:nown|\.)?|unbekannt|missing|fehlt|"
-    r"not (?:done|measured|available|known|applicable)|nd|tbd|pending|error|err|trace|neg\.?|h[aä]mol.*|inconnu|desconocido|нет данных|缺失)$",
+    r"not (?:done|measured|available|known|applicable)|nd|tbd|pending|error|err|trace|neg\.?|"
+    r"h[aä]mol.*|inconnu|desconocido|нет данных|缺失)$",
     re.IGNORECASE,
 )
 # Share of a column's cells that must be numbers, or numbers and well-known words for 'there is none'.
@@ -128,6 +129,28 @@ class Profile:
         """Whether any number has a mark, of decimals or of groups."""
         return any(not core.lstrip("+-").isdigit() for core in self.cores)
 
+    def reading(self, style: Spelling) -> tuple[str, str]:
+        """Return the two marks as far as the numbers have them: equal for styles that read them alike."""
+        text = "".join(self.cores)
+        decimal, thousands = style.decimal in text, style.thousands != "" and style.thousands in text
+        return style.decimal if decimal else "", style.thousands if thousands else ""
+
+    @property
+    def marks(self) -> set[str]:
+        """The decimal marks, or group marks like them, that the numbers have."""
+        return {mark for mark in ".," if any(mark in core for core in self.cores)}
+
+    @property
+    def looks_grouped(self) -> bool:
+        """Whether all marks stand before three digits, and numbers below 1000 have none.
+
+        Decimals, were they that, would have been written for all numbers, or be shorter now and then.
+        """
+        marked = [core for core in self.cores if not core.lstrip("+-").isdigit()]
+        plain = [core for core in self.cores if core.lstrip("+-").isdigit()]
+        groups = all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(?:[.,]\d{3})+", core) for core in marked)
+        return len(marked) >= 5 and bool(plain) and groups and all(len(c.lstrip("+-")) <= 3 for c in plain)
+
     def coverage(self, style: Spelling) -> float:
         """Share of the numbers that fit the style."""
         return float(self.counts[self.fits[style]].sum() / max(1, self.counts.sum()))
@@ -181,7 +204,7 @@ def _common_unit(matches: Sequence[re.Match[str] | None], counts: np.ndarray) ->
     if not named:
         return ""
     unit, count = max(named.items(), key=lambda item: item[1])
-    return unit if count >= 0.8 * sum(units.values()) else ""
+    return unit if count >= 0.8 * sum(named.values()) else ""
 
 
 def allowed(decimal: str | None, thousands: str | None) -> tuple[Spelling, ...]:
@@ -218,13 +241,13 @@ def choose(
     if len(styles) > 1 and column.counts.sum() and column.coverage(best[0]) < 1 - DECISIVE:
         raise InputError(_mixed(name, column, best[0]))
     best = _by_habit(name, column, best, styles, usual)
-    readings = {values(column.cores, style).tobytes(): style for style in reversed(best)}
+    readings = {column.reading(style): style for style in reversed(best)}
     if len(readings) > 1 and bounds is not None:
         inside = {key: style for key, style in readings.items() if _inside(column, style, bounds) >= 0.9}
         readings = inside if len(inside) == 1 else readings
     if len(readings) > 1:
         raise InputError(_ambiguous(name, column, list(readings.values())))
-    equal = [style for style in best if values(column.cores, style).tobytes() in readings]
+    equal = [style for style in best if column.reading(style) in readings]
     unit = max(column.units, key=lambda text: (text != "", column.units[text]), default="")
     return replace(_simplest(equal, usual), unit=unit)
 
@@ -233,7 +256,7 @@ def _by_habit(
     name: str, column: Profile, best: list[Spelling], styles: Sequence[Spelling], usual: str | None
 ) -> list[Spelling]:
     """Narrow the best styles to the file's decimal mark; refuse where a few cells alone contradict it."""
-    if usual is None:
+    if usual is None or (column.looks_grouped and usual in column.marks):
         return best
     alike = [style for style in best if style.decimal == usual]
     if alike:
