@@ -83,6 +83,7 @@ def _prepare(
     scenario = read_scenario(path, overrides, dp)
     with err().status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
+        notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
         return prepare.prepare(prepared, folder or new_run_path(Path("runs"), scenario.name))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, line, notices, read_scenario, set_option
+from fedsim.cli.common import data_dir_option, line, notices, out, read_scenario, set_option
 
 
 @click.group()
@@ -33,9 +33,11 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
       fedsim scenario check clinics.toml --set parties.count=3
     """
     from fedsim.runs import prepare
+    from fedsim.terminal import check_table
 
     prepared = prepare.check(read_scenario(file, overrides), data_dir)
-    notices(prepared.encoded.notices)
+    notices((*prepared.encoded.notices, *prepared.encoded.owner_notices))
+    check_table.show(prepared, out())
     sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
     line(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from fedsim.core.errors import InputError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def slug(name: str) -> str:
+    """Return a name fit for files, of lower-case ASCII letters, digits and dashes; else 'x'."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60] or "x"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -237,7 +237,7 @@ class RunDirectory:
     # ---------------------------------------------------------------- parties
     def party_folder(self, game: int, partition: int, name: str) -> Path:
         """Folder of one party in one game: all that its process may read."""
-        return self.path / "parties" / f"game-{game:03d}" / f"{partition:03d}-{name}"
+        return self.path / "parties" / f"game-{game:03d}" / f"{partition:03d}-{files.slug(name)}"
 
     def observations(self, game: int) -> Path:
         """Folder of what the adversary kept in one game."""
@@ -245,7 +245,7 @@ class RunDirectory:
 
     def accomplice(self, game: int, partition: int, name: str) -> Path:
         """Folder of what one accomplice of the adversary shares with it in one game."""
-        return self.path / "accomplices" / f"game-{game:03d}" / f"{partition:03d}-{name}"
+        return self.path / "accomplices" / f"game-{game:03d}" / f"{partition:03d}-{files.slug(name)}"
 
     def server_observations(self, game: int) -> Path:
         """Folder of what the server saw in one game; no party reads it."""

@@ -73,6 +73,9 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     deviation.check(scenario.adversary, scenario.federation.rounds)
     _check_strategy(scenario)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
+    private = any(switch != "off" for switch in scenario.dp.values()) or bool(scenario.federation.central_dp)
+    encoded = encode.under_dp(encoded) if private else encoded
+    encoded = encode.deduplicate(encoded, within_parties=private)
     rows = parties.deal(encoded, scenario.parties, scenario.seed)
     dealt = sum(map(len, rows.values()))
     if dealt < len(encoded):
@@ -112,12 +115,12 @@ def _check_strategy(scenario: Scenario) -> None:
 
 
 def read_records(scenario: Scenario, data_dir: Path | None) -> Encoded:
-    """Read and encode the scenario's records, each once; nothing is learnt from private ones (DESIGN §7)."""
+    """Read and encode the scenario's records; `check` drops duplicates, which depends on DP."""
     data = scenario.data
     source = catalogue.open_table(data, data_dir)
     stream = rng.generator(scenario.seed, "public records")
     bounds = SECTORS[scenario.parties.sector].bounds
-    return encode.deduplicate(encode.encode(source, data, stream, sector_bounds=bounds))
+    return encode.encode(source, data, stream, sector_bounds=bounds)
 
 
 def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str) -> None:

@@ -34,7 +34,7 @@ def document(folder: Path, n: int = 60, **sections: object) -> dict[str, object]
             "path": str(table),
             "label": "ill",
             "bounds": {"age": [0, 100], "pressure": [80, 180]},
-            "categories": {"ward": ["A", "B", "C"]},
+            "categories": {"ward": ["A", "B", "C"], "ill": ["no", "yes"]},
         },
         "parties": {"count": 3},
         "model": {"name": "mlp", "hidden": [8]},

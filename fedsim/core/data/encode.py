@@ -1,8 +1,8 @@
 """From a table to arrays, by public knowledge only.
 
-The rule (DESIGN §7): bounds, vocabularies and kinds come from what is declared, else from public records:
-a table of them, or a share of the records that is set aside for good. Changing any private record changes
-that record's own features and nothing else.
+The rule (DESIGN §7): spellings, bounds, vocabularies and kinds come from what is declared, else from public
+records: a table of them, or a share of the records that is set aside for good. Changing any private record
+changes that record's own features and nothing else.
 
 Numbers are clipped to their bounds and mapped linearly to [-REACH, REACH]; a missing number lies in the
 middle. Categories are one-hot; a missing or unseen one is all zeros. Pixels are mapped to [0, 1].
@@ -18,19 +18,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fedsim.core.data import clipping, describe
+from fedsim.core.data.columns import learn, read_columns
+from fedsim.core.data.describe import ColumnFacts
+from fedsim.core.data.public import Public, check_overlap, choose, draw_whole, persons, subset
 from fedsim.core.data.records import Records
-from fedsim.core.data.schema import Bounds, Column, Schema, declare
-from fedsim.core.data.table import Table, numeric, read_frame, sha256, texts
-from fedsim.core.errors import InputError, suggestion
+from fedsim.core.data.schema import Bounds, Column, Schema, declare, key
+from fedsim.core.data.table import Table, numeric, sha256, texts
+from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import DataSettings
+
+__all__ = ["REACH", "Encoded", "deduplicate", "draw_whole", "encode", "learn", "under_dp"]
 
 # Clinical bounds are four to six standard deviations wide: on [-2, 2] most columns get one near 0.5 to 1.
 REACH = 2.0
-# How many records are set aside as public: at least AT_LEAST, at most one in ONE_IN.
-AT_LEAST, ONE_IN, TOO_FEW = 20, 5, 5
-# Share of a column's public values that must be numbers for the column to be one.
-MOSTLY_NUMBERS = 0.9
-MAX_CATEGORIES = 100
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,15 @@ class Encoded:
     features: (n, d) or (n, channels, height, width) float32
     labels: (n,) int64, indices into ``classes``
     party, person: (n,) objects (text), or None where the table has no such column
-    notices: what a person should know of the encoding, one sentence each
+    notices: what a person should know of the encoding, one sentence each; they tell of public records only
     hashes: SHA-256 by file name
     public: public records with a label, encoded alike; None where there are none. They are in no party.
+    owner_notices: the like that tells of private records, for the eyes of whoever owns the table
+    columns: what became of each column of the table
+    flow: records in → out, (why, how many are left) in order
+    label: name of the label's column
+    public_classes: the classes that public records show; None where the classes are declared
+    from_private: what was decided by private records, a sentence with its key each: no party may be under DP
     """
 
     features: np.ndarray
@@ -55,6 +62,12 @@ class Encoded:
     hashes: dict[str, str]
     name: str = "table"
     public: Records | None = None
+    owner_notices: tuple[str, ...] = ()
+    columns: tuple[ColumnFacts, ...] = ()
+    flow: tuple[tuple[str, int], ...] = ()
+    label: str = "label"
+    public_classes: tuple[str, ...] | None = None
+    from_private: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,14 +77,14 @@ class Encoded:
         return Records(self.features[index], self.labels[index])
 
     def take(self, index: np.ndarray, *notices: str) -> Encoded:
-        """Return the records at ``index`` (integers or a boolean mask) with their keys; add ``notices``."""
+        """Return the records at ``index`` (integers or a mask) with their keys; add notices for the owner."""
         return replace(
             self,
             features=self.features[index],
             labels=self.labels[index],
             party=None if self.party is None else self.party[index],
             person=None if self.person is None else self.person[index],
-            notices=(*self.notices, *notices),
+            owner_notices=(*self.owner_notices, *notices),
         )
 
 
@@ -87,128 +100,189 @@ def encode(
     sector_bounds: typical bounds by lower-case column name.
 
     Raises:
-        InputError: a setting names no column or contradicts another, a column declared a number holds none,
-            or there are too few records to set public ones aside.
+        InputError: a setting names no column or contradicts another, a column can be read in two ways, holds
+            nothing that it is declared to hold or lies outside its bounds, or there are too few records to
+            set public ones aside.
     """
-    schema = declare(table.schema, settings, table.name, sector_bounds)
-    frame, notices = _usable(table.frame, schema)
-    notices = [*table.notices, *_borrowed(table.schema, schema, settings), *notices]
-    hashes = dict(table.source_hashes)
-    public = None if settings.public is None else _public_table(settings, ())
-    if schema.undeclared:
-        public, frame, said = _public(frame, schema, settings, generator, table.name)
-        schema, dropped = learn(schema, public)
-        notices += [said, *dropped]
-    if settings.public is not None:
-        hashes[f"public/{Path(settings.public).name}"] = sha256(Path(settings.public))
-    frame, drawn = _subset(frame, schema, settings.max_records, generator)
+    declared = declare(table.schema, settings, table.name, sector_bounds)
+    chosen = choose(table.frame, declared, settings, generator, table.name)
+    hashes, overlap = _public_file(table, chosen, settings)
+    read = read_columns(chosen, declared, settings, table.name)
+    schema, dropped = (declared, {}) if read.public is None else learn(declared, read.public, chosen.total)
+    frame, flow, usable = _usable(table, read.frame, schema)
+    frame, drawn = subset(frame, schema, settings.max_records, generator)
     features, names, unreadable = _features(frame, schema, table.name)
+    facts = describe.facts(declared, schema, chosen, frame, read, dropped, settings)
+    clipped: list[str] = []
+    if settings.path is not None:
+        facts, clipped = _clipping(frame, schema, features, facts, settings, table.name)
+        clipped += describe.owner_notices(table, frame, schema)
     return Encoded(
         features=features,
         labels=_indices(frame[schema.label], schema.classes),
         party=None if schema.party is None else texts(frame[schema.party]),
-        person=None if schema.person is None else _persons(frame[schema.person]),
+        person=None if schema.person is None else persons(frame[schema.person]),
         feature_names=names,
         classes=schema.classes,
-        notices=(*notices, *drawn, *unreadable),
+        notices=(
+            *table.notices,
+            *describe.borrowed(table.schema, declared, settings),
+            *chosen.notices,
+            *describe.public_notices(schema, read, dropped),
+            *drawn,
+        ),
         hashes=hashes,
         name=table.name,
-        public=_labelled(public, schema),
+        public=_labelled(read.public, schema),
+        owner_notices=(*usable, *overlap, *read.notices, *unreadable, *clipped),
+        columns=tuple(facts),
+        flow=(*flow, *[("drawn (data.max_records)", len(frame))] * bool(drawn)),
+        label=schema.label,
+        public_classes=None if table.classes_declared else _public_classes(read.public, schema),
+        from_private=read.from_private,
     )
 
 
-def deduplicate(encoded: Encoded) -> Encoded:
-    """Keep the first of each set of records with equal features and label, in whatever party they are.
+def _public_file(table: Table, chosen: Public, settings: DataSettings) -> tuple[dict[str, str], list[str]]:
+    """Return the hashes of all files, and how far a public table overlaps the private one."""
+    hashes = dict(table.source_hashes)
+    if settings.public is None or chosen.records is None:
+        return hashes, []
+    hashes[f"public/{Path(settings.public).name}"] = sha256(Path(settings.public))
+    return hashes, check_overlap(table.frame, chosen.records, settings)
+
+
+def _clipping(
+    frame: pd.DataFrame,
+    schema: Schema,
+    features: np.ndarray,
+    facts: list[ColumnFacts],
+    settings: DataSettings,
+    source: str,
+) -> tuple[list[ColumnFacts], list[str]]:
+    """Return the facts with the share of each column that its bounds cut off, and notices."""
+    origins = {fact.name: fact.origin for fact in facts}
+    numbers = [column for column in schema.columns if column.kind == "number"]
+    shares, notices = clipping.check(frame, numbers, origins, settings.clipped, source)
+    clipping.check_collapse(frame[list(schema.names)], features, shares, settings.clipped, source)
+    return [replace(fact, clipped=shares.get(fact.name, 0.0)) for fact in facts], notices
+
+
+def deduplicate(encoded: Encoded, within_parties: bool = False) -> Encoded:
+    """Keep the first of each set of records with equal features and label.
 
     A record that is both a member and held out would have no membership to infer.
+
+    within_parties: under DP, one party's records decide nothing about another's: equal records in two
+        parties stay.
     """
-    rows = encoded.features.reshape(len(encoded), -1) + np.float32(0)  # -0.0 and 0.0 are one value
-    first: dict[bytes, int] = {}
-    for index, (row, label) in enumerate(zip(rows, encoded.labels, strict=True)):
-        first.setdefault(hashlib.blake2b(row.tobytes() + label.tobytes(), digest_size=16).digest(), index)
+    first = _first_of_equals(encoded, within_parties)
     removed = len(encoded) - len(first)
     if not removed:
         return encoded
-    return encoded.take(
-        np.fromiter(first.values(), dtype=np.int64), f"{removed} duplicate record(s) were removed"
+    where = "within a party " if within_parties and encoded.party is not None else ""
+    left = encoded.take(np.sort(first), f"{removed} duplicate record(s) {where}were removed")
+    return replace(left, flow=(*encoded.flow, ("without duplicates", len(left))))
+
+
+def _first_of_equals(encoded: Encoded, within_parties: bool) -> np.ndarray:
+    """Return (k,) the first record of each group of equal ones."""
+    keys = encoded.labels.astype(np.uint64)
+    if within_parties and encoded.party is not None:
+        keys = keys + (pd.factorize(encoded.party)[0].astype(np.uint64) << np.uint64(32))
+    hashes = clipping.row_hashes(encoded.features) ^ (keys * np.uint64(0xD6E8FEB86659FD93))
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    rows = encoded.features.reshape(len(encoded), -1)
+    for start in range(0, len(rows), 1 << 16):  # 64 bits may collide: records of one hash are compared
+        block = slice(start, start + (1 << 16))
+        like = first[group[block]]
+        if not (np.array_equal(rows[block], rows[like]) and np.array_equal(keys[block], keys[like])):
+            return _first_of_equal_bytes(rows, keys)
+    return first
+
+
+def _first_of_equal_bytes(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return the same as `_first_of_equals`, by a cryptographic hash of each row."""
+    rows = rows + np.float32(0)  # -0.0 and 0.0 are one value
+    first: dict[bytes, int] = {}
+    for index, (row, mark) in enumerate(zip(rows, keys, strict=True)):
+        first.setdefault(hashlib.blake2b(row.tobytes() + mark.tobytes(), digest_size=16).digest(), index)
+    return np.fromiter(first.values(), dtype=np.int64)
+
+
+def under_dp(encoded: Encoded) -> Encoded:
+    """Return the records for a run in which a party is under DP: no private record decides the classes.
+
+    Classes that are not declared are those of the public records; a private record of another class is
+    dropped.
+
+    Raises:
+        InputError: what only private records tell is needed: classes, or how columns are written.
+    """
+    if encoded.from_private:
+        raise InputError(f"{encoded.name}: under DP, {encoded.from_private[0]}")
+    if encoded.public_classes is None:
+        return encoded
+    declared = key("categories", encoded.label)
+    if len(encoded.public_classes) < 2:
+        values = ", ".join(f"'{value}'" for value in encoded.classes[:8])
+        raise InputError(
+            f"{encoded.name}: under DP, the classes of '{encoded.label}' must be public, and private records "
+            f"alone tell them; set {declared}, such as [{values}]"
+        )
+    place = {value: index for index, value in enumerate(encoded.public_classes)}
+    index = np.array([place.get(value, -1) for value in encoded.classes], dtype=np.int64)
+    known = np.flatnonzero(index[encoded.labels] >= 0)
+    dropped = len(encoded) - len(known)
+    said = (
+        f"{dropped} record(s) of classes that no public record has were dropped; set {declared} to keep them"
+    )
+    left = encoded.take(known, *[said] * bool(dropped))
+    public = encoded.public
+    return replace(
+        left,
+        labels=index[left.labels],
+        classes=encoded.public_classes,
+        public_classes=None,
+        notices=(*left.notices, f"the classes of '{encoded.label}' are those that public records show"),
+        public=None if public is None else Records(public.features, index[public.labels]),
+        flow=(*left.flow, *[("of a class that public records show", len(left))] * bool(dropped)),
     )
 
 
-def _usable(frame: pd.DataFrame, schema: Schema) -> tuple[pd.DataFrame, list[str]]:
+def _usable(
+    table: Table, frame: pd.DataFrame, schema: Schema
+) -> tuple[pd.DataFrame, list[tuple[str, int]], list[str]]:
     """Drop records without a label of the task, and those that belong to no party."""
+    flow = [("in the table", len(table))]
+    if len(frame) < len(table):
+        flow.append(("not set aside as public", len(frame)))
     notices = []
     for name in filter(None, (schema.label, schema.party)):
         known = frame[name].notna().to_numpy()
         if name == schema.label:
             known = _indices(frame[name], schema.classes) >= 0
-        if not known.all():
-            notices.append(f"{(~known).sum()} record(s) without '{name}' were dropped")
-            frame = frame[known]
-    return frame.reset_index(drop=True), notices
-
-
-def _borrowed(before: Schema, after: Schema, settings: DataSettings) -> list[str]:
-    """Say which columns took the sector's bounds: they clip, and the unit might be another one."""
-    known = {column.name for column in before.columns if column.bounds} | set(settings.bounds)
-    names = [
-        f"'{column.name}' {list(column.bounds)}"
-        for column in after.columns
-        if column.bounds and column.name not in known
-    ]
-    if not names:
-        return []
-    return [f"typical bounds of the sector scale {', '.join(names)}; set [data.bounds] to change them"]
-
-
-def _public(
-    frame: pd.DataFrame,
-    schema: Schema,
-    settings: DataSettings,
-    generator: np.random.Generator,
-    source: str,
-) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Return (public records, records that stay in the game, a notice)."""
-    names = schema.undeclared
-    what = f"{len(names)} column(s) have no declared bounds or categories ({_some(names)})"
-    if settings.public is not None:
-        public = _public_table(settings, names)
-        return (
-            public,
-            frame,
-            f"{what}: taken from {len(public)} public records in {Path(settings.public).name}",
-        )
-    aside = _set_aside(frame, schema, settings.public_share, generator)
-    if aside.sum() < TOO_FEW:
-        raise InputError(
-            f"{source}: {len(frame)} records are too few to set public ones aside for {_some(names)}; "
-            "declare data.bounds and data.categories, or name a table in data.public"
-        )
-    said = (
-        f"{what}: {aside.sum()} of {len(frame)} records were set aside as public to encode them; "
-        "declare [data.bounds] and [data.categories] to keep them"
-    )
-    return frame[aside], frame[~aside].reset_index(drop=True), said
-
-
-def _some(names: tuple[str, ...], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
-
-
-def _public_table(settings: DataSettings, names: tuple[str, ...]) -> pd.DataFrame:
-    path = Path(settings.public or "")
-    public, _ = read_frame(path, settings.missing)
-    for name in names:
-        if name not in public:
+        if not known.any():
+            role = "label" if name == schema.label else "party"
             raise InputError(
-                f"data.public: {path} has no column '{name}'{suggestion(name, map(str, public))}"
+                f"{table.name}: data.{role} = '{name}': no record has a value there that is known"
             )
-    return public
+        if not known.all():
+            notices.append(f"{(~known).sum()} record(s) without '{name}'{_strange(frame, name)} were dropped")
+            frame = frame[known]
+            flow.append((f"with '{name}'", len(frame)))
+    return frame.reset_index(drop=True), flow, notices
+
+
+def _strange(frame: pd.DataFrame, name: str) -> str:
+    """Return what is added where some of the records without a known value have an unknown one."""
+    return "" if frame[name].isna().any() else " of a known class"
 
 
 def _labelled(public: pd.DataFrame | None, schema: Schema) -> Records | None:
     """Return the public records that have a label of the task, or None where they cannot be told of any."""
     needed = (schema.label, *(column.name for column in schema.columns))
-    if public is None or any(name not in public for name in needed):
+    if public is None or not set(needed) <= set(public.columns):
         return None
     known = public[_indices(public[schema.label], schema.classes) >= 0].reset_index(drop=True)
     if known.empty:
@@ -217,102 +291,12 @@ def _labelled(public: pd.DataFrame | None, schema: Schema) -> Records | None:
     return Records(features, _indices(known[schema.label], schema.classes))
 
 
-def _set_aside(
-    frame: pd.DataFrame, schema: Schema, share: float, generator: np.random.Generator
-) -> np.ndarray:
-    """Return a (n,) mask of the public records: whole persons, drawn without looking at any other column."""
-    most = len(frame) // ONE_IN
-    wanted = min(max(AT_LEAST, round(share * len(frame))), most)
-    return draw_whole(_units(frame, schema), wanted, most, generator)
-
-
-def _units(frame: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Return a (n,) int64 number of each record's person; each record for itself where there is none."""
-    if schema.person is None:
-        return np.arange(len(frame))
-    return pd.factorize(_persons(frame[schema.person]))[0]
-
-
-def draw_whole(units: np.ndarray, wanted: int, most: int, generator: np.random.Generator) -> np.ndarray:
-    """Return a (n,) mask of about ``wanted`` and never more than ``most`` records, made of whole units.
-
-    units: (n,) integers 0 … k-1, the unit (person) of each record.
-    """
-    sizes = np.bincount(units)
-    chosen = np.zeros(len(sizes), dtype=bool)
-    total = 0
-    for unit in generator.permutation(len(sizes)):
-        if total >= wanted:
-            break
-        if total + sizes[unit] <= most:
-            chosen[unit] = True
-            total += sizes[unit]
-    return chosen[units]
-
-
-def _subset(
-    frame: pd.DataFrame, schema: Schema, most: int | None, generator: np.random.Generator
-) -> tuple[pd.DataFrame, list[str]]:
-    if most is None or most >= len(frame):
-        return frame, []
-    kept = frame[draw_whole(_units(frame, schema), most, most, generator)]
-    return kept.reset_index(drop=True), [f"{len(kept)} of {len(frame)} records were drawn (data.max_records)"]
-
-
-def learn(schema: Schema, public: pd.DataFrame) -> tuple[Schema, list[str]]:
-    """Return the schema with its undeclared columns filled in from public records, and notices.
-
-    Numbers get the 1st to 99th percentile as bounds, categories the values seen. Columns that tell nothing
-    (constant) or too much (an identifier, free text) in the public records are dropped.
-    """
-    columns, notices = [], []
-    for column in schema.columns:
-        found, problem = _learn_column(column, public[column.name]) if column.name in public else (column, "")
-        if found is None:
-            notices.append(f"'{column.name}' was dropped: {problem}")
-        else:
-            columns.append(found)
-    if not columns:
-        raise InputError(f"no usable feature column in the public records: {'; '.join(notices)}")
-    return replace(schema, columns=tuple(columns)), notices
-
-
-def _learn_column(column: Column, public: pd.Series) -> tuple[Column | None, str]:
-    """Return the column filled in, or None and the reason why it is of no use."""
-    is_number = column.kind == "number"
-    if column.declared:
-        seen_missing = is_number and bool(np.isnan(numeric(public)).any())
-        return replace(column, missing=column.missing or seen_missing), ""
-    known = public[public.notna()]
-    if len(known) == 0:
-        return None, "it is empty in the public records"
-    values = numeric(known)
-    if is_number or (column.kind is None and np.isfinite(values).mean() >= MOSTLY_NUMBERS):
-        bounds = _percentiles(values[np.isfinite(values)])
-        missing = len(known) < len(public) or bool(np.isnan(values).any())
-        filled = replace(column, kind="number", bounds=bounds, missing=missing) if bounds else None
-        return filled, "it is constant in the public records"
-    return _learn_category(column, [str(text) for text in texts(known)])
-
-
-def _percentiles(values: np.ndarray) -> Bounds | None:
-    """Return the 1st and 99th percentile, or the extremes where these two are equal; None for a constant."""
-    if len(values) == 0 or values.min() == values.max():
-        return None
-    low, high = np.percentile(values, [1, 99])
-    return (float(low), float(high)) if low < high else (float(values.min()), float(values.max()))
-
-
-def _learn_category(column: Column, known: list[str]) -> tuple[Column | None, str]:
-    seen = sorted(set(known))
-    if len(seen) == 1:
-        return None, "it is constant in the public records"
-    if column.kind is None and (len(seen) > MAX_CATEGORIES or len(seen) == len(known)):
-        return (
-            None,
-            f"its {len(known)} public values have {len(seen)} spellings, like an identifier or free text",
-        )
-    return replace(column, kind="category", categories=tuple(seen)), ""
+def _public_classes(public: pd.DataFrame | None, schema: Schema) -> tuple[str, ...]:
+    """Return the classes that public records show, in the order of all classes."""
+    if public is None or schema.label not in public:
+        return ()
+    shown = set(texts(public[schema.label]))
+    return tuple(value for value in schema.classes if value in shown)
 
 
 def _features(
@@ -321,26 +305,34 @@ def _features(
     """Return features, their names, and notices of cells that could not be read."""
     if schema.image is not None:
         return _pixels(frame, schema), schema.names, []
-    blocks: list[np.ndarray] = []
+    width = sum(map(_width, schema.columns))
+    features = np.empty((len(frame), width), dtype=np.float32)
     names: list[str] = []
     notices: list[str] = []
     for column in schema.columns:
         if column.kind == "number":
             block, unreadable = _number(frame[column.name], column, source)
-            names += [column.name, *[f"{column.name} missing"] * column.missing]
+            named = [column.name, *[f"{column.name} missing"] * column.missing]
             notices += unreadable
         else:
-            block = _one_hot(frame[column.name], column.categories or ())
-            names += [f"{column.name}={value}" for value in column.categories or ()]
-        blocks.append(block)
-    return np.concatenate(blocks, axis=1), tuple(names), notices
+            block = _one_hot(frame[column.name], column)
+            named = [f"{column.name}={value}" for value in column.categories or ()]
+        features[:, len(names) : len(names) + len(named)] = block
+        names += named
+    return features, tuple(names), notices
+
+
+def _width(column: Column) -> int:
+    """Return how many features a column becomes."""
+    return 1 + column.missing if column.kind == "number" else len(column.categories or ())
 
 
 def _pixels(frame: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Return (n, channels, height, width) float32 in [0, 1]."""
+    """Return (n, channels, height, width) float32 in [0, 1]; a missing pixel is 0."""
     low, high = schema.columns[0].bounds or (0.0, 1.0)
-    pixels = frame[list(schema.names)].to_numpy(dtype=np.float32)
-    return ((pixels - np.float32(low)) / np.float32(high - low)).reshape(-1, *(schema.image or ()))
+    pixels = frame[list(schema.names)].to_numpy(dtype=np.float32, na_value=np.nan)
+    scaled = (pixels - np.float32(low)) / np.float32(high - low)
+    return np.nan_to_num(np.clip(scaled, 0, 1)).reshape(-1, *(schema.image or ()))
 
 
 def _number(cells: pd.Series, column: Column, source: str) -> tuple[np.ndarray, list[str]]:
@@ -352,7 +344,7 @@ def _number(cells: pd.Series, column: Column, source: str) -> tuple[np.ndarray, 
     if unreadable and missing.all():
         raise InputError(
             f"{source}: column '{column.name}' is declared a number but holds none; "
-            f"set data.kinds.{column.name} = 'category'"
+            f"set {key('kinds', column.name)} = 'category'"
         )
     scaled = REACH * (2 * (np.clip(values, low, high) - low) / (high - low) - 1)
     parts = [np.where(missing, 0.0, scaled), *[missing] * column.missing]
@@ -360,9 +352,15 @@ def _number(cells: pd.Series, column: Column, source: str) -> tuple[np.ndarray, 
     return np.column_stack(parts).astype(np.float32), [notice] * bool(unreadable)
 
 
-def _one_hot(cells: pd.Series, known: tuple[str, ...]) -> np.ndarray:
-    """Return (n, len(known)) float32 of zeros and ones; all zeros where a value is missing or unseen."""
+def _one_hot(cells: pd.Series, column: Column) -> np.ndarray:
+    """Return (n, number of categories) float32 of zeros and ones.
+
+    All zeros where a value is missing or unseen; an unseen one is the last category where that is 'other'.
+    """
+    known = column.categories or ()
     index = _indices(cells, tuple(texts(pd.Series(known, dtype=object))))
+    if column.other:
+        index[(index < 0) & cells.notna().to_numpy()] = len(known) - 1
     block = np.zeros((len(cells), len(known)), dtype=np.float32)
     seen = np.flatnonzero(index >= 0)
     block[seen, index[seen]] = 1
@@ -372,12 +370,6 @@ def _one_hot(cells: pd.Series, known: tuple[str, ...]) -> np.ndarray:
 def _indices(cells: pd.Series, known: tuple[str, ...]) -> np.ndarray:
     """Return (n,) int64 places of the cells in ``known``; -1 where a cell is missing or unseen."""
     places = {value: place for place, value in reversed(list(enumerate(known)))}
-    return np.array([places.get(value, -1) for value in texts(cells)], dtype=np.int64)
-
-
-def _persons(cells: pd.Series) -> np.ndarray:
-    """Return (n,) person names; a record without one is a person of its own."""
-    names = texts(cells)
-    for index in np.flatnonzero([name is None for name in names]):
-        names[index] = f"(unnamed {index})"
-    return names
+    codes, distinct = pd.factorize(texts(cells), use_na_sentinel=True)
+    # One look-up a distinct value; the code of a missing cell is -1, the last entry.
+    return np.array([*(places.get(value, -1) for value in distinct), -1], dtype=np.int64)[codes]

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
 import types
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from fedsim.core import rng
 from fedsim.core.errors import InputError
@@ -45,7 +44,7 @@ def deal(encoded: Encoded, settings: PartySettings, seed: int) -> dict[str, np.n
     if len(encoded) == 0:
         raise InputError(f"{encoded.name}: no records are left to deal to parties")
     natural = settings.partition == "natural" or (settings.partition == "auto" and encoded.party is not None)
-    dealt = _deal_naturally(encoded, settings, seed) if natural else _deal_units(encoded, settings, seed)
+    dealt = _deal_naturally(encoded, settings) if natural else _deal_units(encoded, settings, seed)
     for party, rows in dealt.items():
         if len(rows) < MIN_RECORDS:
             raise InputError(
@@ -55,7 +54,7 @@ def deal(encoded: Encoded, settings: PartySettings, seed: int) -> dict[str, np.n
     return dealt
 
 
-def _deal_naturally(encoded: Encoded, settings: PartySettings, seed: int) -> dict[str, np.ndarray]:
+def _deal_naturally(encoded: Encoded, settings: PartySettings) -> dict[str, np.ndarray]:
     if encoded.party is None:
         raise InputError(
             f"parties.partition = 'natural': {encoded.name} has no party column; set data.party, "
@@ -68,11 +67,10 @@ def _deal_naturally(encoded: Encoded, settings: PartySettings, seed: int) -> dic
             f"parties.count is {settings.count or 'at least 2'}; "
             "leave count out, or set parties.partition = 'iid'"
         )
-    number = {name: k for k, name in enumerate(known)}
-    numbers = np.fromiter((number[name] for name in encoded.party), np.int64, len(encoded))
-    starts = np.cumsum(np.bincount(numbers, minlength=len(known)))[:-1]
-    parts = np.split(np.argsort(numbers, kind="stable"), starts)
-    return dict(zip(slugs(known), parts, strict=True))
+    codes, names = pd.factorize(encoded.party, sort=True)
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    return {shown(str(name)): rows.astype(np.int64) for name, rows in zip(names, parts, strict=True)}
 
 
 def _deal_units(encoded: Encoded, settings: PartySettings, seed: int) -> dict[str, np.ndarray]:
@@ -146,7 +144,8 @@ def _partition(partitioner: Any, shuffled: np.ndarray, encoded: Encoded) -> list
         columns = {"row": shuffled, "label": encoded.labels[shuffled]}
         partitioner.dataset = datasets.Dataset.from_dict(columns)
         parts = [partitioner.load_partition(number) for number in range(partitioner.num_partitions)]
-        return [np.array(part["row"], dtype=np.int64) for part in parts]
+        # All at once: a column read lazily is walked row by row, minutes for a million records.
+        return [np.asarray(part.with_format("numpy")[:]["row"], dtype=np.int64) for part in parts]
 
 
 def _library() -> Any:
@@ -197,19 +196,9 @@ def _does_not_fit(settings: PartySettings, count: int, error: ValueError) -> Inp
     )
 
 
-def slugs(names: list[str]) -> list[str]:
-    """Return names fit for file names and command lines, one for each of ``names``, all different.
+def shown(name: str) -> str:
+    """Return a party's name as it is shown and written in scenarios: as in the table.
 
-    'all' is never among them, since it stands for every party where DP is switched on.
+    But 'all' stands for every party where DP is switched on, so that a party of that name gets another one.
     """
-    taken = {"all"}
-    result = []
-    for name in names:
-        plain = unicodedata.normalize("NFKD", str(name)).encode("ascii", "ignore").decode().lower()
-        base = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "party"
-        slug, number = base, 2
-        while slug in taken:
-            slug, number = f"{base}-{number}", number + 1
-        taken.add(slug)
-        result.append(slug)
-    return result
+    return "all (party)" if name == "all" else name

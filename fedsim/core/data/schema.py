@@ -6,6 +6,7 @@ on any private record.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,7 @@ class Column:
     bounds: public lower and upper bound of a number, in the column's own unit.
     categories: public values of a category, as text; every other value counts as unseen.
     missing: whether a number may be missing, which earns it an indicator feature.
+    other: whether the last of the categories stands for every value that is not among them.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Column:
     bounds: Bounds | None = None
     categories: tuple[str, ...] | None = None
     missing: bool = False
+    other: bool = False
 
     def __post_init__(self) -> None:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
@@ -75,6 +78,12 @@ class Schema:
     def undeclared(self) -> tuple[str, ...]:
         """Names of the columns that only public records can make encodable."""
         return tuple(column.name for column in self.columns if not column.declared)
+
+
+def key(section: str, column: str) -> str:
+    """Return a key of the scenario for one column, as a person would write it: quoted where it must be."""
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+", column) is not None
+    return f"data.{section}.{column if plain else repr(column)}"
 
 
 def numbers(bounds: Mapping[str, Bounds], missing: Iterable[str] = ()) -> tuple[Column, ...]:
@@ -132,9 +141,10 @@ def check_settings(schema: Schema, settings: DataSettings, source: str) -> None:
         name = getattr(settings, key)
         if name is not None and name not in known:
             raise InputError(f"{source}: data.{key} = '{name}': no such column{suggestion(name, known)}")
-    for key in ("ignore", "kinds", "bounds", "categories"):
+    for key in ("ignore", "kinds", "bounds", "categories", "clipped"):
+        declared = known if key == "ignore" else known | set(settings.ignore)
         for name in getattr(settings, key):
-            if name not in known | set(settings.ignore if key != "ignore" else ()):
+            if name not in declared:
                 raise InputError(f"{source}: data.{key}: no column '{name}'{suggestion(name, known)}")
     chosen = [settings.label, settings.party, settings.person]
     for name in filter(None, chosen):

@@ -1,35 +1,32 @@
-"""Tables with their schema, and the reading of your own CSV and Parquet files.
+"""Tables with their schema, and the reading of your own files: CSV, Parquet, Excel, arrays, images.
 
-Reading looks at each cell by itself: it strips blanks, recognises missing values and numbers in their usual
-spellings. Whatever needs several records (kinds, bounds, vocabularies) waits for `encode`, which asks public
-records only. Dates in ISO 8601 become numbers: days since 1970-01-01. Booleans are categories.
+Reading strips blanks and recognises missing values; text stays text. Whatever needs several records (how
+numbers and dates are written, kinds, bounds, vocabularies) waits for `encode`, which asks public records.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
+import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from fedsim.core.data.schema import Column, Schema, check_settings
+from fedsim.core.data import arrays, contents, csv_files, typed_files
+from fedsim.core.data.schema import Bounds, Column, Schema, check_settings
 from fedsim.core.errors import InputError, suggestion
-from fedsim.core.files import cannot_read
 from fedsim.core.scenario.settings import DataSettings
 
-SEPARATORS = ",;\t|"
 # More classes than this need at least FEW_PER_CLASS records each, or the label is no class at all.
 MANY_CLASSES = 50
 FEW_PER_CLASS = 5
 
-_GROUPED = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?$"  # 1,234,567.8
-_DECIMAL_COMMA = r"^[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?$"  # 1.234,5
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}(?:[T ].*)?$"
 _INTEGRAL = r"^([+-]?\d+)\.0*$"
 
@@ -41,6 +38,7 @@ class Table:
     frame: one row a record, one column for each feature, label and key; text or numbers, NaN/None = missing.
     source_hashes: SHA-256 by file name.
     notices: what a person should know of the reading, one sentence each.
+    classes_declared: whether the classes are public; else they are those of all records.
     """
 
     frame: pd.DataFrame
@@ -48,9 +46,20 @@ class Table:
     name: str
     source_hashes: dict[str, str]
     notices: tuple[str, ...] = ()
+    classes_declared: bool = True
 
     def __len__(self) -> int:
         return len(self.frame)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One file's records; shape, bounds and pixels where they are images."""
+
+    frame: pd.DataFrame
+    notices: list[str]
+    shape: tuple[int, int, int] | None = None
+    bounds: Bounds | None = None
 
 
 def read(settings: DataSettings) -> Table:
@@ -64,41 +73,93 @@ def read(settings: DataSettings) -> Table:
         raise ValueError("settings.path and settings.label are needed")
     if isinstance(settings.path, str):
         path = Path(settings.path)
-        frame, notices = read_frame(path, settings.missing)
+        contents.check_path(path)
+        whole = _read_any(path, settings)
         name, hashes, party = path.name, {path.name: sha256(path)}, settings.party
     else:
-        frame, hashes, notices, party = _read_parties(settings.path, settings)
+        whole, hashes, party = _read_parties(settings.path, settings)
         name = ", ".join(hashes)
+    frame = _named_keys(whole.frame, {settings.label, party, settings.person})
     everything = _columns(frame)
     check_settings(Schema(everything, "", ()), settings, name)
-    classes = classes_of(frame[settings.label], f"{name}: data.label = '{settings.label}'")
+    classes, declared = _classes(frame, settings, name)
     keys = {settings.label, party, settings.person}
     columns = tuple(column for column in everything if column.name not in keys)
-    schema = Schema(columns, settings.label, classes, party, settings.person)
-    return Table(frame, schema, name, hashes, tuple(notices))
+    columns, shape = _as_image(columns, whole, settings, name)
+    schema = Schema(columns, settings.label, classes, party, settings.person, shape)
+    return Table(frame, schema, name, hashes, tuple(dict.fromkeys(whole.notices)), declared)
 
 
-def _read_parties(
-    paths: Mapping[str, str], settings: DataSettings
-) -> tuple[pd.DataFrame, dict[str, str], list[str], str]:
+def _classes(frame: pd.DataFrame, settings: DataSettings, name: str) -> tuple[tuple[str, ...], bool]:
+    """Return the classes, and whether they are declared (`data.categories` of the label)."""
+    label = settings.label or ""
+    where = f"{name}: data.label = '{label}'"
+    if label not in settings.categories:
+        return classes_of(frame[label], where), False
+    classes = tuple(dict.fromkeys(texts(pd.Series(settings.categories[label], dtype=object))))
+    if len(classes) < 2:
+        raise InputError(f"data.categories.{label}: a label needs at least two classes")
+    return classes, True
+
+
+def _as_image(
+    columns: tuple[Column, ...], whole: _Read, settings: DataSettings, name: str
+) -> tuple[tuple[Column, ...], tuple[int, int, int] | None]:
+    """Return the columns as pixels where the file or `data.shape` says so, with the image's shape."""
+    shape = whole.shape
+    if settings.shape is not None:
+        channels, height, width = settings.shape
+        shape = (channels, height, width)
+    if shape is None:
+        return columns, None
+    pixels = tuple(column for column in columns if column.name not in settings.ignore)
+    if len(pixels) != int(np.prod(shape)):
+        raise InputError(
+            f"{name}: data.shape = {list(shape)} has {int(np.prod(shape))} values, there are {len(pixels)} "
+            "feature columns; name in data.ignore what is no pixel"
+        )
+    declared = [replace(column, kind="number", bounds=column.bounds or whole.bounds) for column in columns]
+    return tuple(declared), shape
+
+
+def _named_keys(frame: pd.DataFrame, keys: Iterable[str | None]) -> pd.DataFrame:
+    """Return the frame with one spelling in Unicode (NFC) of each label, party and person."""
+    for key in filter(None, keys):
+        if key in frame and not types.is_numeric_dtype(frame[key].dtype):
+            codes, distinct = pd.factorize(frame[key], use_na_sentinel=True)
+            names = np.array([*map(_visible, map(str, distinct)), None], dtype=object)
+            frame = frame.assign(**{key: names[codes]})
+    return frame
+
+
+def _visible(text: str) -> str:
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    return unicodedata.normalize("NFC", " ".join(plain.split()))
+
+
+def _read_parties(paths: Mapping[str, str], settings: DataSettings) -> tuple[_Read, dict[str, str], str]:
     """Read one file per party into one frame with a party column."""
     if settings.party is not None:
         raise InputError(
             f"data.party = '{settings.party}': data.path names one file per party already; "
             "drop one of the two"
         )
-    frames: dict[str, pd.DataFrame] = {}
+    parts: dict[str, _Read] = {}
     hashes: dict[str, str] = {}
-    notices: list[str] = []
     for party, file in paths.items():
-        frames[party], found = read_frame(Path(file), settings.missing)
+        contents.check_path(Path(file))
+        parts[party] = _read_any(Path(file), settings)
         hashes[f"{party}/{Path(file).name}"] = sha256(Path(file))
-        notices += found
+    frames = {party: part.frame for party, part in parts.items()}
     _check_same_columns(frames, paths)
-    first = next(iter(frames.values()))
-    party_column = "party" if "party" not in first else "party (file)"
-    parts = [frame[list(first)].assign(**{party_column: party}) for party, frame in frames.items()]
-    return pd.concat(parts, ignore_index=True), hashes, notices, party_column
+    if len({part.shape for part in parts.values()}) > 1:
+        raise InputError(f"{', '.join(hashes)}: the parties' images differ in size; bring them to one size")
+    first = next(iter(parts.values()))
+    party_column = "party" if "party" not in first.frame else "party (file)"
+    aligned = [frame[list(first.frame)].assign(**{party_column: party}) for party, frame in frames.items()]
+    notices = [notice for part in parts.values() for notice in part.notices]
+    whole = replace(first, frame=pd.concat(aligned, ignore_index=True), notices=notices)
+    return whole, hashes, party_column
 
 
 def _check_same_columns(frames: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> None:
@@ -113,13 +174,13 @@ def _check_same_columns(frames: Mapping[str, pd.DataFrame], paths: Mapping[str, 
 def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
     """Return the columns with what the file's own types declare (Parquet: numbers and booleans)."""
 
-    def column(name: str) -> Column:
-        if types.is_bool_dtype(frame[name].dtype):
+    def column(name: str, dtype: Any) -> Column:
+        if types.is_bool_dtype(dtype):
             return Column(name, "category", categories=("False", "True"))
-        is_number = types.is_numeric_dtype(frame[name].dtype)
-        return Column(name, "number" if is_number else None)
+        # Whole numbers may be ids: what they are is for public records to say.
+        return Column(name, "number" if types.is_float_dtype(dtype) else None)
 
-    return tuple(column(str(name)) for name in frame)
+    return tuple(column(str(name), dtype) for name, dtype in frame.dtypes.items())
 
 
 def classes_of(label: pd.Series, where: str) -> tuple[str, ...]:
@@ -146,88 +207,68 @@ def classes_of(label: pd.Series, where: str) -> tuple[str, ...]:
     return tuple(classes[index] for index in order)
 
 
-def read_frame(path: Path, missing: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Read a CSV or Parquet file (by its suffix) into clean cells, with notices.
-
-    CSV: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252; separator one of ``, ; tab |``.
+def read_frame(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table's file (what it is, its first bytes say) into clean cells, with notices.
 
     Raises:
         InputError: the file is missing, unreadable, empty, or has a column name twice.
     """
+    whole = _read_any(path, settings)
+    return whole.frame, whole.notices
+
+
+def _read_any(path: Path, settings: DataSettings) -> _Read:
+    contents.check_path(path)
     try:
-        is_parquet = path.suffix.lower() in (".parquet", ".pq")
-        frame, notices = _read_parquet(path) if is_parquet else _read_csv(path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise cannot_read(path, error) from error
-    names = list(frame)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: column '{name}' appears twice; rename one of them")
+        raw = _read_folder(path, settings) if path.is_dir() else _read_file(path, settings)
+    except pd.errors.ParserError as error:
+        raise contents.unreadable(
+            path, ValueError(str(error).replace("Error tokenizing data. C error: ", ""))
+        ) from error
+    except (OSError, ValueError, csv.Error, MemoryError) as error:
+        raise contents.unreadable(path, error) from error
+    frame = raw.frame
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in set(names[:k]))
+        raise InputError(f"{path}: column '{twice}' appears twice; rename one of them")
     if len(frame) == 0:
         raise InputError(f"{path}: the file holds no records")
-    spellings = [text.strip() for text in missing]
-    return pd.DataFrame({name: _clean(frame[name], spellings) for name in names}), notices
+    csv_files.check_totals(path, frame)
+    missing = [text.strip() for text in settings.missing]
+    cleaned = pd.DataFrame({name: _clean(frame.iloc[:, k], missing) for k, name in enumerate(names)})
+    return replace(raw, frame=cleaned)
 
 
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    frame = pd.read_parquet(path)
-    frame.columns = [str(name).strip() for name in frame]
-    return frame.reset_index(drop=True), []
+def _read_file(path: Path, settings: DataSettings) -> _Read:
+    start = contents.head(path, 4)
+    if start == b"PAR1" or path.suffix.lower() in (".parquet", ".pq"):
+        return _Read(*typed_files.read_parquet(path))
+    if contents.is_zip(path):
+        members = contents.check_archive(path)
+        if "xl/workbook.xml" in members or path.suffix.lower() in (".xlsx", ".xlsm"):
+            return _Read(*typed_files.read_excel(path))
+        if members and all(name.endswith(".npy") for name in members):
+            return _of_pixels(arrays.read_npz(path, settings))
+    return _Read(*csv_files.read_csv(path, settings))
 
 
-def _read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    text, notices = _decode(path)
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    separator = sniff(text.lstrip().splitlines()[0])
-    cells = pd.read_csv(
-        io.StringIO(text), sep=separator, header=None, dtype=object, na_filter=False, skipinitialspace=True
-    )
-    header = [str(cell).strip() for cell in cells.iloc[0]]
-    frame = cells.iloc[1:].fillna("").reset_index(drop=True)
-    frame.columns = header
-    unnamed = header.count("")
-    if unnamed:
-        frame = frame.loc[:, [name != "" for name in header]]
-        notices.append(f"{path.name}: {unnamed} column(s) without a name were ignored")
-    return frame.apply(_plain_numbers, decimal_comma=separator == ";"), notices
+def _read_folder(path: Path, settings: DataSettings) -> _Read:
+    if any(path.rglob("*.parquet")):
+        return _Read(*typed_files.read_parquet(path))
+    if arrays.image_files(path):
+        beside = arrays.labels_beside(path)
+        table = None if beside is None else _read_file(beside, settings).frame
+        return _of_pixels(arrays.read_images(path, table, settings))
+    raise InputError(f"cannot read {path}: it is a folder without Parquet parts or PNGs; name a file")
 
 
-def _decode(path: Path) -> tuple[str, list[str]]:
-    content = path.read_bytes()
-    if content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path}: this is a spreadsheet or zip archive; export the table as CSV or Parquet")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16"), []
-    try:
-        return content.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        notice = f"{path.name} is not UTF-8; it was read as Windows-1252"
-        return content.decode("cp1252", errors="replace"), [notice]
-
-
-def sniff(header: str) -> str:
-    """Return the separator that cuts the header line into most fields."""
-    return max(SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
-
-
-def _plain_numbers(column: pd.Series, decimal_comma: bool) -> pd.Series:
-    """Rewrite numbers with commas as plain ones; in a file separated by ';' a comma is the decimal mark."""
-    text = column.astype(str).str.strip()
-    with_comma = text.str.contains(",", regex=False)
-    if not with_comma.any():
-        return text
-    if decimal_comma:
-        cut = with_comma & text.str.match(_DECIMAL_COMMA)
-        plain = text.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-    else:
-        cut = with_comma & text.str.match(_GROUPED)
-        plain = text.str.replace(",", "", regex=False)
-    return text.where(~cut, plain)
+def _of_pixels(pixels: arrays.Pixels) -> _Read:
+    return _Read(pixels.frame, pixels.notices, pixels.shape, pixels.bounds)
 
 
 def _clean(column: pd.Series, missing: list[str]) -> pd.Series:
-    """Return the column with None/NaN for missing cells: numbers as float64, dates as days, text stripped."""
+    """Return the column with None/NaN for missing cells: numbers as numbers, dates as days, text stripped."""
     if types.is_datetime64_any_dtype(column.dtype):
         return pd.Series(_days(column))
     if types.is_bool_dtype(column.dtype):
@@ -235,9 +276,14 @@ def _clean(column: pd.Series, missing: list[str]) -> pd.Series:
     if types.is_integer_dtype(column.dtype) or types.is_float_dtype(column.dtype):
         spelled = [float(text) for text in missing if _is_number(text)]
         return column.mask(column.isin(spelled)) if spelled else column
-    text = column.astype(object)
-    text = text.where(text.isna(), text.astype(str).str.strip())
+    text = column if types.is_string_dtype(column.dtype) and column.dtype != object else _as_text(column)
+    text = text.str.strip()
     return text.mask(text.isin(missing) | text.isna(), None)
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    present = column.notna()
+    return column.where(~present, column.astype(str)).where(present, None).astype("str")
 
 
 def _is_number(text: str) -> bool:
@@ -288,6 +334,10 @@ def texts(column: pd.Series) -> np.ndarray:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal; of a folder, that of its files' names and hashes."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        text = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
+        return hashlib.sha256(text.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fedsim.core.errors import InputError
@@ -38,3 +40,17 @@ def check_input(model: ModelSettings, input_shape: tuple[int, ...]) -> None:
 def has_hidden_units(model: ModelSettings) -> bool:
     """Whether a model of the zoo has activation layers, whose outputs dropout leaves out."""
     return model.name != "logistic" and bool(model.hidden)
+
+
+def weights(model: ModelSettings, input_shape: tuple[int, ...], classes: int) -> int:
+    """Return the number of trained parameters of a model of the zoo."""
+    if model.name == "cnn":
+        channels, height, width = input_shape
+        count = 0
+        for filters in model.hidden:
+            count += (9 * channels + 1) * filters  # 3 × 3 and a bias
+            channels, height, width = filters, height // 2, width // 2
+        return count + (channels * height * width + 1) * classes
+    hidden = [] if model.name == "logistic" else model.hidden
+    widths = [math.prod(input_shape), *hidden, classes]
+    return sum((below + 1) * above for below, above in pairwise(widths))

@@ -38,7 +38,9 @@ class DataSettings(Settings):
 
     name: str | None = Field(None, description="a named data set: `fedsim data list`")
     path: str | dict[str, str] | None = Field(
-        None, description="your own CSV or Parquet file; or one file per party, {party = file}"
+        None,
+        description="your own table: CSV (also packed), Parquet file or folder, .xlsx, .npz, or a folder of "
+        "PNGs; or one per party, {party = file}",
     )
     label: str | None = Field(None, description="the column to predict")
     party: str | None = Field(None, description="the column that names the party of a record")
@@ -58,6 +60,26 @@ class DataSettings(Settings):
         ["", "?", "NA", "N/A", "NaN", "nan", "null", "None"],
         description="spellings of a missing value",
     )
+    decimal: Literal[".", ","] | None = Field(
+        None, description="the decimal mark of the numbers; default: as the columns show"
+    )
+    thousands: Literal["", ",", ".", "'", " "] | None = Field(
+        None, description="the mark between groups of three digits, '' for none; default: as the columns show"
+    )
+    dates: Literal["day-first", "month-first"] | None = Field(
+        None, description="whether 3/4/2021 is in April or in March; default: as the columns show"
+    )
+    encoding: str | None = Field(
+        None, description="encoding of text tables, such as 'cp1252'; default: UTF-8 or by the file's mark"
+    )
+    separator: str | None = Field(
+        None, description="what separates the cells of a text table; default: found among , ; tab |"
+    )
+    shape: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="the features are an image: [channels, height, width], row by row as the columns come",
+    )
+    clipped: list[str] = Field([], description="numeric columns that may lie outside their bounds altogether")
     public: str | None = Field(
         None, description="a table of public records, from which undeclared bounds are taken"
     )
@@ -80,6 +102,31 @@ class DataSettings(Settings):
                     "they must be two finite numbers, the lower one first"
                 )
         return bounds
+
+    @field_validator("path")
+    @classmethod
+    def _path_names_something(cls, path: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        if path is None:
+            return None
+        files = [path] if isinstance(path, str) else list(path.values())
+        if not files or not all(file.strip() for file in files):
+            raise ValueError("it names no file; name a table, or one for each party")
+        if any("\0" in file for file in files):
+            raise ValueError("a path cannot hold a zero byte")
+        return path
+
+    @field_validator("shape")
+    @classmethod
+    def _shape_of_an_image(cls, shape: list[int] | None) -> list[int] | None:
+        if shape is not None and len(shape) != 3:
+            raise ValueError("it must be three whole numbers, [channels, height, width]")
+        return shape
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> DataSettings:
+        if self.decimal is not None and self.decimal == self.thousands:
+            raise ValueError(f"'decimal' and 'thousands' are both '{self.decimal}'; they must differ")
+        return self
 
     @model_validator(mode="after")
     def _own_table_needs_a_label(self) -> DataSettings:

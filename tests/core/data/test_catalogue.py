@@ -110,7 +110,7 @@ def test_diabetes_130_has_persons_and_a_proxy_of_the_hospital(data_dir: Path) ->
     said = DataSettings(name="diabetes-130", party="payer_code")
     named = encode(table, said, rng.generator(0, "data"))
     assert named.party is not None and len(set(named.party)) == 17
-    assert "40256 record(s) without 'payer_code' were dropped" in named.notices
+    assert "40256 record(s) without 'payer_code' were dropped" in named.owner_notices
     assert not any(name.startswith("payer_code") for name in named.feature_names)
 
 

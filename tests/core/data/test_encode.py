@@ -100,14 +100,14 @@ def test_settings_override_the_schema() -> None:
     assert encoded.classes == ("1", "2")
     np.testing.assert_allclose(encoded.features[:, 0], [-0.8, 0, -1.8], atol=1e-6)
     assert encoded.labels.tolist() == [0, 1, 0]
-    assert encoded.notices == ("2 record(s) without 'code' were dropped",)
+    assert encoded.owner_notices == ("2 record(s) without 'code' were dropped",)
 
 
 def test_records_without_label_or_party_are_dropped() -> None:
     cells = {**CELLS, "y": [None, "no", "no", "yes", "no"], "site": ["A", "B", None, None, "A"]}
     encoded = encode(table_of(cells, DECLARED), DataSettings(), stream())
     assert encoded.labels.tolist() == [0, 0]
-    assert encoded.notices == (
+    assert encoded.owner_notices == (
         "1 record(s) without 'y' were dropped",
         "2 record(s) without 'site' were dropped",
     )
@@ -256,7 +256,9 @@ def test_mostly_numbers_are_numbers_and_the_others_count_as_missing() -> None:
     made, said = own(frame, kinds={"a": "number"})
     encoded = encode(made, said, stream())
     assert encoded.feature_names[0] == "a"
-    assert "value(s) of 'a' are not finite numbers" in encoded.notices[-1]
+    assert (
+        "value(s) of 'a' are not finite numbers and count as missing: 'about 50'" in encoded.owner_notices[0]
+    )
     assert np.isfinite(encoded.features).all()
 
 
@@ -360,7 +362,7 @@ def test_duplicates_are_those_that_a_slow_comparison_finds(seed: int, n: int) ->
     kept = deduplicate(encoded)
     expected = slow_deduplicate(encoded)
     assert kept.person is not None and kept.person.tolist() == expected
-    assert len(kept.notices) == (len(expected) < n)
+    assert len(kept.owner_notices) == (len(expected) < n)
 
 
 def test_a_messy_file_end_to_end(write: Write) -> None:
@@ -379,6 +381,7 @@ def test_a_messy_file_end_to_end(write: Write) -> None:
         "age", "age missing", "income", "sex=f", "sex=m", "joined", "flag=false", "flag=true"
     )  # fmt: skip
     assert encoded.classes == ("0", "1", "2")
-    assert len(encoded) == 400 - 8 - 20
+    without = [name for name in encoded.owner_notices if "without 'y'" in name]
+    assert len(encoded) == 400 - 20 - int(without[0].split()[0])
     assert np.isfinite(encoded.features).all() and np.abs(encoded.features).max() <= encoding.REACH
     assert set(encoded.hashes) == {Path(path).name}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ from support.toys import make_encoded
 
 from fedsim.core import rng
 from fedsim.core.data.encode import Encoded
-from fedsim.core.data.parties import deal, slugs, units_of
+from fedsim.core.data.parties import deal, units_of
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import PartySettings
 
@@ -60,7 +61,7 @@ def test_a_partition_is_a_partition(
 def test_natural_parties_are_those_of_the_table() -> None:
     encoded = make_encoded(40, parties=3)
     rows = deal(encoded, PartySettings(), 0)
-    assert list(rows) == ["site-0", "site-1", "site-2"]
+    assert list(rows) == ["Site 0", "Site 1", "Site 2"]
     for number, mine in enumerate(rows.values()):
         np.testing.assert_array_equal(mine, np.arange(number, 40, 3))
 
@@ -115,7 +116,7 @@ def test_iid_is_not_the_order_of_the_table() -> None:
         (make_encoded(30), {"partition": "natural"}, "toy has no party column; set data.party"),
         (make_encoded(30, parties=3), {"count": 4}, "names 3 parties, parties.count is 4"),
         (make_encoded(30, parties=1), {}, "names 1 party, parties.count is at least 2"),
-        (make_encoded(11, parties=3), {}, "party 'site-2' has 3 record"),
+        (make_encoded(11, parties=3), {}, "party 'Site 2' has 3 record"),
         (
             make_encoded(40),
             {"partition": "exponential"},
@@ -138,9 +139,16 @@ def test_dealing_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-def test_party_names_are_fit_for_files_and_all_different() -> None:
-    found = slugs(["St. Mary", "st mary", "Åbo/Turku", "—", "ALL", "St-Mary-2"])
-    assert found == ["st-mary", "st-mary-2", "abo-turku", "party", "all-2", "st-mary-2-2"]
+def test_party_names_are_kept_as_they_are_written() -> None:
+    names = ["北京医院", "Больница №1", "St. Mary", "st mary", "all"]
+    encoded = make_encoded(60, parties=5)
+    party = np.array([names[k % 5] for k in range(60)], dtype=object)
+    rows = deal(replace(encoded, party=party), PartySettings(), 0)
+    assert set(rows) == {*names[:4], "all (party)"}, (
+        "'all' alone stands for every party where DP is switched on"
+    )
+    for number, name in enumerate(names[:4]):
+        np.testing.assert_array_equal(rows[name], np.arange(number, 60, 5))
 
 
 def test_importing_the_module_does_not_import_the_partitioners() -> None:

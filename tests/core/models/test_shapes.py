@@ -32,6 +32,7 @@ def test_what_is_accepted_can_be_built(name: str, hidden: list[int], shape: tupl
     module = zoo.build(model, shape, 2)  # of no negative or empty layer
     assert all(min(parameter.shape) > 0 for parameter in module.parameters())
     assert shapes.has_hidden_units(model) == bool(layers.hidden_units(module))
+    assert shapes.weights(model, shape, 2) == sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
