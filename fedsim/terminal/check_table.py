@@ -16,6 +16,8 @@ from fedsim.terminal.formatting import new_table
 MAX_ROWS = 60
 # Operations a second of one core that trains a small model in batches of a few dozen; a rough figure.
 OPERATIONS = 1e9
+# The same where many models of linear layers, or other modules, are stacked, as shadows are.
+STACKED_OPERATIONS = 2e10, 2e9
 # What importing PyTorch, Flower and the rest takes, in bytes.
 BASE_MEMORY = 600 << 20
 
@@ -88,7 +90,10 @@ def estimate(prepared: Prepared) -> tuple[float, float]:
     shadows = scenario.adversary.shadows if _needs_shadows(prepared) else 0
     data = encoded.features.nbytes + encoded.labels.nbytes
     models = 4.0 * weights * (scenario.federation.rounds + 1)
-    return operations * (1 + shadows) / OPERATIONS + 5, BASE_MEMORY + 3.0 * data + models
+    stacked = STACKED_OPERATIONS[scenario.model.name not in ("logistic", "mlp")]
+    # As many operations again go into shadows of the first rounds.
+    seconds = operations / OPERATIONS + 2 * shadows * operations / stacked
+    return seconds + 5, BASE_MEMORY + 3.0 * data + models
 
 
 def _weights(prepared: Prepared) -> int:
