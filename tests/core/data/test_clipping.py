@@ -51,7 +51,7 @@ def test_records_that_collapse_into_one_are_refused(write: Write) -> None:
         + "".join(f"{0.5 if k % 10 == 0 else 10 + k + 0.5},{'np'[k % 2]}\n" for k in range(100))
         + rows
     )
-    with pytest.raises(InputError, match="different records are .* once clipped, most of all in 'a'"):
+    with pytest.raises(InputError, match=r"different records are .* once clipped, most of all in 'a'"):
         encoded(write(text), bounds={"a": [0, 1]})
     assert len(encoded(write(text), bounds={"a": [0, 1]}, clipped=["a"])) == 104
 

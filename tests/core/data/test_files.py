@@ -69,7 +69,7 @@ def test_a_separator_can_be_declared(write: Write) -> None:
 def test_an_encoding_can_be_declared(write: Write) -> None:
     text = "город,y\nМосква,a\nОмск,b\n"
     assert frame(write(text.encode("cp1251")), encoding="cp1251")["город"].tolist() == ["Москва", "Омск"]
-    with pytest.raises(InputError, match="data.encoding = 'utf-9': no such encoding"):
+    with pytest.raises(InputError, match=r"data.encoding = 'utf-9': no such encoding"):
         frame(write(text), encoding="utf-9")
     with pytest.raises(InputError, match="does not fit"):
         frame(write(text.encode("cp1251")), encoding="utf-8")

@@ -80,7 +80,7 @@ def test_a_single_slip_does_not_turn_a_column_over() -> None:
 
 
 def test_two_ways_of_writing_in_one_column_are_refused() -> None:
-    with pytest.raises(InputError, match="mixes ways of writing numbers, '1,5' and '1.5'"):
+    with pytest.raises(InputError, match=r"mixes ways of writing numbers, '1,5' and '1.5'"):
         read(["1,5", "2,5", "3,5", "1.5"])
     assert np.isnan(read(["1,5", "2,5", "3,5", "1.5"], decimal=",", thousands="")[-1])
 
