@@ -64,7 +64,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         write(path, options.rows, options.columns, options.parties)
-        print(f"{options.rows} rows x {options.columns} columns, {path.stat().st_size / 1e6:.0f} MB of CSV")
+        print(
+            f"{options.rows} rows x {options.columns} columns, {path.stat().st_size / 1e6:.0f} MB of CSV",
+            flush=True,
+        )
         context = multiprocessing.get_context("spawn")
         for natural in (True, False):
             queue = context.Queue()
@@ -73,10 +76,8 @@ def main() -> None:
             seconds, cpu, peak, n, width, parties = queue.get(timeout=1800)
             process.join()
             kind = "natural" if natural else "iid"
-            print(
-                f"{kind:8} {seconds:6.1f} s ({cpu:.1f} s of CPU)  {peak:5.2f} GiB  {n} records x "
-                f"{width} features, {parties} parties"
-            )
+            print(f"{kind:8} {seconds:6.1f} s ({cpu:.1f} s of CPU)  {peak:5.2f} GiB", flush=True)
+            print(f"         {n} records x {width} features, {parties} parties", flush=True)
 
 
 if __name__ == "__main__":

@@ -186,12 +186,12 @@ def check_header(path: Path, header: list[str], frame: pd.DataFrame) -> None:
     whole = all(re.fullmatch(r"\d+", name) for name in numbers)
     steps = np.diff([int(name) for name in numbers]) if whole else np.array([-1])
     rising = len(steps) > 0 and bool((steps > 0).all()) and (len(steps) > 2 or len(set(steps.tolist())) == 1)
-    start = frame.iloc[:200]
+    start = frame.iloc[:200].to_numpy(dtype=object)
     suspicious = [
         name
         for k, name in named
-        if (_PLAIN_NUMBER.match(name) and not rising and _mostly_numbers(start.iloc[:, k]))
-        or (len(start) > 2 and (start.iloc[:, k].astype(str).str.strip() == name).sum() >= 2)
+        if (_PLAIN_NUMBER.match(name) and not rising and _mostly_numbers(start[:, k]))
+        or (len(start) > 2 and sum(str(cell).strip() == name for cell in start[:, k]) >= 2)
     ]
     if named and len(suspicious) * 2 >= len(named) and len(named) > 1:
         shown = ", ".join(f"'{name}'" for name in header[:4])
@@ -200,10 +200,9 @@ def check_header(path: Path, header: list[str], frame: pd.DataFrame) -> None:
         )
 
 
-def _mostly_numbers(cells: pd.Series) -> bool:
-    text = cells.astype(str).str.strip()
-    text = text[text != ""]
-    return len(text) == 0 or bool(text.str.match(_PLAIN_NUMBER).mean() > 0.5)
+def _mostly_numbers(cells: np.ndarray) -> bool:
+    present = [text for text in (str(cell).strip() for cell in cells) if text]
+    return not present or sum(bool(_PLAIN_NUMBER.match(text)) for text in present) * 2 > len(present)
 
 
 def check_totals(path: Path, frame: pd.DataFrame) -> None:
@@ -219,7 +218,7 @@ def check_totals(path: Path, frame: pd.DataFrame) -> None:
     others = frame.iloc[:-1]
     if word is not None and not _occurs_earlier(others, word):
         raise InputError(f"{path}: the last record is a total ('{word.strip()}') and no record; remove it")
-    sums = [name for name in frame.columns[:2000] if _is_sum(others[name], last[name])]
+    sums = [name for name in frame.columns[:200] if _is_sum(others[name], last[name])]
     if len(sums) >= 2:
         shown = ", ".join(f"'{name}'" for name in sums[:3])
         raise InputError(f"{path}: the last record holds the sums of {shown} and is no record; remove it")
@@ -232,11 +231,18 @@ def _occurs_earlier(frame: pd.DataFrame, word: str) -> bool:
 
 def _is_sum(others: pd.Series, last: object) -> bool:
     """Whether ``last`` is the sum of the column, which it exceeds by far; cheap to rule out."""
-    value = pd.to_numeric(pd.Series([last], dtype=object), errors="coerce").iloc[0]
+    value = _float(last)
     if not np.isfinite(value) or value == 0:
         return False
-    few = pd.to_numeric(others.iloc[:20].astype(object), errors="coerce")
-    if not few.notna().any() or abs(value) <= few.abs().max() * 2:
+    few = [number for number in map(_float, others.iloc[:20].tolist()) if np.isfinite(number)]
+    if not few or abs(value) <= max(map(abs, few)) * 2:
         return False
     total = pd.to_numeric(others.astype(object), errors="coerce").sum()
     return bool(np.isclose(total, value, rtol=1e-6))
+
+
+def _float(cell: object) -> float:
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return float("nan")

@@ -7,6 +7,7 @@ file, or by the settings; where nothing tells, it is refused with both readings 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,14 @@ def normalised(cells: pd.Series) -> pd.Series:
     return cells
 
 
+def _normal(text: str) -> str:
+    """Return one cell as `normalised` returns many."""
+    text = text.translate(_SPECIAL).strip()
+    if text.startswith("(") and text.endswith(")"):
+        return "-" + text[1:-1] if any(map(str.isdigit, text)) else text
+    return "-" + text[:-1] if re.fullmatch(r"\d[\d.,' ]*-", text) else text
+
+
 @dataclass(frozen=True)
 class Profile:
     """What the cells of one column can be read as.
@@ -129,11 +138,9 @@ class Profile:
         """Whether any number has a mark, of decimals or of groups."""
         return any(not core.lstrip("+-").isdigit() for core in self.cores)
 
-    def reading(self, style: Spelling) -> tuple[str, str]:
-        """Return the two marks as far as the numbers have them: equal for styles that read them alike."""
-        text = "".join(self.cores)
-        decimal, thousands = style.decimal in text, style.thousands != "" and style.thousands in text
-        return style.decimal if decimal else "", style.thousands if thousands else ""
+    def reading(self, style: Spelling) -> bytes:
+        """Return what the style makes of the numbers: equal for styles that read them alike."""
+        return np.nan_to_num(values(self.cores, style), nan=np.inf).tobytes()
 
     @property
     def marks(self) -> set[str]:
@@ -168,14 +175,14 @@ class Profile:
 
 def profile(cells: Sequence[str]) -> Profile:
     """Return what non-missing cells can be read as."""
-    counted = pd.Series(list(cells), dtype=object).value_counts(sort=False)
-    texts = normalised(pd.Series(list(counted.index), dtype=object).astype(str)).tolist()
+    counted = Counter(cells)
+    texts = [_normal(text) for text in counted]
     matches = [_CELL.match(text) for text in texts]
-    unit = _common_unit(matches, counted.to_numpy())
+    unit = _common_unit(matches, list(counted.values()))
     cores: dict[str, int] = {}
     odd: dict[str, int] = {}
     units: dict[str, int] = {}
-    for text, match, count in zip(counted.index, matches, counted, strict=True):
+    for (text, count), match in zip(counted.items(), matches, strict=True):
         own = "" if match is None else _unit_of(match)
         if match is None or own not in ("", unit):
             odd[str(text)] = odd.get(str(text), 0) + int(count)
@@ -194,7 +201,7 @@ def _unit_of(match: re.Match[str]) -> str:
     return " ".join(filter(None, (match["prefix"], match["suffix"])))
 
 
-def _common_unit(matches: Sequence[re.Match[str] | None], counts: np.ndarray) -> str:
+def _common_unit(matches: Sequence[re.Match[str] | None], counts: Sequence[int]) -> str:
     """Return the unit that nearly all cells with a number carry, '' where there is none such."""
     units: dict[str, int] = {}
     for match, count in zip(matches, counts, strict=True):

@@ -112,5 +112,5 @@ def test_a_public_table_that_is_the_private_one_is_refused(tmp_path: Path) -> No
     shutil.copy(private, tmp_path / "copy.csv")
     with (tmp_path / "copy.csv").open("a") as file:
         file.write(f"s0,1,0.5,0.5,0.25{os.linesep}")
-    with pytest.raises(InputError, match=r"records of .*copy.csv are in the private table as well"):
+    with pytest.raises(InputError, match=r"records of .*copy\.csv are in the private table as well"):
         encoded(private, public=str(tmp_path / "copy.csv"), party="site")
