@@ -401,7 +401,9 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
     from fedsim.runs import prepare
     from fedsim.terminal import check_table
 
-    prepared = prepare.check(load(file, overrides), data_dir)
+    read = load(file, overrides)
+    click.echo("Reading the records…", err=True)
+    prepared = prepare.check(read, data_dir)
     for notice in (*prepared.encoded.notices, *prepared.encoded.owner_notices):
         _err.print(notice, style="yellow", markup=False, highlight=False)
     check_table.show(prepared, _out)
