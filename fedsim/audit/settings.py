@@ -73,7 +73,7 @@ class Audit:
     guesses, correct: how many guesses were made, and how many of them were right
     canaries: how many were tossed coins for (one-run), or how many runs there were (many-run)
     estimate: statistic → what would be a lower bound, were the canaries of one run independent of each other;
-        empty where that is not known to be nearly so
+        empty where that is not known to be nearly so; none lies below the bound that is proved
     """
 
     party: str
@@ -93,6 +93,11 @@ class Audit:
     def violated(self) -> bool:
         """Whether a lower bound lies above the upper one."""
         return max(self.lower.values()) > self.upper
+
+    @property
+    def saturated(self) -> bool:
+        """Whether every guess was right: the bound is then what the audit's size allows, not what ε is."""
+        return self.correct == self.guesses
 
 
 @dataclass(frozen=True)

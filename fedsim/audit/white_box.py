@@ -179,7 +179,9 @@ def _one_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
         ]
     )
     said = scores["planned"] > best_threshold(settings, plan, m)
-    return dataclasses.replace(best, estimate=told_apart(said, coins, settings.error, delta, plan).lower)
+    estimates = told_apart(said, coins, settings.error, delta, plan).lower
+    proved = max(best.lower.values())
+    return dataclasses.replace(best, estimate={k: value for k, value in estimates.items() if value > proved})
 
 
 def _per_run(plan: Plan, n: int) -> int:
@@ -190,13 +192,20 @@ def _per_run(plan: Plan, n: int) -> int:
 def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tuple[str, int, float]]:
     """Return (score, guesses, share of the error) of every test, fixed before the run.
 
-    Few guesses are best against noise as planned; but only many can tell how broken a broken one is.
+    Few guesses are best against noise as planned; but their bound ends where all of them are right, and only
+    many can tell how broken a broken one is. So the planned score is tried with more guesses as well.
     """
-    half, all_but_few, fixed = settings.canaries // 2, nearly_all(settings.canaries), settings.guesses
-    first = ("planned", fixed or best_guesses(settings, plan, delta), MAIN_SHARE)
-    others = [("half", half), ("tenth", half), ("none", all_but_few), ("repetition", half)]
+    m, fixed = settings.canaries, settings.guesses
+    first = fixed or best_guesses(settings, plan, delta)
+    more = [] if fixed else [guesses for guesses in (2 * first, 4 * first, 8 * first) if guesses <= m // 2]
+    main = 0.8 * MAIN_SHARE if more else MAIN_SHARE
+    others = [("half", m // 2), ("tenth", m // 2), ("none", nearly_all(m)), ("repetition", m // 2)]
     share = (1 - MAIN_SHARE) / len(others)
-    return [first, *((score, fixed or guesses, share) for score, guesses in others)]
+    return [
+        ("planned", first, main),
+        *(("planned", guesses, (MAIN_SHARE - main) / len(more)) for guesses in more),
+        *((score, fixed or guesses, share) for score, guesses in others),
+    ]
 
 
 def _many_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:

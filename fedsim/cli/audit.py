@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedsim.cli.common import data_dir_option, dp_option, err, line, out, read_scenario, set_option
+
+if TYPE_CHECKING:
+    from fedsim.audit.settings import Audit
 
 
 @click.command()
@@ -52,8 +56,10 @@ def audit(
     """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
     spent, beside what the accountant guarantees.
 
-    It makes runs of its own, with canaries, and leaves every other run alone. It ends with exit code 3 where
-    the lower bound lies above the upper one: the implementation, or its accounting, is broken.
+    It makes runs of its own, with canaries, and leaves every other run alone. Where all guesses of the
+    one-run method are right it has reached what its size can show, and the many-run method follows. It ends
+    with exit code 3 where the lower bound lies above the upper one: the implementation, or its accounting, is
+    broken.
 
     \b
     Examples:
@@ -77,7 +83,18 @@ def audit(
             audit_settings.folder(folder, plan) as path,
         ):
             audits.append(auditing.audit(prepared, plan, path, workers, progress))
+    plans = [plan for plan, result in zip(plans, audits, strict=True) if _needs_follow_up(result)]
+    for plan in (dataclasses.replace(plan, method="many-run") for plan in plans):
+        line(
+            f"{plan.party}: all guesses of the {plan.vantage} were right; a run for each guess follows", err()
+        )
+        with live.bar(f"{plan.vantage} runs", err()) as progress, audit_settings.folder(None, plan) as path:
+            audits.append(auditing.audit(prepared, plan, path, workers, progress))
     out().print(audit_tables.audits(audits))
     for result in audits:
         line(audit_tables.audit_words(result), style="red" if result.violated else None)
     context.exit(3 if any(result.violated for result in audits) else 0)
+
+
+def _needs_follow_up(result: Audit) -> bool:
+    return result.method == "one-run" and result.saturated and not result.violated

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, line, notices, out, read_scenario, set_option
+from fedsim.cli.common import data_dir_option, err, line, notices, out, read_scenario, set_option
 
 
 @click.group()
@@ -35,7 +35,9 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
     from fedsim.runs import prepare
     from fedsim.terminal import check_table
 
-    prepared = prepare.check(read_scenario(file, overrides), data_dir)
+    settings = read_scenario(file, overrides)
+    line("Reading the records…", err())
+    prepared = prepare.check(settings, data_dir)
     notices((*prepared.encoded.notices, *prepared.encoded.owner_notices))
     check_table.show(prepared, out())
     sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())

@@ -55,6 +55,11 @@ def audit_words(audit: Audit) -> str:
     if math.isinf(audit.upper):
         return f"{audit.party}, without DP (ε = ∞): {shown}."
     guaranteed = f"the accountant guarantees ε ≤ {audit.upper:.2f}"
+    if audit.saturated:
+        return (
+            f"{audit.party}: {shown}, {guaranteed}. All {audit.guesses} guesses were right: an audit of this "
+            "size cannot see more, which is no sign of a small ε; take more canaries, or --method many-run."
+        )
     return f"{audit.party}: {shown}, {guaranteed}; the truth is in between."
 
 

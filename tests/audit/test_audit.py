@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from rich.console import Console
 from support.runs import document, final_sha, prepared_run, scenario
 
 from fedsim.audit import audit, bounds
@@ -354,7 +353,7 @@ def toml(folder: Path, **sections: object) -> str:
 
 
 def test_the_command_prints_both_bounds_and_what_they_mean(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(main, "_out", Console(width=200))
+    monkeypatch.setenv("COLUMNS", "200")
     code, text = command(toml(tmp_path), "--dp", "all=8", "--vantage", "both", "--canaries", "60")
     assert code == 0, text
     for word in ("white-box", "participant", "steinke", "f-dp", "lower", "upper", "ceiling", "95%", "≈"):
@@ -363,7 +362,7 @@ def test_the_command_prints_both_bounds_and_what_they_mean(tmp_path: Path, monke
 
 
 def test_the_command_ends_with_code_3_where_the_implementation_is_broken(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(main, "_out", Console(width=200))
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(draws, "normal_", lambda tensor, deviation, noise: tensor.zero_())
     code, text = command(toml(tmp_path), "--dp", "all=1", "--canaries", "400")
     assert code == 3, text

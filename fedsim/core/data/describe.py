@@ -39,7 +39,6 @@ def facts(
     declared: Schema,
     schema: Schema,
     chosen: Public,
-    frame: pd.DataFrame,
     read: ReadTable,
     dropped: Mapping[str, str],
     settings: DataSettings,
@@ -50,8 +49,9 @@ def facts(
     final = {column.name: column for column in schema.columns}
     rows = []
     for column in declared.columns:
-        odd = sum(read.odd.get(column.name, {}).values()) / max(1, len(frame))
-        missing = float(frame[column.name].isna().mean()) if len(frame) else 0.0
+        odd = sum(read.odd.get(column.name, {}).values()) / max(1, len(read.frame))
+        empty = float(read.frame[column.name].isna().mean()) if len(read.frame) else 0.0
+        missing = max(0.0, empty - odd)
         if column.name not in final:
             rows.append(
                 ColumnFacts(column.name, "", "", "", missing, odd, False, dropped.get(column.name, ""))

@@ -112,7 +112,7 @@ def encode(
     frame, flow, usable = _usable(table, read.frame, schema)
     frame, drawn = subset(frame, schema, settings.max_records, generator)
     features, names, unreadable = _features(frame, schema, table.name)
-    facts = describe.facts(declared, schema, chosen, frame, read, dropped, settings)
+    facts = describe.facts(declared, schema, chosen, read, dropped, settings)
     clipped: list[str] = []
     if settings.path is not None:
         facts, clipped = _clipping(frame, schema, features, facts, settings, table.name)
