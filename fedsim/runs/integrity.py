@@ -100,10 +100,12 @@ def verify_unfinished(run: RunDirectory, game: int) -> None:
 
 
 def own_modules(scenario: Scenario) -> list[Path]:
-    """Return the files of the 'module:callable's that the scenario names, as far as they are there."""
-    adversary, federation, model = scenario.adversary, scenario.federation, scenario.model
+    """Return the files of the user's own model and strategy, as far as they are there.
+
+    Not those of attacks: these may be mended, and repeated on what was observed.
+    """
+    federation, model = scenario.federation, scenario.model
     references = [(model.name, model.folder), (federation.strategy, federation.folder)]
-    references += [(attack, adversary.folder) for attack in adversary.own_attacks]
     files_of = (source_file(name, folder) for name, folder in references if is_reference(name))
     return sorted({file.resolve() for file in files_of if file is not None})
 

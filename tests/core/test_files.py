@@ -37,16 +37,23 @@ def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
         files.write_atomically(tmp_path / "table.parquet", no_space)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to Linux's /dev/full")
-@pytest.mark.parametrize("library", ["safetensors", "pandas", "python"])
-def test_a_full_disk_is_known_whoever_writes(tmp_path: Path, library: str) -> None:
-    """Each library has an error of its own for it."""
-    arrays = {"a": np.zeros(10_000)}
-    write = {
-        "safetensors": lambda _: save_file(arrays, "/dev/full"),
-        "pandas": lambda _: pd.DataFrame(arrays).to_parquet("/dev/full"),
-        "python": lambda _: Path("/dev/full").write_text("x"),
-    }[library]
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+    ids=["safetensors", "Arrow", "Python", "quota"],
+)
+def test_a_full_disk_is_known_whoever_writes(tmp_path: Path, error: Exception) -> None:
+    """Each library has an error of its own for it; as they put it when they write to a full disk."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of")
+        raise error
+
     with pytest.raises(
         InputError, match=r"cannot write .*: the disk is full; free some space and use --resume"
     ):

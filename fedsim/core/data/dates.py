@@ -131,7 +131,7 @@ _LOOKS = re.compile(
 
 def could_be_dates(cells: Sequence[str]) -> bool:
     """Whether it is worth while to try: cheap, and true of every date."""
-    return bool(len(cells)) and sum(bool(_LOOKS.match(cell)) for cell in cells) * 2 >= len(cells)
+    return bool(len(cells)) and sum(isinstance(cell, str) and bool(_LOOKS.match(cell)) for cell in cells) * 2 >= len(cells)
 
 
 def habit(candidates: Sequence[Sequence[DateStyle]]) -> bool | None:

@@ -40,7 +40,7 @@ class AdversarySettings(Settings):
     """The malicious client, what it is assumed to own, and who else is scored beside it."""
 
     party: str | None = Field(None, description="the malicious party; default: the first one")
-    attacks: Annotated[list[str], Field(min_length=1)] = Field(
+    attacks: list[str] = Field(
         ["all"],
         description="attacks by name (`fedsim attacks list`), 'server:fedmia' where one of another observer "
         "is meant, or your own as 'module:callable'; outsider and server mount all of theirs, unless one of "
