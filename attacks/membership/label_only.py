@@ -15,7 +15,7 @@ import numpy as np
 
 from attacks.declaration import FINAL_LABELS, FITTED, attack
 from attacks.membership import crossfit
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
@@ -35,7 +35,7 @@ def oracle(view: ParticipantView) -> Oracle:
     module = view.module(view.final_model)
 
     def answer(features: np.ndarray) -> np.ndarray:
-        logits = signals.logits(module, features.astype(np.float32, copy=False), batch=4096)
+        logits = outputs.logits(module, features.astype(np.float32, copy=False), batch=4096)
         return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
     return answer

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from attacks.declaration import FITTED, RELEASED_ANSWERS, attack
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.outsider import OutsiderView
 from fedsim.core.data.records import Records
 from fedsim.core.privacy.output import completed
@@ -35,13 +35,13 @@ def answers_asked(name: str, candidates: int, queries: int | None) -> int:
 @attack("gap", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def gap(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return 1[argmax p = y], (n,) float64 (Yeom et al. 2018); NaN beyond the query budget, as all scores."""
-    return signals.correct(_log_p(view, candidates), candidates.labels)
+    return outputs.correct(_log_p(view, candidates), candidates.labels)
 
 
 @attack("loss", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def loss(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log p_y − log Σ_{i≠y} p_i, (n,) float64: the order of −ℓ (Yeom et al. 2018)."""
-    return signals.scaled_logit(_log_p(view, candidates), candidates.labels)
+    return outputs.scaled_logit(_log_p(view, candidates), candidates.labels)
 
 
 @attack(
@@ -49,13 +49,13 @@ def loss(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> n
 )
 def confidence(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log max_i p_i, (n,) float64 (Salem et al. 2019)."""
-    return signals.confidence(_log_p(view, candidates))
+    return outputs.confidence(_log_p(view, candidates))
 
 
 @attack("entropy", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Salem et al. 2019")
 def entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return Σ p_i log p_i, (n,) float64 (Salem et al. 2019)."""
-    return -signals.entropy(_log_p(view, candidates))
+    return -outputs.entropy(_log_p(view, candidates))
 
 
 @attack(
@@ -67,7 +67,7 @@ def entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -
 )
 def modified_entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return (1 − p_y) log p_y + Σ_{i≠y} p_i log(1 − p_i), (n,) float64 (Song & Mittal 2021)."""
-    return -signals.modified_entropy(_log_p(view, candidates), candidates.labels)
+    return -outputs.modified_entropy(_log_p(view, candidates), candidates.labels)
 
 
 @attack(
@@ -89,7 +89,7 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
     shifts = (scale * rng.normal(size=(copies, *candidates.shape))).astype(np.float32)
     shares = np.full(len(candidates), np.nan)
     answers = [completed(view.ask(candidates.features[:n] + shift)) for shift in shifts]
-    shares[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
+    shares[:n] = np.mean([outputs.correct(p, candidates.labels[:n]) for p in answers], axis=0)
     return shares
 
 

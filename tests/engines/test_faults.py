@@ -146,13 +146,13 @@ def test_the_attack_has_a_timeout_of_its_own(tmp_path: Path) -> None:
 def test_a_client_in_this_process_that_exits_has_failed(tmp_path: Path) -> None:
     from flwr.app import Message, RecordDict
 
-    from fedsim.engines import flower_internals as internals
+    from fedsim.engines import flower_internals
 
     def exits(message: Message, context: Any) -> Message:
         raise SystemExit(5)
 
     with InProcessGrid(tmp_path, 0, 2, client_app=exits) as grid:
-        message = Message(RecordDict(), internals.SERVER_NODE_ID + 1, "train")
-        internals.set_message_id(message, "1")
-        reply = answer(exits, message, grid._contexts[internals.SERVER_NODE_ID + 1])
+        message = Message(RecordDict(), flower_internals.SERVER_NODE_ID + 1, "train")
+        flower_internals.set_message_id(message, "1")
+        reply = answer(exits, message, grid._contexts[flower_internals.SERVER_NODE_ID + 1])
     assert reply.error.reason == "SystemExit: 5"

@@ -136,10 +136,10 @@ def could_be_dates(cells: Sequence[str]) -> bool:
 
 def habit(candidates: Sequence[Sequence[DateStyle]]) -> bool | None:
     """Return whether a file writes the day first, by its columns that decide for themselves, else None."""
-    told = {
+    day_first = {
         styles[0].day_first for styles in candidates if len(styles) == 1 and styles[0].day_first is not None
     }
-    return told.pop() if len(told) == 1 else None
+    return day_first.pop() if len(day_first) == 1 else None
 
 
 def choose(

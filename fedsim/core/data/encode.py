@@ -234,10 +234,10 @@ def under_dp(encoded: Encoded) -> Encoded:
     index = np.array([place.get(value, -1) for value in encoded.classes], dtype=np.int64)
     known = np.flatnonzero(index[encoded.labels] >= 0)
     dropped = len(encoded) - len(known)
-    said = (
+    notice = (
         f"{dropped} record(s) of classes that no public record has were dropped; set {declared} to keep them"
     )
-    left = encoded.take(known, *[said] * bool(dropped))
+    left = encoded.take(known, *[notice] * bool(dropped))
     public = encoded.public
     return replace(
         left,

@@ -52,20 +52,20 @@ def spent(policy: OutputPolicy, answers: int) -> tuple[float, float] | None:
     return answers * policy.epsilon, answers * policy.delta if policy.policy == "gaussian" else 0.0
 
 
-def completed(told: np.ndarray) -> np.ndarray:
+def completed(released: np.ndarray) -> np.ndarray:
     """Return probabilities (n, classes) float64: classes of which nothing was told share the rest alike."""
-    hidden = np.isnan(told)
-    missing = np.clip(1 - np.nansum(told, axis=1, keepdims=True), 0, 1)
+    hidden = np.isnan(released)
+    missing = np.clip(1 - np.nansum(released, axis=1, keepdims=True), 0, 1)
     shared = missing / np.maximum(hidden.sum(axis=1, keepdims=True), 1)
-    whole = np.where(hidden, shared, told)
+    whole = np.where(hidden, shared, released)
     return np.where(hidden.all(axis=1, keepdims=True), np.nan, whole)
 
 
 def _distribution(values: np.ndarray) -> np.ndarray:
     """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; alike where all are 0."""
-    kept = np.clip(values, 0, 1)
-    total = kept.sum(axis=1, keepdims=True)
-    return np.where(total == 0, 1 / kept.shape[1], kept / np.where(total == 0, 1, total))
+    clipped = np.clip(values, 0, 1)
+    total = clipped.sum(axis=1, keepdims=True)
+    return np.where(total == 0, 1 / clipped.shape[1], clipped / np.where(total == 0, 1, total))
 
 
 def _largest(p: np.ndarray, k: int) -> np.ndarray:
