@@ -170,7 +170,7 @@ def _bisect(crossed: Crossed, rows: np.ndarray, near: np.ndarray, far: np.ndarra
 def _closer(
     crossed: Crossed, rows: np.ndarray, origin: np.ndarray, points: np.ndarray, probes: np.ndarray
 ) -> np.ndarray:
-    """Return points (k, d) on the boundary that are nearer to ``origin`` where the normal leads to some."""
+    """Return points (k, d) on the boundary moved nearer to ``origin`` where the normal leads there."""
     radius = np.linalg.norm(points - origin, axis=1, keepdims=True)
     votes = np.stack([crossed(points + 0.1 * radius * probe, rows) for probe in probes], axis=1)
     weights = votes - votes.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Who was never in the federation: it asks the released model, through an output policy, for no weights.
+"""Attacks of an outsider, who was never in the federation and queries the model through an output policy.
 
 What a policy leaves of the probabilities p is made whole again where it can be (`completed`); the attacks are
 those on one model, on log p in place of the logits.
@@ -27,7 +27,7 @@ NOISE = 0.5
 
 
 def answers_asked(name: str, candidates: int, queries: int | None) -> int:
-    """Return how many answers an outsider's attack asks for, about so many candidates within the budget."""
+    """Return how many queries an outsider's attack makes about ``candidates`` records within the budget."""
     n = candidates if queries is None else min(candidates, queries)
     return n * _copies(n, queries) if name == "noise-robustness" else n
 
@@ -96,7 +96,7 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
 def _log_p(view: OutsiderView, candidates: Records) -> np.ndarray:
     """Return log p of each candidate, (n, classes) float64; NaN beyond the query budget.
 
-    A probability that was told to be 0 counts as the smallest that there is, so that its logarithm is finite.
+    A probability released as 0 counts as the smallest that there is, so that its logarithm is finite.
     """
     n = _affordable(view, len(candidates))
     p = np.full((len(candidates), view.classes), np.nan)

@@ -29,8 +29,8 @@ AGGREGATE = -1
 class Measurements:
     """How each answer treats each candidate; NaN where a party did not answer in a round.
 
-    What needs gradients is measured when it is first asked for: a model that has none per record (a recurrent
-    one) leaves the other attacks what they need.
+    Gradients are measured on first use, so that a model without per-record gradients (a recurrent one) still
+    serves the attacks that need none.
 
     parties: (K,) int, partition ids; `AGGREGATE` alone under secure aggregation
     phi: (T, K, n) float64, the scaled logit φ of w^k_t, in whose order −ℓ(w^k_t; z) is

@@ -1,4 +1,4 @@
-"""From what a participant saw to the shadows that it simulates: the adversary's own laboratory.
+"""From what a participant saw to the shadow federations that it simulates.
 
 It repeats the federation with the public settings, from the w_0 that it was sent, with its own training
 records where they were and everyone else's drawn from the records that it owns (DESIGN §9). What it

@@ -57,7 +57,7 @@ class ParticipantView:
     own_party: (n_train,) int64, in a coalition the party that holds each record of own_train; None where all
         are the owner's
     start: w_0 where it is not one of ``models``; simulations begin with it
-    raised: the records whose loss an ascending adversary moves its answers to increase
+    raised: the records whose loss an ascending adversary increases by moving its answers
     """
 
     settings: PublicSettings

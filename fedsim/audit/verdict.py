@@ -83,7 +83,7 @@ def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
 
 
 def told_apart(guess: np.ndarray, inside: np.ndarray, error: float, delta: float, plan: Plan) -> Outcome:
-    """Test whether the runs with the canary, ``inside`` (n,) bool, were told apart as ``said`` (n,) bool."""
+    """Test whether the runs with the canary, ``inside`` (n,) bool, were told apart by ``guess`` (n,) bool."""
     n, m = int(inside.sum()), int((~inside).sum())
     hits, false_alarms = int(guess[inside].sum()), int(guess[~inside].sum())
     bounds: dict[str, Callable[..., float]] = {

@@ -116,7 +116,7 @@ def _check_count(sweep: Sweep, path: Path) -> None:
 
 
 def _check_headline(sweep: Sweep, path: Path, points: Sequence[Scenario]) -> None:
-    """Refuse attacks of the headline that there are not, not even among the scenarios' own."""
+    """Refuse headline attacks that do not exist, neither built in nor among the scenarios' own."""
     folders = {(tuple(s.adversary.own_attacks), s.adversary.folder) for s in points}
     attacks = {attack for own, folder in folders for attack in registry.known(own, folder)}
     keys = {(observer, attack.name) for attack in attacks for observer in attack.observers}

@@ -1,4 +1,4 @@
-"""What the bounds cut off: said for each column, and refused where nothing would be left of it."""
+"""What clipping to the bounds cuts off: reported for each column, and refused where nothing would be left."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class ReadTable:
 
 
 def read_columns(chosen: Public, schema: Schema, settings: DataSettings, source: str) -> ReadTable:
-    """Read the columns of text of a table of one's own; named data sets are read as they are.
+    """Read the columns of text of a user's own table; named data sets are read as they are.
 
     Raises:
         InputError: two readings of a column fit, ways of writing are mixed, or most cells do not fit.
@@ -125,7 +125,7 @@ def read_columns(chosen: Public, schema: Schema, settings: DataSettings, source:
 def _from_private(
     by_column: Mapping[str, Reading], private: list[str], settings: DataSettings
 ) -> tuple[str, ...]:
-    """Say which spellings private records alone told, and how to declare them."""
+    """Return a sentence for each spelling that only private records show, with the way to declare it."""
     remedies = []
     for name in private:
         reading = by_column[name]

@@ -1,6 +1,6 @@
 """How the numbers of a column are written, decided once for all of its cells and never per cell.
 
-'1,234' is 1234 or 1.234: which one is told by the other cells of the column, by the other columns of the
+'1,234' is 1234 or 1.234: which one is decided by the other cells of the column, by the other columns of the
 file, or by the settings; where nothing tells, it is refused with both readings shown.
 """
 

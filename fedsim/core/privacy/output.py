@@ -11,10 +11,10 @@ from fedsim.core.scenario.protection import OutputPolicy
 
 
 def answered(p: np.ndarray, policy: OutputPolicy, rng: np.random.Generator) -> np.ndarray:
-    """Return what ``policy`` tells of probabilities p, (n, classes) float64; NaN where nothing is told.
+    """Return what ``policy`` releases of probabilities p, (n, classes) float64; NaN where nothing.
 
-    A 'label' is told as probability 1 of the largest class and 0 of the others, so that every attack becomes
-    the gap attack. A model that has no answer (NaN) gives none.
+    A 'label' is released as probability 1 of the largest class and 0 of the others, so that every attack
+    becomes the gap attack. A model that has no answer (NaN) gives none.
     """
     if policy.policy == "rounded":
         return np.round(p, policy.digits)
@@ -53,7 +53,7 @@ def spent(policy: OutputPolicy, answers: int) -> tuple[float, float] | None:
 
 
 def completed(released: np.ndarray) -> np.ndarray:
-    """Return probabilities (n, classes) float64: classes of which nothing was told share the rest alike."""
+    """Return probabilities (n, classes) float64: classes without a released probability share the rest."""
     hidden = np.isnan(released)
     missing = np.clip(1 - np.nansum(released, axis=1, keepdims=True), 0, 1)
     shared = missing / np.maximum(hidden.sum(axis=1, keepdims=True), 1)
@@ -62,7 +62,7 @@ def completed(released: np.ndarray) -> np.ndarray:
 
 
 def _distribution(values: np.ndarray) -> np.ndarray:
-    """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; alike where all are 0."""
+    """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; uniform where all are 0."""
     clipped = np.clip(values, 0, 1)
     total = clipped.sum(axis=1, keepdims=True)
     return np.where(total == 0, 1 / clipped.shape[1], clipped / np.where(total == 0, 1, total))
