@@ -1,7 +1,7 @@
 """What an adversary inside the federation does to learn more than it would by watching.
 
 gradient-ascent   Nasr et al. 2019: before it answers it moves its model up the loss of the targets. A target
-                  that someone trains on is pulled down again in the rounds that follow, any other less.
+                  that a party trains on is pulled down again in the rounds that follow, others less.
 poisoning         Tramèr et al. 2022 ('Truth Serum'): mislabelled copies of the targets among its own training
                   records make the model depend on who else vouches for the true label; then LiRA, with
                   shadows that train on the same poison.
@@ -48,7 +48,7 @@ def ascent_rounds(settings: AdversarySettings, rounds: int) -> range:
 
 
 def candidates(settings: AdversarySettings) -> int | None:
-    """Return the number of candidates: few by default where it acts, since acting on all shows, and hurts."""
+    """Return the number of candidates: few by default where it acts, since acting on many shows."""
     return FEW if settings.active and settings.candidates is None else settings.candidates
 
 

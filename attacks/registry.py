@@ -1,4 +1,4 @@
-"""Every attack there is, and those that a scenario asks for.
+"""Every available attack, and those that a scenario asks for.
 
 Attacks are declared beside their functions (`attacks.declaration`). The registry finds them in three places:
 in the modules `BUILT_IN`, in installed packages by the entry-point group `fedsim.attacks` (an entry is a

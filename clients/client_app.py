@@ -18,7 +18,7 @@ from clients.party import Party, party_of
 
 
 def without_private_text(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Of an error at a party under DP let its kind alone out; a mod of the ClientApp.
+    """Let out only the kind of an error at a party under DP, not its text; a mod of the ClientApp.
 
     Raises:
         RuntimeError: in place of whatever was raised.

@@ -1,4 +1,4 @@
-"""What a client's own code does to its process costs its own reply, on engines that share processes.
+"""A client whose own code ends or hangs its process loses its own reply alone, where clients share processes.
 
 Flower's simulation gives a process (a Ray actor) to one client after another, and goes on asking one that has
 died. There (`ISOLATE`) a person's own code runs in a process of its own below the actor, which is ended when
@@ -30,7 +30,7 @@ ISOLATE = "FEDSIM_ISOLATE"
 def contained(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Answer; what the client raises, SystemExit too, becomes its error reply (a Flower mod)."""
+    """Call the client; whatever it raises, SystemExit too, becomes its error reply (a Flower mod)."""
     try:
         isolated = os.environ.get(ISOLATE) == "1"
         return _answer_apart(message, context) if isolated else call_next(message, context)

@@ -126,8 +126,8 @@ def _ascent_targets(party: Party) -> Records:
     Its own have to be pushed like the targets, so that a threshold set on them holds for the targets.
     """
     targets, own = read_pool(party.folder, TARGETS).records, party.records
-    some = np.arange(len(targets) - len(targets) // 2)
-    sides = [side.take(some[: len(side)]) for side in (own.train, own.heldout)]
+    rows = np.arange(len(targets) - len(targets) // 2)
+    sides = [side.take(rows[: len(side)]) for side in (own.train, own.heldout)]
     return Records.concatenate([targets, *sides])
 
 
@@ -163,7 +163,7 @@ def attack(party: Party, message: Message) -> RecordDict:
         cache=cache.cache_folder(),
         progress=observations.progress_note(_notebook(party)),
     )
-    attacks = [each for each in registry.attacks_of(scenario) if each.infers == "membership"]
+    attacks = [entry for entry in registry.attacks_of(scenario) if entry.infers == "membership"]
     task = Task(candidates.records, scenario.seed, party.game, laboratory)
     results = execution.run("participant", view, attacks, task)
     if not results.findings:

@@ -41,6 +41,7 @@ class Design:
     @staticmethod
     def of(member: np.ndarray) -> Design:
         """Return the design with neighbouring shadows paired where their memberships exclude each other."""
+        # Inner products of neighbouring rows, (S − 1,), and of each with itself, (S,), chunk by chunk.
         likeness, squares = np.zeros(len(member) - 1), np.full(len(member), 1e-24)
         for block in chunks(member.shape[1], len(member)):
             sign = member[:, block] - member[:, block].mean(axis=0, dtype=np.float32)
@@ -48,7 +49,7 @@ class Design:
             squares += np.einsum("si,si->s", sign, sign)
         partner = np.arange(len(member))
         for s in np.flatnonzero(likeness < DRAWN_TOGETHER * np.sqrt(squares[1:] * squares[:-1])):
-            if partner[s] == s:
+            if partner[s] == s:  # no shadow has two partners
                 partner[s], partner[s + 1] = s + 1, s
         return Design(member, partner)
 
@@ -106,11 +107,12 @@ class Moments:
         """Return the moments of ``scores`` (S, b); unknown where a side has fewer than two shadows."""
         x = scores.astype(np.float64)
         centre = x.mean(axis=0)
-        x -= centre
+        x -= centre  # first, or the sums of squares below would cancel
         n, inside = member.sum(axis=0), np.einsum("si,si->i", x, member)
-        m = len(x) - n
+        m = len(x) - n  # (b,), as is everything below
         per_n, per_m = 1 / np.maximum(n, 1), 1 / np.maximum(m, 1)
         mean_in, mean_out = inside * per_n, (x.sum(axis=0) - inside) * per_m
+        # Within sides: the whole sum of squares less that of the sides' means.
         scatter = np.einsum("si,si->i", x, x) - n * mean_in**2 - m * mean_out**2
         deviation = np.sqrt(np.maximum(scatter, 0.0) / np.maximum(n + m - 2, 1))
         known = (np.minimum(n, m) > 1) & (deviation > 1e-12)
@@ -133,6 +135,7 @@ class Moments:
     def ratio(self, scores: np.ndarray, common: tuple[float, float]) -> np.ndarray:
         """Return the log likelihood ratios of ``scores`` (T, n); distances shrink to the ``common`` one."""
         mean, true = common
+        # (n,) in [0, 1]: how much of a record's own distance to believe, the less the fewer its shadows.
         share = 1.0 if np.isinf(true) else true / (true + self.chance)
         distance = np.maximum(mean + (self.distance - mean) * share, 0.0)
         return np.asarray(np.where(self.known, distance, 0.0) * (scores - self.middle) / self.deviation)

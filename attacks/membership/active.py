@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attacks.declaration import EVERY_MODEL, attack
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
@@ -28,7 +28,7 @@ def recovery(view: ParticipantView, candidates: Records, rng: np.random.Generato
     if not raised:
         return np.zeros(len(candidates))
     final, *after = (
-        signals.scaled_logit(view.logits(t, candidates), candidates.labels)
+        outputs.scaled_logit(view.logits(t, candidates), candidates.labels)
         for t in [view.final_round, *raised]
     )
     return final - np.mean(after, axis=0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from attacks.declaration import FINAL_LABELS, FITTED, attack
 from attacks.membership import crossfit
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
@@ -35,7 +35,7 @@ def oracle(view: ParticipantView) -> Oracle:
     module = view.module(view.final_model)
 
     def answer(features: np.ndarray) -> np.ndarray:
-        logits = signals.logits(module, features.astype(np.float32, copy=False), batch=4096)
+        logits = outputs.logits(module, features.astype(np.float32, copy=False), batch=4096)
         return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
     return answer
@@ -170,7 +170,7 @@ def _bisect(crossed: Crossed, rows: np.ndarray, near: np.ndarray, far: np.ndarra
 def _closer(
     crossed: Crossed, rows: np.ndarray, origin: np.ndarray, points: np.ndarray, probes: np.ndarray
 ) -> np.ndarray:
-    """Return points (k, d) on the boundary that are nearer to ``origin`` where the normal leads to some."""
+    """Return points (k, d) on the boundary moved nearer to ``origin`` where the normal leads there."""
     radius = np.linalg.norm(points - origin, axis=1, keepdims=True)
     votes = np.stack([crossed(points + 0.1 * radius * probe, rows) for probe in probes], axis=1)
     weights = votes - votes.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Who was never in the federation: it asks the released model, through an output policy, for no weights.
+"""Attacks of an outsider, who was never in the federation and queries the model through an output policy.
 
 What a policy leaves of the probabilities p is made whole again where it can be (`completed`); the attacks are
 those on one model, on log p in place of the logits.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from attacks.declaration import FITTED, RELEASED_ANSWERS, attack
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.outsider import OutsiderView
 from fedsim.core.data.records import Records
 from fedsim.core.privacy.output import completed
@@ -27,7 +27,7 @@ NOISE = 0.5
 
 
 def answers_asked(name: str, candidates: int, queries: int | None) -> int:
-    """Return how many answers an outsider's attack asks for, about so many candidates within the budget."""
+    """Return how many queries an outsider's attack makes about ``candidates`` records within the budget."""
     n = candidates if queries is None else min(candidates, queries)
     return n * _copies(n, queries) if name == "noise-robustness" else n
 
@@ -35,13 +35,13 @@ def answers_asked(name: str, candidates: int, queries: int | None) -> int:
 @attack("gap", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def gap(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return 1[argmax p = y], (n,) float64 (Yeom et al. 2018); NaN beyond the query budget, as all scores."""
-    return signals.correct(_log_p(view, candidates), candidates.labels)
+    return outputs.correct(_log_p(view, candidates), candidates.labels)
 
 
 @attack("loss", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Yeom et al. 2018")
 def loss(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log p_y − log Σ_{i≠y} p_i, (n,) float64: the order of −ℓ (Yeom et al. 2018)."""
-    return signals.scaled_logit(_log_p(view, candidates), candidates.labels)
+    return outputs.scaled_logit(_log_p(view, candidates), candidates.labels)
 
 
 @attack(
@@ -49,13 +49,13 @@ def loss(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> n
 )
 def confidence(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log max_i p_i, (n,) float64 (Salem et al. 2019)."""
-    return signals.confidence(_log_p(view, candidates))
+    return outputs.confidence(_log_p(view, candidates))
 
 
 @attack("entropy", observers=("outsider",), sees=RELEASED_ANSWERS, assumes=FITTED, source="Salem et al. 2019")
 def entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return Σ p_i log p_i, (n,) float64 (Salem et al. 2019)."""
-    return -signals.entropy(_log_p(view, candidates))
+    return -outputs.entropy(_log_p(view, candidates))
 
 
 @attack(
@@ -67,7 +67,7 @@ def entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -
 )
 def modified_entropy(view: OutsiderView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return (1 − p_y) log p_y + Σ_{i≠y} p_i log(1 − p_i), (n,) float64 (Song & Mittal 2021)."""
-    return -signals.modified_entropy(_log_p(view, candidates), candidates.labels)
+    return -outputs.modified_entropy(_log_p(view, candidates), candidates.labels)
 
 
 @attack(
@@ -89,14 +89,14 @@ def noise_robustness(view: OutsiderView, candidates: Records, rng: np.random.Gen
     shifts = (scale * rng.normal(size=(copies, *candidates.shape))).astype(np.float32)
     shares = np.full(len(candidates), np.nan)
     answers = [completed(view.ask(candidates.features[:n] + shift)) for shift in shifts]
-    shares[:n] = np.mean([signals.correct(p, candidates.labels[:n]) for p in answers], axis=0)
+    shares[:n] = np.mean([outputs.correct(p, candidates.labels[:n]) for p in answers], axis=0)
     return shares
 
 
 def _log_p(view: OutsiderView, candidates: Records) -> np.ndarray:
     """Return log p of each candidate, (n, classes) float64; NaN beyond the query budget.
 
-    A probability that was told to be 0 counts as the smallest that there is, so that its logarithm is finite.
+    A probability released as 0 counts as the smallest that there is, so that its logarithm is finite.
     """
     n = _affordable(view, len(candidates))
     p = np.full((len(candidates), view.classes), np.nan)

@@ -16,8 +16,7 @@ import numpy as np
 
 from attacks.declaration import ALIKE_PARTIES, EVERY_UPDATE, FITTED, PULLED, attack
 from attacks.membership import update_regression
-from attacks.signals import gradients
-from attacks.signals import outputs as signals
+from attacks.signals import gradients, outputs
 from attacks.views.server import ServerView
 from attacks.views.settings import Weights, module_of
 from fedsim.core.data.records import Records
@@ -30,8 +29,8 @@ AGGREGATE = -1
 class Measurements:
     """How each answer treats each candidate; NaN where a party did not answer in a round.
 
-    What needs gradients is measured when it is first asked for: a model that has none per record (a recurrent
-    one) leaves the other attacks what they need.
+    Gradients are measured on first use, so that a model without per-record gradients (a recurrent one) still
+    serves the attacks that need none.
 
     parties: (K,) int, partition ids; `AGGREGATE` alone under secure aggregation
     phi: (T, K, n) float64, the scaled logit φ of w^k_t, in whose order −ℓ(w^k_t; z) is
@@ -75,8 +74,8 @@ def measure(view: ServerView, candidates: Records) -> Measurements:
     phi = np.full((len(answers), len(parties), len(candidates)), np.nan)
     for row, t in enumerate(sorted(answers)):
         for k, weights in answers[t].items():
-            outputs = signals.logits(module_of(view.settings, weights), candidates.features)
-            phi[row, parties.index(k)] = signals.scaled_logit(outputs, candidates.labels)
+            logits = outputs.logits(module_of(view.settings, weights), candidates.features)
+            phi[row, parties.index(k)] = outputs.scaled_logit(logits, candidates.labels)
 
     @cache
     def cosine() -> np.ndarray:

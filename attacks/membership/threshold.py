@@ -7,7 +7,7 @@ import numpy as np
 from attacks.calibration import calibrate
 from attacks.declaration import FEATURES, FINAL_LABELS, FINAL_MODEL, FITTED, LIKE_ITS_OWN, attack
 from attacks.membership import crossfit
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
@@ -15,31 +15,31 @@ from fedsim.core.data.records import Records
 @attack("gap", sees=FINAL_LABELS, assumes=FITTED, source="Yeom et al. 2018")
 def gap(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return 1[argmax p = y], (n,) float64: as good as the model's generalisation gap (Yeom et al. 2018)."""
-    return signals.correct(view.logits(view.final_round, candidates), candidates.labels)
+    return outputs.correct(view.logits(view.final_round, candidates), candidates.labels)
 
 
 @attack("loss", sees=FINAL_MODEL, assumes=FITTED, source="Yeom et al. 2018")
 def loss(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return −ℓ(w_T; z), (n,) float64: members were fitted (Yeom et al. 2018)."""
-    return -signals.loss(view.logits(view.final_round, candidates), candidates.labels)
+    return -outputs.loss(view.logits(view.final_round, candidates), candidates.labels)
 
 
 @attack("confidence", needs=FEATURES, sees=FINAL_MODEL, assumes=FITTED, source="Salem et al. 2019")
 def confidence(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return log max_i p_i, (n,) float64: needs no label (Salem et al. 2019)."""
-    return signals.confidence(view.logits(view.final_round, candidates))
+    return outputs.confidence(view.logits(view.final_round, candidates))
 
 
 @attack("entropy", needs=FEATURES, sees=FINAL_MODEL, assumes=FITTED, source="Salem et al. 2019")
 def entropy(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return Σ p_i log p_i, (n,) float64: needs no label (Salem et al. 2019)."""
-    return -signals.entropy(view.logits(view.final_round, candidates))
+    return -outputs.entropy(view.logits(view.final_round, candidates))
 
 
 @attack("modified-entropy", sees=FINAL_MODEL, assumes=FITTED, source="Song & Mittal 2021")
 def modified_entropy(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return (1 − p_y) log p_y + Σ_{i≠y} p_i log(1 − p_i), (n,) float64 (Song & Mittal 2021)."""
-    return -signals.modified_entropy(view.logits(view.final_round, candidates), candidates.labels)
+    return -outputs.modified_entropy(view.logits(view.final_round, candidates), candidates.labels)
 
 
 @attack("per-class-entropy", sees=FINAL_MODEL, assumes=LIKE_ITS_OWN, source="Song & Mittal 2021")
@@ -83,4 +83,4 @@ def scaled_logit(view: ParticipantView, candidates: Records, rng: np.random.Gene
 
     The log-odds of the label (Carlini et al. 2022, §IV-C).
     """
-    return signals.scaled_logit(view.logits(view.final_round, candidates), candidates.labels)
+    return outputs.scaled_logit(view.logits(view.final_round, candidates), candidates.labels)

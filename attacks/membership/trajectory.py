@@ -8,8 +8,7 @@ import numpy as np
 
 from attacks.declaration import EVERY_MODEL, FITTED, LIKE_ITS_OWN, PULLED, attack
 from attacks.membership import crossfit
-from attacks.signals import gradients
-from attacks.signals import outputs as signals
+from attacks.signals import gradients, outputs
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings
 from fedsim.core.data.records import Records
@@ -24,7 +23,7 @@ def loss_series(view: ParticipantView, candidates: Records, rng: np.random.Gener
     """
     total = np.zeros(len(candidates))
     for t in view.trained_rounds:
-        total -= signals.loss(view.logits(t, candidates), candidates.labels)
+        total -= outputs.loss(view.logits(t, candidates), candidates.labels)
     return total / max(len(view.trained_rounds), 1)
 
 
@@ -87,7 +86,7 @@ def confidence_series(view: ParticipantView, candidates: Records, rng: np.random
         return np.zeros(len(candidates))
 
     def features(records: Records) -> np.ndarray:
-        losses = [signals.loss(view.logits(t, records), records.labels) for t in rounds]
+        losses = [outputs.loss(view.logits(t, records), records.labels) for t in rounds]
         return np.exp(-np.stack(losses, axis=1))
 
     return crossfit.cross_fitted(view, candidates, features, crossfit.logistic, rng)

@@ -1,8 +1,8 @@
 """Which records' gradients an update is made of: all candidates decoded together, without shadows (ours).
 
 A party that trains from w_{t−1} moves the model, to first order, by −c Σ_i m_i g_i, g_i = ∇ℓ(w_{t−1}; z_i),
-with m_i = 1 for its members. The cosine asks one record at a time and takes what similar records did for its
-own doing; here the updates of all rounds are regressed on the gradients of all candidates at once (ridge),
+with m_i = 1 for its members. The cosine looks at one record at a time and credits it with what similar
+records did; here the updates of all rounds are regressed on the gradients of all candidates at once (ridge),
 and the score is the record's coefficient over its standard error. Only inner products are needed:
 
     A = Σ_t G_t G_tᵀ / tr(G_t G_tᵀ),   b = −Σ_t G_t Δ_t / tr(G_t G_tᵀ),   m̂ = (A + λ tr(A)/n)⁻¹ b

@@ -8,8 +8,7 @@ import numpy as np
 
 from attacks.declaration import EVERY_MODEL, FINAL_MODEL, FITTED, LIKE_ITS_OWN, attack
 from attacks.membership import crossfit
-from attacks.signals import gradients
-from attacks.signals import outputs as signals
+from attacks.signals import gradients, outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 
@@ -38,8 +37,8 @@ def representation(view: ParticipantView, candidates: Records, rng: np.random.Ge
 
     def features(records: Records) -> np.ndarray:
         seen = view.logits(view.final_round, records)
-        losses = signals.loss(seen, records.labels)[:, None]
-        inside = signals.last_layer_inputs(module, records.features)
+        losses = outputs.loss(seen, records.labels)[:, None]
+        inside = outputs.last_layer_inputs(module, records.features)
         of_label = np.eye(seen.shape[1])[records.labels]
         p = label_first(_softmax(seen), records.labels, seen)
         return np.hstack([p, losses, of_label, inside])
@@ -98,8 +97,8 @@ def _seen_at(view: ParticipantView, t: int, module: torch.nn.Module, records: Re
     seen = view.logits(t, records)
     p = _softmax(seen)
     delta = p - np.eye(p.shape[1])[records.labels]
-    losses = signals.loss(seen, records.labels)[:, None]
-    inside = signals.last_layer_inputs(module, records.features)
+    losses = outputs.loss(seen, records.labels)[:, None]
+    inside = outputs.last_layer_inputs(module, records.features)
     first = [label_first(values, records.labels, seen) for values in (delta, p)]
     return np.hstack([*first, losses, inside])
 

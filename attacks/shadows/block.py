@@ -46,14 +46,15 @@ def train_block(
     """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
 
     members: (S, parties, largest size) int, rows of ``pool``, −1 after a smaller party's
-    observe: is given the logits of ``signal_pool`` at w_t for every t of ``rounds``
-    stop: asked before every round
+    observe: called with the logits of ``signal_pool`` at w_t for every t of ``rounds``
+    stop: called before every round; true ends the training
     raised: the records that the plan's ascent raises
 
     Raises:
-        CancelledError: ``stop`` said so.
+        CancelledError: ``stop`` returned true.
     """
     with torch.no_grad():
+        # Every shadow starts from the same w_0: (1, …) repeated as (S, …).
         current = [p.expand(len(streams), *p.shape[1:]).contiguous() for p in stack.load(initial)]
         block = _block(plan, stack, pool, members, streams, raised)
         aggregate = server(plan)
@@ -89,10 +90,10 @@ class _Block:
     trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
 
     def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
-        """Return parameters of so many models, to be written into, and what trains them.
+        """Return buffers for the parameters of ``models`` models, and what trains them.
 
-        Those of the private parties and of the others are kept, as long as their numbers stay the same; of
-        every number there has been they would hold on to too much memory.
+        Two are kept, for the private parties and for the others: one per number of models that ever occurred
+        would hold on to too much memory.
         """
         if models not in self.trainers:
             if len(self.trainers) == 2:
@@ -110,6 +111,7 @@ def _block(
     streams: Sequence[Streams],
     raised: Pool | None,
 ) -> _Block:
+    # Per party; ∞ where nothing is clipped.
     first = [party.dp.clipping_norm if party.dp else math.inf for party in plan.parties]
     return _Block(
         plan,
@@ -127,15 +129,16 @@ def _block(
 def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Parameters:
     """Return the mean of the parties' answers in round t, weighted by their records, (S, …)."""
     plan = block.plan
-    total = torch.from_numpy(schedule.active @ plan.sizes)
+    total = torch.from_numpy(schedule.active @ plan.sizes)  # (S,), records that take part
     mean = [torch.zeros_like(p) for p in current]
+    # Steps with and without DP differ, so that plain and private parties are a cohort each.
     for parties in filter(None, (plan.plain, plan.private)):
         cohort = gather(plan, parties, schedule, block.members, len(block.pool))
         if cohort.models == 0:
             continue
         answers = _train(block, current, cohort)
         for k, start, stop in cohort.spans():
-            shadows = cohort.shadow[start:stop]
+            shadows = cohort.shadow[start:stop]  # (models of party k,)
             if plan.ascends(k, t) and stop > start:
                 _ascend(block, [p[shadows] for p in current], [p[start:stop] for p in answers])
             share = (plan.parties[k].size / total[shadows]).float()
@@ -145,17 +148,19 @@ def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Par
 
 
 def _ascend(block: _Block, sent: Parameters, answers: Parameters) -> None:
-    """Add the ascent to the answers (M, …) to the models ``sent``, in place."""
+    """Add the ascent, in place, to the ``answers`` (M, …) that were trained from the models ``sent``."""
     ascent, raised, stack = block.plan.ascent, block.raised, block.stack
     assert ascent is not None and raised is not None
     trainer = stack.trainer(answers, raised)
     step = [torch.zeros_like(p) for p in answers]
+    # Row len(raised) is the empty record: it fills the last part up, with weight 0.
     for part in torch.arange(up(len(raised))).clamp_(max=len(raised)).split(RAISED_TOGETHER):
-        rows = part.expand(len(answers[0]), -1)
+        rows = part.expand(len(answers[0]), -1)  # (M, rows): the same records for every model
         gradient = trainer.gradient(Batches(rows, raised.labels[rows], (rows != len(raised)).float()))
         for i, change in enumerate(step):
             gradient.add_to(i, change, 1.0, ascent.rate)
     learnt = [answer - before for answer, before in zip(answers, sent, strict=True)]
+    # The step may be at most `limit` times as long as what training moved.
     long, longest = _length(stack, step), ascent.limit * _length(stack, learnt)
     factor = torch.where(long > longest, longest / long, 1.0).float()
     for answer, change in zip(answers, step, strict=True):
@@ -171,7 +176,7 @@ def _length(stack: Stack, update: Parameters) -> Tensor:
 def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> None:
     """Add share·answer to the rows ``shadows`` of ``sum_`` in place; no shadow occurs twice."""
     share = share.view(-1, *[1] * (answer.dim() - 1))
-    if len(shadows) == len(sum_):
+    if len(shadows) == len(sum_):  # all of them, in order: no rows to gather and write back
         sum_.addcmul_(answer, share)
     else:
         sum_[shadows] = torch.addcmul(sum_[shadows], answer, share)
@@ -181,21 +186,24 @@ def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     """Return the parties' answers after a round's local training, (M, …), valid until the next call."""
     plan, stack, pool = block.plan, block.stack, block.pool
     local, trainer = block.trainer(current, cohort.models)
+    # (S, …) → (M, …): each model starts from its own shadow's w_t, in buffers that are used again.
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
     update = optimizer(local, plan.training, _penalties(plan, cohort))
     clipping = _clipping(block, cohort)
     regularisation = CohortRegularisation(plan, cohort, stack, pool, block.key)
     stopping = early_stopping(plan, cohort, stack, pool, block.heldout)
-    labels = pool.labels.index_select(0, cohort.rows.flatten()).view_as(cohort.rows)
+    labels = pool.labels.index_select(0, cohort.rows.flatten()).view_as(cohort.rows)  # (steps, M, width)
     present = cohort.rows != len(pool)
     if clipping is None:
         size = present.sum(2, keepdim=True).clamp_(min=1)  # (steps, M, 1): the batch drawn
     else:
+        # Under DP the number of records drawn is private: the expected one takes its place.
         size = clipping.expected_batch[:, None]  # (M, 1)
     weight = present / size  # (steps, M, width), of a record in its batch's mean
     steps = zip(*map(cohort.by_step, (cohort.rows, labels, weight)), strict=True)
     for step, (rows, y, w) in enumerate(steps):
+        # (n, width) each: the n models that make this step are the first ones.
         batches = regularisation.applied_to(Batches(rows, y, w), step)
         if clipping is not None:
             batches = clipping.applied_to(batches, cohort.noise[step, : len(rows)])

@@ -62,9 +62,9 @@ def _fits(
     members: np.ndarray, arrays: Block, membership: Membership, shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
     """Whether the file holds what is asked for: a file may be renamed, or written by another version."""
-    asked = {name: (len(members), *shape) for name, shape in shapes.items()}
-    have = {name: array.shape for name, array in arrays.items() if array.dtype == np.float32}
-    return have == asked and members.shape[1:] == membership.members.shape[1:]
+    expected = {name: (len(members), *shape) for name, shape in shapes.items()}
+    stored = {name: array.shape for name, array in arrays.items() if array.dtype == np.float32}
+    return stored == expected and members.shape[1:] == membership.members.shape[1:]
 
 
 def write_cache(file: Path, membership: Membership, arrays: Block) -> None:

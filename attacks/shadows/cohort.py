@@ -1,4 +1,4 @@
-"""The models of one round that are trained together, and what each of their steps is made on."""
+"""The models of one round that are trained together, and the records of each of their steps."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Cohort:
         _, models, widest = values.shape
         cuts = [(self.training(step), width) for step, width in enumerate(self.widths)]
         return [
+            # Where nothing is cut off the tensor itself will do: views cost time at every step.
             whole if cut == (models, widest) else whole[: cut[0], : cut[1]]
             for whole, cut in zip(values.unbind(), cuts, strict=True)
         ]
@@ -88,6 +89,7 @@ def gather(
 
     members: as `with_empty_row` returns them; empty: the pool's empty row
     """
+    # Most steps first: the models that make a step are then always the first ones, a view and no copy.
     order = sorted(parties, key=lambda k: -plan.steps(k))
     widths = _widths(plan, order, schedule)
     shadows = {k: np.flatnonzero(schedule.active[:, k]) for k in order}
@@ -146,6 +148,7 @@ def _placed(parts: Sequence[np.ndarray], fill: int, dtype: type, width: int = 0)
     whole = np.full((sizes[0], sum(len(part) for part in parts), *sizes[1:]), fill, dtype)
     start = 0
     for part in parts:
+        # (steps, models of the party, …); the part arrives models first.
         place = whole[: part.shape[1], start : start + len(part)]
         (place[..., : part.shape[2]] if part.ndim > 2 else place)[:] = part.swapaxes(0, 1)
         start += len(part)
@@ -161,9 +164,11 @@ def _widths(plan: FederationPlan, parties: Sequence[int], schedule: Schedule) ->
     for k in parties:
         steps, size = np.arange(plan.steps(k)), plan.parties[k].size
         if plan.parties[k].dp is None:
+            # (steps,), where in its epoch a batch begins: the last one of an epoch is smaller.
             places = steps % plan.batches_per_epoch(k) * plan.training.batch
             largest = np.minimum(plan.training.batch, size - places)
         else:
+            # The usual width, (steps,), unless a Poisson batch is larger: no record drawn may be cut off.
             drawn = (schedule.batches[k] >= 0).sum(axis=2).max(axis=0)
             largest = np.maximum(drawn, poisson_width(size, plan.dp(k).sample_rate))
         widths[steps] = np.maximum(widths[steps], largest)

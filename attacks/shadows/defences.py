@@ -56,7 +56,7 @@ class CohortRegularisation:
 def draw_heldout(
     plan: FederationPlan, members: np.ndarray, records: int, streams: Sequence[Streams]
 ) -> dict[int, np.ndarray]:
-    """Draw the records that parties which stop early look at: party → (S, R) rows of the pool.
+    """Draw the records on which parties that stop early measure their loss: party → (S, R) rows of the pool.
 
     An adversary does not know a party's held-out records, nor public ones that it stops on. In their place
     stand as many records of the pool that are in no party of the shadow; where there are enough, no two

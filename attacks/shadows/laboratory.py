@@ -1,4 +1,4 @@
-"""From what a participant saw to the shadows that it simulates: the adversary's own laboratory.
+"""From what a participant saw to the shadow federations that it simulates.
 
 It repeats the federation with the public settings, from the w_0 that it was sent, with its own training
 records where they were and everyone else's drawn from the records that it owns (DESIGN §9). What it
@@ -22,7 +22,7 @@ from attacks.shadows import members, plan
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, flat_weights, train_shadows
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.scenario.protection import NO_DEFENCE
@@ -218,7 +218,7 @@ def _inside(view: ParticipantView, membership: Membership, candidates: int, colu
 
 def _matrix(view: ParticipantView, columns: Records, shadows: Shadows, inside: np.ndarray) -> SignalMatrix:
     logits = [view.logits(t, columns) for t in shadows.rounds]
-    target = np.stack([signals.scaled_logit(answers, columns.labels) for answers in logits])
+    target = np.stack([outputs.scaled_logit(answers, columns.labels) for answers in logits])
     beside = sum(len(records) for records in _beside(view))
     known = np.full(beside, -1)
     if view.auxiliary is not None and len(view.auxiliary) == beside:

@@ -58,8 +58,8 @@ class Schedule:
         parties go through a fresh permutation per epoch, cut into batches of which the last is smaller;
         private ones draw every record with probability q in every step.
     noise: (S, parties, steps) uint64, from which the noise of a private party's step is made
-    mixing: by party with mixup
-    dropout: (S, parties, steps) uint64, from which what a step leaves out is made
+    mixing: of each party that uses mixup
+    dropout: (S, parties, steps) uint64, from which a step's dropout masks are made
     rounding: (S, parties) uint64, from which the rounding of a quantised update is made
     """
 
@@ -73,6 +73,7 @@ class Schedule:
 
 def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
     """Draw the next round of the shadows with these streams, each from its own."""
+    # The order of these draws is part of the result: another one gives other shadows for the same seed.
     active = np.stack([_participants(plan, stream.order) for stream in streams])
     batches = _permuted(plan, streams) | _poisson(plan, streams)
     parties = range(len(plan.parties))
@@ -112,6 +113,7 @@ def _mixing(
     alpha, (_, steps, width) = plan.parties[party].defence.mixup, batches.shape
     share = np.stack([stream.beta(alpha, alpha, steps) for stream in streams])
     sizes = (batches[0] >= 0).sum(1)  # the same in all shadows
+    # A permutation within each batch, (S, steps, width).
     order = permutations(_raw(streams, (steps, 1, width)), sizes)[:, :, 0]
     return Mixing(share, np.take_along_axis(batches, order, axis=2))
 
@@ -132,8 +134,10 @@ def _permuted(plan: FederationPlan, streams: Sequence[Streams]) -> dict[int, np.
     sizes = plan.sizes[plan.plain]
     epochs = max(-(-plan.steps(k) // plan.batches_per_epoch(k)) for k in plan.plain)
     shape = (len(sizes), epochs, max(sizes))
+    # One key per record, (S, parties, epochs, n).
     keys = np.stack([stream.order.bit_generator.random_raw(shape) for stream in streams])
     orders = permutations(keys, sizes)
+    # Each (S, steps, batch): the last epoch may be left before it ends.
     return {
         k: cut(orders[:, i, :, :size], plan.training.batch)[:, : plan.steps(k)]
         for i, (k, size) in enumerate(zip(plan.plain, sizes, strict=True))
@@ -166,13 +170,14 @@ def permutations(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     position = np.arange(n, dtype=np.uint64)
     keys = (keys & ~low) | position
     beyond = position >= sizes[:, None, None].astype(np.uint64)  # (parties, 1, n)
-    keys[np.broadcast_to(beyond, keys.shape)] |= ~low
+    keys[np.broadcast_to(beyond, keys.shape)] |= ~low  # the largest keys there are: sorted to the end
     return (np.sort(keys, axis=-1) & low).astype(np.int64)
 
 
 def cut(orders: np.ndarray, batch: int) -> np.ndarray:
     """Cut permutations (S, epochs, n) into batches, (S, epochs · ⌈n / batch⌉, batch)."""
     shadows, epochs, n = orders.shape
+    # −1 fills up each epoch's last batch, so that no batch spans two epochs.
     whole = np.full((shadows, epochs, -(-n // batch) * batch), -1, orders.dtype)
     whole[:, :, :n] = orders
     return whole.reshape(shadows, -1, batch)

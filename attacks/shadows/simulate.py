@@ -28,7 +28,7 @@ from attacks.shadows.cache import Block, cache_name, read_cache, write_cache
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams, poisson_width
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from fedsim.core.data.records import Records
 from fedsim.core.errors import FedsimError
 from fedsim.core.parallel import Outcome, TaskLate, WorkerDied, Workers, in_threads
@@ -128,8 +128,8 @@ class ShadowRequest:
     def key(self) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
         plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
-        kept = [self.rounds, self.logit_rounds, self.weight_rounds]
-        settings = [VERSION, plan, *kept, self.seed, self.game]
+        observed = [self.rounds, self.logit_rounds, self.weight_rounds]
+        settings = [VERSION, plan, *observed, self.seed, self.game]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         named = {
             **self.initial,
@@ -298,14 +298,14 @@ class _Seen:
             many = max(1, SIGNAL_LOGITS // max(1, logits[0].size))
             for part in np.split(np.arange(len(logits)), range(many, len(logits), many)):
                 flat = logits[part].reshape(-1, logits.shape[2]).astype(np.float64)
-                phi = signals.scaled_logit(flat, np.tile(labels, len(part)))
+                phi = outputs.scaled_logit(flat, np.tile(labels, len(part)))
                 self.block["phi"][first + part, place] = phi.reshape(len(part), -1)
             if t in self._job.logit_rounds:
                 self.block["logits"][s, self._job.logit_rounds.index(t)] = logits
             if t in self._job.weight_rounds:
                 flat = np.concatenate([w.numpy().reshape(len(w), -1) for w in weights.values()], axis=1)
-                kept = self.block["weights"][first : first + len(flat)]
-                kept[:, self._job.weight_rounds.index(t)] = flat
+                weight_rows = self.block["weights"][first : first + len(flat)]
+                weight_rows[:, self._job.weight_rounds.index(t)] = flat
 
         return observe
 
@@ -354,13 +354,15 @@ def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
     training = plan.training
     defences = [party.defence for party in plan.parties]
     copies = 2 + 3 * (training.optimizer == "adam") + (training.momentum > 0) + (plan.proximal_mu > 0)
-    copies += any(each.patience for each in defences) + 2 * any(each.l1 or each.l2 for each in defences)
-    copies += 12 * any(each.changes_update for each in defences)  # float64, sorted
+    copies += any(defence.patience for defence in defences) + 2 * any(
+        defence.l1 or defence.l2 for defence in defences
+    )
+    copies += 12 * any(defence.changes_update for defence in defences)  # float64, sorted
     poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
     width = max(training.batch, *poisson, 1)
     step = stack.floats(width, bool(plan.private))
-    step += 3 * width * sum(stack.hidden_widths) * any(each.dropout for each in defences)
-    step += 4 * width * plan.classes * any(each.mixup or each.label_smoothing for each in defences)
+    step += 3 * width * sum(stack.hidden_widths) * any(defence.dropout for defence in defences)
+    step += 4 * width * plan.classes * any(defence.mixup or defence.label_smoothing for defence in defences)
     # Positions, rows, labels and weights of a round's batches.
     rows = max(plan.steps(k) for k in range(len(plan.parties))) * width * 6
     a_round = plan.participants * (copies * stack.parameters + step + rows)

@@ -1,4 +1,4 @@
-"""Numbers read off a model: one per record, from its logits or from its gradient.
+"""Numbers read off a model's outputs, one per record.
 
 z are logits, p = softmax(z), ℓ = −log p_y. Everything is taken from the logits in float64 by logsumexp, never
 from a p that was rounded: a memorised record has p_y = 1 to the last bit, and its rank lies in 1 − p_y.

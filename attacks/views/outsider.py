@@ -15,8 +15,8 @@ from fedsim.core.scenario.protection import OutputPolicy
 class OutsiderView:
     """The released model behind its output policy.
 
-    ask: features (n, …) float32 → (n, classes) float64, what is told of the probabilities; NaN: not told
-    queries: records that may be asked about, None where there is no limit
+    ask: features (n, …) float32 → (n, classes) float64, the probabilities released; NaN where none is
+    queries: records that may be queried, None where there is no limit
     """
 
     ask: Callable[[np.ndarray], np.ndarray]

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.settings import AVERAGING, PublicSettings, Weights, module_of
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.scenario.adversary import AdversarySettings
@@ -57,7 +57,7 @@ class ParticipantView:
     own_party: (n_train,) int64, in a coalition the party that holds each record of own_train; None where all
         are the owner's
     start: w_0 where it is not one of ``models``; simulations begin with it
-    raised: the records whose loss an ascending adversary moves its answers to increase
+    raised: the records whose loss an ascending adversary increases by moving its answers
     """
 
     settings: PublicSettings
@@ -106,7 +106,7 @@ class ParticipantView:
         """Return the answers of w_t on ``records``, (n, classes) float64; computed once."""
         key = (t, id(records))
         if key not in self._kept:
-            answers = signals.logits(self.module(self.models[t]), records.features)
+            answers = outputs.logits(self.module(self.models[t]), records.features)
             self._kept[key] = (records, answers.astype(np.float32))  # float32 is what the model computed
         return self._kept[key][1].astype(np.float64)
 

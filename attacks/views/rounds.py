@@ -42,7 +42,7 @@ def check_rounds(rounds: Sequence[int], last: int) -> None:
     """Check adversary.rounds against a federation of ``last`` rounds.
 
     Raises:
-        InputError: a round that there is not, or none but 0.
+        InputError: a round does not exist, or only round 0 is named.
     """
     beyond = [t for t in rounds if not 0 <= t <= last]
     if beyond:

@@ -20,12 +20,12 @@ Weights = dict[str, np.ndarray]
 
 
 AVERAGING = ("fedavg", "fedprox")
-"""The strategies whose new model is the average of the answers, so that one's own part can be taken out."""
+"""Strategies whose new global model is the average of the answers: a party can subtract its share."""
 
 
 @dataclass(frozen=True)
 class PublicSettings:
-    """What every participant is told.
+    """What every participant knows.
 
     input_shape: of one record's features; participants: parties that train in a round; options: the
     strategy's. sizes: training records of each party, in the order of partition ids; privacy: each party's

@@ -85,8 +85,10 @@ class Family:
         """Return the largest strength whose trade-off function is rejected, 0 where none is."""
         if self.strengths is None:
             return _largest(lambda s: rejects(self.trade_off(s)))
-        found = bisect.bisect_left(self.strengths, True, key=lambda s: not rejects(self.trade_off(s)))
-        return self.strengths[found - 1] if found else 0.0
+        first_accepted = bisect.bisect_left(
+            self.strengths, True, key=lambda s: not rejects(self.trade_off(s))
+        )
+        return self.strengths[first_accepted - 1] if first_accepted else 0.0
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

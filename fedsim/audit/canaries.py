@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.signals.gradients import gradient_products
 from fedsim.core.data.records import Records
 from fedsim.core.models.layers import linear_stack
@@ -158,12 +158,12 @@ def _gradient_of_one(module: nn.Module, position: int, d: int, m: int) -> tuple[
     """Return, of a canary of input 1: the best label, the gradient (h,) in its column, its whole norm."""
     x = torch.zeros(1, d + m)
     x[0, d] = 1.0
-    found = []
+    by_label = []
     for label in range(module.eval()(x).shape[1]):
         gradients = _gradient(module, x, label)
         column = gradients[position][:, -m].clone()
-        found.append((float(column.norm()), label, column, _norm(gradients)))
-    length, label, column, total = max(found, key=lambda entry: entry[0])
+        by_label.append((float(column.norm()), label, column, _norm(gradients)))
+    length, label, column, total = max(by_label, key=lambda entry: entry[0])
     if length == 0:
         raise ValueError("no gradient canaries: the model's gradient does not depend on its inputs")
     return label, column, total
@@ -232,14 +232,14 @@ def lone_canary(
     what clipping each for itself would let through.
     """
     module = copy.deepcopy(module).cpu().eval()
-    found = []
+    drawn = []
     for _ in range(DRAWS):
         unit = stream.normal(size=(1, *shape)).astype(np.float32)
         x, label = _extreme(module, unit, LONE_LENGTH * _room(plan) * plan.clipping_norm)
         gradients = _gradient(module, torch.from_numpy(x), label)
         spread = sum(_norm([g]) for g in gradients) / max(_norm(gradients), 1e-12)
-        found.append((spread, x, label, gradients))
-    _, x, label, gradients = max(found, key=lambda entry: entry[0])
+        drawn.append((spread, x, label, gradients))
+    _, x, label, gradients = max(drawn, key=lambda entry: entry[0])
     weights = torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
     step = max(plan.noise_multiplier, 0.1) * plan.clipping_norm / plan.expected_batch
     return LoneCanary(
@@ -346,7 +346,7 @@ def participant_scores(view: ParticipantView, records: Records) -> dict[str, np.
     final loss: −ℓ(w_T; z). descent: Σ_t ⟨w_{t−1} − w_t, ∇ℓ(w_{t−1}; z)⟩, by how much the steps went down the
     canary's loss, over the rounds whose two models it saw.
     """
-    loss = signals.loss(signals.logits(view.module(view.final_model), records.features), records.labels)
+    loss = outputs.loss(outputs.logits(view.module(view.final_model), records.features), records.labels)
     descent = np.zeros(len(records))
     for t in view.trained_rounds:
         if t - 1 in view.models:

@@ -61,7 +61,7 @@ def _plant(
 ) -> tuple[Records, int]:
     """Put the canaries of ``inside`` among the party's training records; return all, and their number then.
 
-    The number of training records is public, and told to every party.
+    The number of training records is public, and known to every party.
     """
     where = names.index(settings.party)
     folder = run.party_folder(game, where, settings.party)

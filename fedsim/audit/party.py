@@ -15,9 +15,8 @@ from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import TrainingSettings
-from fedsim.core.training import dp
+from fedsim.core.training import dp, sgd
 from fedsim.core.training.draws import Draws, PartyDraws
-from fedsim.core.training.sgd import train as train_openly
 from fedsim.core.training.steps import Gradients, LocalTraining, TrainingReport
 
 
@@ -69,7 +68,7 @@ def train_openly_as_private(
     )
     parameters = [p for p in module.parameters() if p.requires_grad]
     watch(parameters, plan.clipping_norm)
-    train_openly(module, records, LocalTraining(settings), draws)
+    sgd.train(module, records, LocalTraining(settings), draws)
     watch(parameters, plan.clipping_norm)
 
 

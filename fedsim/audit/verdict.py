@@ -69,8 +69,8 @@ def learnt(score: np.ndarray, inside: np.ndarray, error: float, delta: float, pl
     Nobody can know beforehand what the scores of a broken run look like.
     """
     first = np.arange(len(score)) < len(score) // 4
-    said = score > _midway(score[first], inside[first])
-    return told_apart(said[~first], inside[~first], error, delta, plan)
+    guess = score > _midway(score[first], inside[first])
+    return told_apart(guess[~first], inside[~first], error, delta, plan)
 
 
 def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
@@ -82,10 +82,10 @@ def _midway(scores: np.ndarray, inside: np.ndarray) -> float:
     return float(cuts[best[len(best) // 2]])
 
 
-def told_apart(said: np.ndarray, inside: np.ndarray, error: float, delta: float, plan: Plan) -> Outcome:
-    """Test whether the runs with the canary, ``inside`` (n,) bool, were told apart as ``said`` (n,) bool."""
+def told_apart(guess: np.ndarray, inside: np.ndarray, error: float, delta: float, plan: Plan) -> Outcome:
+    """Test whether the runs with the canary, ``inside`` (n,) bool, were told apart by ``guess`` (n,) bool."""
     n, m = int(inside.sum()), int((~inside).sum())
-    hits, false_alarms = int(said[inside].sum()), int(said[~inside].sum())
+    hits, false_alarms = int(guess[inside].sum()), int(guess[~inside].sum())
     bounds: dict[str, Callable[..., float]] = {
         "clopper-pearson": clopper_pearson,
         "gaussian": in_family,
@@ -96,9 +96,9 @@ def told_apart(said: np.ndarray, inside: np.ndarray, error: float, delta: float,
     return Outcome(
         {name: bound(hits, n, false_alarms, m, delta, error) for name, bound in bounds.items()},
         {name: bound(n, n, 0, m, delta, error) for name, bound in bounds.items()},
-        guesses=len(said),
+        guesses=len(guess),
         correct=hits + m - false_alarms,
-        canaries=len(said),
+        canaries=len(guess),
     )
 
 
@@ -126,22 +126,22 @@ def best_guesses(settings: AuditSettings, plan: Plan, delta: float) -> int:
     inside, outside = _rehearsal(settings, plan, 4000)
     scores = np.concatenate([inside, outside])
     truth = np.arange(len(scores)) < len(inside)
-    m, found = settings.canaries, []
+    m, bounds = settings.canaries, []
     for share in (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, nearly_all(m) / m):
         guesses = max(2, int(share * m))
         sample = int(share * len(scores))
         right = correct_guesses(scores, truth, sample) / sample
         bound = f_dp(guesses, int(right * guesses), m, delta, MAIN_SHARE * settings.error)
-        found.append((bound, guesses))
-    return max(found)[1]
+        bounds.append((bound, guesses))
+    return max(bounds)[1]
 
 
 def best_threshold(settings: AuditSettings, plan: Plan, n: int) -> float:
     """Return the threshold with the largest Gaussian bound on ``n`` canaries in a rehearsal."""
     inside, outside = _rehearsal(settings, plan, 4000)
-    half, found = n // 2, []
+    half, bounds = n // 2, []
     for threshold in np.quantile(np.concatenate([inside, outside]), np.linspace(0.1, 0.9, 17)):
         hits, false_alarms = (round(float(np.mean(s > threshold)) * half) for s in (inside, outside))
         bound = in_family(hits, half, false_alarms, half, plan.delta, MAIN_SHARE * settings.error)
-        found.append((bound, float(threshold)))
-    return max(found)[1]
+        bounds.append((bound, float(threshold)))
+    return max(bounds)[1]

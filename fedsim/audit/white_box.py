@@ -178,8 +178,8 @@ def _one_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
             for score, guesses, share in _one_run_tests(settings, plan, delta)
         ]
     )
-    said = scores["planned"] > best_threshold(settings, plan, m)
-    estimates = told_apart(said, coins, settings.error, delta, plan).lower
+    guess = scores["planned"] > best_threshold(settings, plan, m)
+    estimates = told_apart(guess, coins, settings.error, delta, plan).lower
     proved = max(best.lower.values())
     return dataclasses.replace(best, estimate={k: value for k, value in estimates.items() if value > proved})
 
@@ -217,8 +217,8 @@ def _many_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
     steps = list(runs.run_all([world] * count, np.split(inside, count)))
     x = np.stack(steps, axis=2)  # (rounds, steps, runs, directions)
     planned = runs.ratio(x[..., 0], 1.0)
-    said = planned > best_threshold(settings, plan, count)
-    tests = [told_apart(said, inside, MAIN_SHARE * settings.error, delta, plan)]
+    guess = planned > best_threshold(settings, plan, count)
+    tests = [told_apart(guess, inside, MAIN_SHARE * settings.error, delta, plan)]
     scores = [runs.ratio(x[..., 0], level) for level in LEVELS.values() if level < 1]
     scores += [runs.ratio(x[..., k], LEVELS["none"], signals[k]) for k in range(1, len(signals))]
     scores += [canaries.repetition(x[..., 0])]

@@ -67,29 +67,28 @@ def audit(
       fedsim audit experiments/hospitals.toml --dp all=8 --party hospital-3 --vantage both
       fedsim audit experiments/heart.toml --dp all=1 --method many-run --runs 400 --workers 4
     """
-    from fedsim.audit import audit as auditing
-    from fedsim.audit import settings as audit_settings
+    from fedsim.audit import audit, settings
     from fedsim.runs import prepare
     from fedsim.terminal import audit_tables, live
 
     with err().status("Reading the records…"):
         prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
-    vantages: Sequence[Any] = audit_settings.VANTAGES if vantage == "both" else [vantage]
-    plans = [audit_settings.settings_for(prepared, party=party, vantage=name, **how) for name in vantages]
+    vantages: Sequence[Any] = settings.VANTAGES if vantage == "both" else [vantage]
+    plans = [settings.settings_for(prepared, party=party, vantage=name, **how) for name in vantages]
     audits = []
     for plan in plans:
         with (
             live.bar(f"{plan.vantage} runs", err()) as progress,
-            audit_settings.folder(folder, plan) as path,
+            settings.folder(folder, plan) as path,
         ):
-            audits.append(auditing.audit(prepared, plan, path, workers, progress))
+            audits.append(audit.audit(prepared, plan, path, workers, progress))
     plans = [plan for plan, result in zip(plans, audits, strict=True) if _needs_follow_up(result)]
     for plan in (dataclasses.replace(plan, method="many-run") for plan in plans):
         line(
             f"{plan.party}: all guesses of the {plan.vantage} were right; a run for each guess follows", err()
         )
-        with live.bar(f"{plan.vantage} runs", err()) as progress, audit_settings.folder(None, plan) as path:
-            audits.append(auditing.audit(prepared, plan, path, workers, progress))
+        with live.bar(f"{plan.vantage} runs", err()) as progress, settings.folder(None, plan) as path:
+            audits.append(audit.audit(prepared, plan, path, workers, progress))
     out().print(audit_tables.audits(audits))
     for result in audits:
         line(audit_tables.audit_words(result), style="red" if result.violated else None)

@@ -58,14 +58,14 @@ def run(
       fedsim run runs/banks --resume
     """
     from fedsim.runs import play
-    from fedsim.runs import resume as resuming
+    from fedsim.runs.resume import ready
     from fedsim.terminal import live
 
     play.check_engine(engine)
     if resume and (overrides or dp):
         raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
     if resume:
-        directory = resuming.ready(_resumable(scenario, folder), data_dir)
+        directory = ready(_resumable(scenario, folder), data_dir)
     else:
         directory = _prepare(scenario, overrides, dp, data_dir, folder)
     _header(directory)

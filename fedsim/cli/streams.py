@@ -26,7 +26,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 def printable(text: str, keep: str = "\n") -> str:
     """Return ``text`` with control characters written out, such as '\\x1b', apart from those of ``keep``."""
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+    return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 
 class SafeStream(io.TextIOBase):

@@ -47,12 +47,12 @@ def sweep(
       fedsim sweep experiments/sweeps/epsilon.toml --show
     """
     from fedsim.runs import play
-    from fedsim.sweeps import file as files
     from fedsim.sweeps import points, table
+    from fedsim.sweeps.file import load
     from fedsim.terminal import live, sweep_tables
 
     play.check_engine(engine)
-    settings = files.load(file)
+    settings = load(file)
     folder = Path(os.path.realpath(folder or Path("runs") / "sweeps" / settings.name))
     cells = Path(os.path.realpath(cells or folder / "cells"))
     with live.bar("checking", err()) as progress:

@@ -148,8 +148,8 @@ def cannot_read(path: Path, error: Exception) -> InputError:
     """Return the one-sentence error for a file that could not be read."""
     if isinstance(error, FileNotFoundError) or not _may_exist(path):
         return InputError(f"cannot read {path}: there is no such file")
-    said = (isinstance(error, OSError) and error.strerror) or str(error)
-    reason = said.splitlines()[0] if said else type(error).__name__
+    description = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = description.splitlines()[0] if description else type(error).__name__
     return InputError(f"cannot read {path}: {reason}")
 
 

@@ -159,8 +159,8 @@ class Workers:
             timeout=max(0.0, min(_POLL_SECONDS, next_deadline)),
         )
         for worker in list(self._busy):
-            told = worker.connection in heard or not worker.process.is_alive()
-            outcome = worker.hear() if told else worker.overdue()
+            may_hear = worker.connection in heard or not worker.process.is_alive()
+            outcome = worker.hear() if may_hear else worker.overdue()
             if outcome is None:
                 continue
             self._busy.remove(worker)

@@ -1,6 +1,6 @@
 """The names of Flower that are not public, all in one place.
 
-A ``Grid`` of one's own cannot do without them (flwr 1.41): a message takes its sender from the process-wide
+A custom ``Grid`` cannot do without them (flwr 1.41): a message takes its sender from the process-wide
 task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
 public serialisation. `tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
 """

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fedsim.engines import flower_internals as internals  # before any other import of flwr
+from fedsim.engines import flower_internals  # before any other import of flwr
 
 from flwr.app import Context, Message, RecordDict, UserConfig  # isort: skip
 from flwr.serverapp import Grid
@@ -43,7 +43,7 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     _quiet_flower()
     processes = workers if workers > 1 or runs_own_code(run.scenario) else 0
     with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes) as grid:
-        context = Context(RUN_ID, internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
+        context = Context(RUN_ID, flower_internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
         server_app.app(grid, context)
 
 
@@ -57,12 +57,12 @@ class InProcessGrid(Grid):
     def __init__(
         self, run: Path, game: int, parties: int, workers: int = 0, client_app: ClientApp | None = None
     ) -> None:
-        internals.assume_identity(RUN_ID)
+        flower_internals.assume_identity(RUN_ID)
         self.run_config: UserConfig = {"run": str(run), "game": game}
         self._path = run
-        self._run = internals.empty_run(RUN_ID)
+        self._run = flower_internals.empty_run(RUN_ID)
         self._contexts = {
-            internals.SERVER_NODE_ID + 1 + partition: self._new_context(partition, parties)
+            flower_internals.SERVER_NODE_ID + 1 + partition: self._new_context(partition, parties)
             for partition in range(parties)
         }
         self._message_numbers = itertools.count(1)
@@ -74,7 +74,7 @@ class InProcessGrid(Grid):
 
     def _new_context(self, partition: int, parties: int) -> Context:
         node_config: UserConfig = {"partition-id": partition, "num-partitions": parties}
-        node_id = internals.SERVER_NODE_ID + 1 + partition
+        node_id = flower_internals.SERVER_NODE_ID + 1 + partition
         return Context(RUN_ID, node_id, node_config, RecordDict(), self.run_config)
 
     def __enter__(self) -> InProcessGrid:
@@ -131,7 +131,7 @@ class InProcessGrid(Grid):
         """
         numbered = list(messages)
         for message in numbered:
-            internals.set_message_id(message, str(next(self._message_numbers)))
+            flower_internals.set_message_id(message, str(next(self._message_numbers)))
         if self._pool is None:
             return self._answer_here(numbered, timeout)
         return self._answer_in_pool(self._pool, numbered, timeout)
@@ -167,7 +167,7 @@ class InProcessGrid(Grid):
     def states(self) -> dict[int, bytes]:
         """Return partition id → serialised ``Context.state``."""
         return {
-            int(context.node_config["partition-id"]): internals.to_bytes(context.state)
+            int(context.node_config["partition-id"]): flower_internals.to_bytes(context.state)
             for context in self._contexts.values()
         }
 
@@ -176,7 +176,7 @@ class InProcessGrid(Grid):
         for context in self._contexts.values():
             state = states.get(int(context.node_config["partition-id"]))
             if state is not None:
-                context.state = internals.from_bytes(state)
+                context.state = flower_internals.from_bytes(state)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
@@ -185,17 +185,17 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return app(message, context)
     except (Exception, SystemExit) as error:
         logging.getLogger("fedsim").debug("client %s raised", context.node_config, exc_info=error)
-        return internals.failure(message, error)
+        return flower_internals.failure(message, error)
 
 
 def _failure(message: Message, outcome: Outcome) -> Message:
     assert outcome.error is not None
-    return internals.failure(message, outcome.error)
+    return flower_internals.failure(message, outcome.error)
 
 
 # --------------------------------------------------------------------- workers
 def _start_worker(run: Path) -> None:
-    internals.assume_identity(RUN_ID)
+    flower_internals.assume_identity(RUN_ID)
     _quiet_flower()
     _client_app()
     warm_up(RunDirectory.open(run).scenario)

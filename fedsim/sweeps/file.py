@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from fedsim.core.errors import InputError
-from fedsim.core.scenario import reading as scenarios
+from fedsim.core.scenario import reading
 from fedsim.core.scenario.base import Settings
 
 Values = dict[str, Any]
@@ -92,12 +92,12 @@ def load(path: Path) -> Sweep:
     Raises:
         InputError: in one sentence, what is wrong and what would be valid.
     """
-    document = scenarios.read_toml(path)
+    document = reading.read_toml(path)
     document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "sweep")
     try:
         sweep = Sweep.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{path}: {scenarios.sentence(error, Sweep)}") from error
+        raise InputError(f"{path}: {reading.sentence(error, Sweep)}") from error
     _check(sweep, path)
     return sweep
 

@@ -34,7 +34,7 @@ from typing import Any
 from attacks import registry
 from fedsim.core.data.encode import Encoded
 from fedsim.core.errors import FedsimError, InputError, suggestion
-from fedsim.core.scenario import reading as scenarios
+from fedsim.core.scenario import reading
 from fedsim.core.scenario.adversary import attack_key
 from fedsim.core.scenario.reading import OFF
 from fedsim.core.scenario.settings import Scenario
@@ -80,7 +80,7 @@ def plan(
     Raises:
         InputError: in one sentence, which point is wrong, and why.
     """
-    sweep, last = load(path), dict(scenarios.assignment(text) for text in overrides)
+    sweep, last = load(path), dict(reading.assignment(text) for text in overrides)
     check_clashes(sweep, path, [("--set", last)])
     _check_count(sweep, path)
     parsed = list(_scenarios(sweep, path, last))
@@ -116,7 +116,7 @@ def _check_count(sweep: Sweep, path: Path) -> None:
 
 
 def _check_headline(sweep: Sweep, path: Path, points: Sequence[Scenario]) -> None:
-    """Refuse attacks of the headline that there are not, not even among the scenarios' own."""
+    """Refuse headline attacks that do not exist, neither built in nor among the scenarios' own."""
     folders = {(tuple(s.adversary.own_attacks), s.adversary.folder) for s in points}
     attacks = {attack for own, folder in folders for attack in registry.known(own, folder)}
     keys = {(observer, attack.name) for attack in attacks for observer in attack.observers}
@@ -144,7 +144,7 @@ def _scenarios(sweep: Sweep, path: Path, last: Values) -> Iterator[tuple[Values,
             axes = dict(zip(sweep.axes, values, strict=True))
             where = f"{path}: {', '.join([name, *filter(None, [variant.name]), *_words(axes)])}"
             changes = {**sweep.set, **source.set, **variant.set, **last, **axes}
-            scenario = scenarios.parse(_changed(document, changes, where), where, folder)
+            scenario = reading.parse(_changed(document, changes, where), where, folder)
             shown = {axis: _label(axis, value) for axis, value in axes.items()}
             yield {"scenario": name, "variant": variant.name, **shown}, where, scenario
 
@@ -154,7 +154,7 @@ def _document(path: Path, source: Source) -> tuple[Values, Path]:
     if not file.is_file():
         near = suggestion(file.name, [other.name for other in file.parent.glob("*.toml")])
         raise InputError(f"{path}: scenarios: there is no file {file}{near}")
-    return scenarios.read(file), file.resolve().parent
+    return reading.read(file), file.resolve().parent
 
 
 def _words(axes: Values) -> list[str]:
@@ -165,9 +165,9 @@ def _changed(document: Values, changes: Values, where: str) -> Values:
     changed = copy.deepcopy(document)
     for key, value in changes.items():
         if _is_epsilon(key):
-            scenarios.switch_dp(changed, key.split(".")[1], math.inf if value in OFF else value)
+            reading.switch_dp(changed, key.split(".")[1], math.inf if value in OFF else value)
         else:
-            scenarios.put(changed, key, copy.deepcopy(value), where)
+            reading.put(changed, key, copy.deepcopy(value), where)
     return changed
 
 

@@ -18,7 +18,7 @@ from attacks import deviation, registry
 from attacks.declaration import Attack
 from attacks.deviation import FEW
 from attacks.membership import active
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings
 from fedsim.core.data.records import Records
@@ -113,7 +113,7 @@ def test_a_step_raises_the_targets_loss_and_leaves_the_model_alone() -> None:
     assert all((after[key] == before[key]).all() for key in before)
 
     def mean_loss() -> float:
-        return signals.loss(signals.logits(module, records.features), records.labels).mean()
+        return outputs.loss(outputs.logits(module, records.features), records.labels).mean()
 
     low = mean_loss()
     weights.load_weights(module, {key: before[key] + step[key] for key in before})

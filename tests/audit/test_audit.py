@@ -27,7 +27,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.models import zoo
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan
-from fedsim.core.scenario import reading as scenarios
+from fedsim.core.scenario import reading
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 from fedsim.core.training import clipping, dp, draws
@@ -348,7 +348,7 @@ def command(*arguments: str) -> tuple[int, str]:
 
 def toml(folder: Path, **sections: object) -> str:
     path = folder / "tiny.toml"
-    scenarios.save(scenarios.parse(document(folder, **sections)), path)
+    reading.save(reading.parse(document(folder, **sections)), path)
     return str(path)
 
 

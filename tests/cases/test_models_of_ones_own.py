@@ -24,7 +24,7 @@ def scenario(folder: Path, net: str, **sections: object) -> Path:
             "path": str(HERE / "clinics.csv"),
             "label": "outcome",
             "party": "clinic",
-            "categories": {"sex": ["F", "M"], "ward": ["med", "surg", "icu"]},
+            "categories": {"sex": ["F", "M"], "ward": ["med", "surg", "icu"], "outcome": ["0", "1"]},
         },
         "model": {"name": f"nets:{net}", "folder": str(HERE)},
         "federation": {"rounds": 2},

@@ -58,9 +58,11 @@ def test_run_show_attack_runs(tmp_path: Path) -> None:
 
 
 def test_shadows_take_several_cores_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, taken = simulate._threads, []
+    threads, taken = simulate.in_threads, []
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    monkeypatch.setattr(simulate, "_threads", lambda workers: taken.append(workers) or threads(workers))
+    monkeypatch.setattr(
+        simulate, "in_threads", lambda *how, **more: taken.append(how[2]) or threads(*how, **more)
+    )
     path = write_scenario(tmp_path, adversary={"attacks": ["lira"], "shadows": 16})
     scores = []
     for cache, asked in (("a", ()), ("b", ("--workers", "1"))):
@@ -236,7 +238,7 @@ def test_wrong_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert_refused(fedsim("show", "other"), "it has no manifest.json")
     (tmp_path / "other" / "manifest.json").write_text('{"format": 99}')
-    assert_refused(fedsim("show", "other"), "format = 99; this fedsim reads format 1")
+    assert_refused(fedsim("show", "other"), "format = 99; this fedsim reads format 2")
     (tmp_path / "other" / "manifest.json").write_text("{")
     assert_refused(fedsim("show", "other"), "cannot read other/manifest.json")
 
@@ -249,7 +251,7 @@ def test_corrupt_results_are_refused(tmp_path: Path) -> None:
     (run.path / "rounds.parquet").write_bytes(b"PAR1")
     assert_refused(fedsim("show", str(run.path)), "rounds.parquet")
     shutil.rmtree(run.observations(0))
-    assert_refused(fedsim("attack", str(run.path)), "holds no candidates")
+    assert_refused(fedsim("attack", str(run.path)), "is missing")
 
 
 def test_taken_and_unwritable_folders_are_refused(tmp_path: Path) -> None:

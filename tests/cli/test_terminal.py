@@ -184,9 +184,12 @@ NO_SCENARIO = {
     ),
     "data with a zero": (
         _written('[data]\npath = "a\\u0000"\nlabel = "y"'),
-        "data.path = 'a\\x00': it names no file",
+        "a path cannot hold a zero byte",
     ),
-    "data of no party": (_written('[data]\nlabel = "y"\n[data.path]'), "'path' names no file"),
+    "data of no party": (
+        _written('[data]\nlabel = "y"\n[data.path]'),
+        "it names no file; name a table, or one for each party",
+    ),
 }
 
 

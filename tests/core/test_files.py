@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from fedsim.core import files
 from fedsim.core.errors import InputError

@@ -13,7 +13,7 @@ from fedsim.core.errors import FedsimError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import parse
 from fedsim.engines.inprocess import InProcessGrid, answer
-from fedsim.runs import play, prepare
+from fedsim.runs import integrity, play, prepare
 
 MODEL = """
 import os, pathlib, signal, time
@@ -139,6 +139,7 @@ def test_the_attack_has_a_timeout_of_its_own(tmp_path: Path) -> None:
     from fedsim.core.scenario.reading import save
 
     save(run.scenario.model_copy(update={"adversary": adversary}), run.path / "scenario.toml")
+    integrity.note_prepared(run)
     with pytest.raises(FedsimError, match=r"brought no scores: no reply within adversary\.timeout"):
         play.federate(RunDirectory.open(run.path))
 
@@ -146,13 +147,13 @@ def test_the_attack_has_a_timeout_of_its_own(tmp_path: Path) -> None:
 def test_a_client_in_this_process_that_exits_has_failed(tmp_path: Path) -> None:
     from flwr.app import Message, RecordDict
 
-    from fedsim.engines import flower_internals as internals
+    from fedsim.engines import flower_internals
 
     def exits(message: Message, context: Any) -> Message:
         raise SystemExit(5)
 
     with InProcessGrid(tmp_path, 0, 2, client_app=exits) as grid:
-        message = Message(RecordDict(), internals.SERVER_NODE_ID + 1, "train")
-        internals.set_message_id(message, "1")
-        reply = answer(exits, message, grid._contexts[internals.SERVER_NODE_ID + 1])
+        message = Message(RecordDict(), flower_internals.SERVER_NODE_ID + 1, "train")
+        flower_internals.set_message_id(message, "1")
+        reply = answer(exits, message, grid._contexts[flower_internals.SERVER_NODE_ID + 1])
     assert reply.error.reason == "SystemExit: 5"

@@ -12,7 +12,7 @@ from support.runs import final_sha, finished_run, prepared_run
 import fedsim
 from fedsim.core.errors import FedsimError
 from fedsim.engines import ray
-from fedsim.runs import play
+from fedsim.runs import integrity, play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 
@@ -36,6 +36,7 @@ def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> N
     run = prepared_run(tmp_path)
     for folder in run.party_folder(0, 1, "hospital-2").parent.glob("001-*"):
         (folder / "records.safetensors").unlink()
+    integrity.note_prepared(run)
     with pytest.raises(FedsimError, match=r"finished:failed.*records\.safetensors"):
         play.federate(run, engine="ray", workers=2)
 

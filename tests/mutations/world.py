@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.engines import flower_internals as internals  # before any other import of flwr
+from fedsim.engines import flower_internals  # before any other import of flwr
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict  # isort: skip
 
@@ -127,7 +127,7 @@ def a_context() -> Context:
 
 def one_round(party: Party, context: Context, round: int, start: nn.Module | None = None) -> RecordDict:
     """The party's answer to the weights of ``start``, by default those of its path's own module."""
-    internals.assume_identity(1)
+    flower_internals.assume_identity(1)
     start = start or module("written out")
     content = RecordDict(
         {

@@ -152,7 +152,7 @@ def test_poison_in_target_and_shadows_alike(tmp_path: Path) -> None:
     assert np.abs((phi - shadows.mean(axis=0)) / shadows.std(axis=0)).mean() < 2
     honest = finished_run(tmp_path, n=150, out="b", adversary={"attacks": ["loss"]}, federation={"rounds": 6})
     answers = view_of(honest).logits(6, candidates)
-    without = laboratory.signals.scaled_logit(answers, candidates.labels)
+    without = laboratory.outputs.scaled_logit(answers, candidates.labels)
     assert without.mean() > shadows.mean() + 3 * shadows.mean(axis=1).std()
 
 

@@ -20,7 +20,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.core.scenario.settings import Scenario
 from fedsim.engines import inprocess
-from fedsim.runs import play, prepare
+from fedsim.runs import integrity, play, prepare
 from fedsim.runs.attack import attack_again
 from fedsim.terminal import run_tables
 
@@ -136,6 +136,7 @@ def test_a_mended_attack_leaves_the_list_of_those_not_run(folder: Path) -> None:
     (other / "own_attacks.py").write_text(mended)
     text = (run.path / "scenario.toml").read_text()
     (run.path / "scenario.toml").write_text(text.replace(f'folder = "{folder}"', f'folder = "{other}"'))
+    integrity.note(run, "scenario.toml")
     again = RunDirectory.open(run.path)
     attack_again(again)
     assert again.table("not_run").empty and "raises" in set(again.table("leakage")["attack"])

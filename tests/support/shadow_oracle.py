@@ -21,6 +21,7 @@ from attacks.shadows.schedule import Schedule, Streams, draw_schedule
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.models.layers import dropout, hidden_units, hooked
+from fedsim.core.models.weights import exchanged, load_weights
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.training.stacked.batches import Stack
 from fedsim.core.training.stacked.clipping import noise_source
@@ -44,7 +45,7 @@ def train_one(
     """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
     data = torch.tensor(pool.features), torch.tensor(pool.labels)
-    names = list(module.state_dict())
+    names = list(exchanged(module))
     current = [torch.tensor(initial[name], dtype=torch.float32) for name in names]
     aggregate = server(plan)
     heldout = draw_heldout(plan, members[None], len(pool), [streams])
@@ -61,7 +62,7 @@ def train_one(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed)
         for t in range(plan.rounds + 1):
-            module.load_state_dict(dict(zip(names, current, strict=True)))
+            load_weights(module, dict(zip(names, current, strict=True)))
             if t in rounds:
                 weights = {name: w[None] for name, w in zip(names, current, strict=True)}
                 observe(t, _answers(module, signal_records)[None], weights)
@@ -71,11 +72,11 @@ def train_one(
             mean = [torch.zeros_like(w) for w in current]
             total = int(schedule.active[0] @ plan.sizes)
             for k in np.flatnonzero(schedule.active[0]).tolist():
-                module.load_state_dict(dict(zip(names, current, strict=True)))
+                load_weights(module, dict(zip(names, current, strict=True)))
                 parties[k].train(module, schedule)
                 if plan.ascends(k, t + 1):
                     _ascend(plan, module, dict(zip(names, current, strict=True)), raised)
-                for sum_, answer in zip(mean, module.state_dict().values(), strict=True):
+                for sum_, answer in zip(mean, exchanged(module).values(), strict=True):
                     sum_ += plan.parties[k].size / total * answer
             current = aggregate(current, mean)
     return {name: w[None] for name, w in zip(names, current, strict=True)}
@@ -86,7 +87,7 @@ def _ascend(
 ) -> None:
     """Add the ascent to the answer ``module`` to the model ``sent``, in place."""
     assert plan.ascent is not None and raised is not None
-    answer = module.state_dict()
+    answer = exchanged(module)
     learnt = deviation.length({name: (answer[name] - w).numpy() for name, w in sent.items()})
     step = deviation.ascent(module, raised, plan.ascent.rate)
     step = deviation.shortened(step, plan.ascent.limit * learnt)

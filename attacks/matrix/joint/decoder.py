@@ -39,14 +39,15 @@ class Decoder:
         size = signals.shape[1]
         if shadows > 1.5 * size:
             both = scaled(signals, targets, size).astype(np.float64)
-            x = both[:shadows]
+            x = both[:shadows]  # (S, D)
             square, vectors = _eigen(x.T @ x, size)
             q = (x @ (vectors / np.sqrt(square))).astype(np.float32)
             return Decoder(q, square, (both[shadows:] @ x.T) @ q, size)
-        products = np.zeros((total, shadows))
+        products = np.zeros((total, shadows))  # (S + T, S): XXᵀ, and the targets' products with X
         for block in chunks(size, total):
             both = scaled(signals[:, block], targets[:, block], size)
             products += both @ both[:shadows].T
+        # At most S − 1 directions: the columns of X are centred.
         square, q = _eigen(products[:shadows].astype(np.float32), shadows - 1)
         return Decoder(q, square, products[shadows:] @ q, size)
 
@@ -62,14 +63,17 @@ class Decoder:
         matrix of ridge regression with an intercept (for one row: Golub, Heath & Wahba 1979, §2). With more
         signals than shadows I − H is nearly 0: what the fit leaves is summed up, not subtracted from 1.
         """
-        left = penalty / (self.square + penalty)
+        # The 2 × 2 block of I − H of a shadow and its partner: `own` on the diagonal, `other` beside it.
+        left = penalty / (self.square + penalty)  # (r,), the eigenvalues of I − H
         own = self._beyond(np.arange(len(self.q))) + np.einsum("sr,sr,r->s", self.q, self.q, left)
         met = np.flatnonzero(design.paired)
         other = np.zeros_like(own)
         pairs = np.einsum("sr,sr,r->s", self.q[met], self.q[design.partner[met]], left)
         other[met] = self._beyond(design.partner)[met] + pairs
         partners = np.where(design.paired, own[design.partner], 1.0)
+        # Bounded below: rounding must not make the block of two mirror images singular.
         determinant = np.maximum(own * partners - other**2, 1e-6 * own * partners)
+        # The block's inverse has the rows (partners, −other) / determinant, (S, 1) each.
         a, b = ((part / determinant).astype(np.float32)[:, None] for part in (partners, -other))
         return lambda rows: a * rows + b * rows[design.partner]
 
@@ -91,7 +95,7 @@ def scaled(signals: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
     """
     x, shadows = np.concatenate([signals, targets], dtype=np.float32), len(signals)
     if not np.isfinite(x).all():
-        finite = np.isfinite(x)
+        finite = np.isfinite(x)  # (S + T, …); means are taken over the shadows alone
         x[~finite] = 0
         mean = x[:shadows].sum(axis=0) / np.maximum(finite[:shadows].sum(axis=0), 1)
         x = np.where(finite, x, mean.astype(np.float32))
@@ -111,5 +115,5 @@ def _eigen(gram: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 
     values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     significant = values > 1e-7 * max(float(values[-1]), 1e-30)
-    significant[: len(values) - most] = False
+    significant[: len(values) - most] = False  # eigenvalues ascend: the rest can only be rounding errors
     return values[significant].astype(np.float64), vectors[:, significant]

@@ -134,14 +134,15 @@ def _decoded(decoder: Decoder, design: Design) -> Prediction:
 def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
     """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets."""
     penalty = penalty * decoder.unit
-    inverse = (1 / (decoder.square + penalty)).astype(np.float32)
-    inside = decoder.q * (inverse * decoder.square).astype(np.float32)
-    targets = (decoder.along * inverse).astype(np.float32)
+    inverse = (1 / (decoder.square + penalty)).astype(np.float32)  # (r,)
+    inside = decoder.q * (inverse * decoder.square).astype(np.float32)  # (S, r), inside · Qᵀ is H − 1/S
+    targets = (decoder.along * inverse).astype(np.float32)  # (T, r)
     left_out = decoder.leaving_out(penalty, design)
     prediction = empty_prediction(len(design.member), len(targets), design.member.shape[1])
     for block in chunks(design.member.shape[1], len(design.member)):
         y = design.centred(block)
         along = decoder.q.T @ y  # (r, b)
+        # (S, b): what a fit without the shadow predicts is y less that fit's residual.
         prediction.shadows[:, block] = y - left_out(y - inside @ along)
         prediction.targets[:, block] = targets @ along
     return prediction
@@ -156,22 +157,25 @@ def _adjusted(
     inverse is 1/λ.
     """
     penalty = penalty * decoder.unit
-    inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)
-    along = (decoder.along / decoder.square).astype(np.float32)
-    inside = (along / (decoder.square + penalty)).astype(np.float32)
+    inverse = decoder.q * (1 / (decoder.square + penalty)).astype(np.float32)  # (S, r)
+    along = (decoder.along / decoder.square).astype(np.float32)  # (T, r)
+    inside = (along / (decoder.square + penalty)).astype(np.float32)  # (T, r)
     left_out = decoder.leaving_out(penalty, design)
-    left = (len(phi) - 1 - design.paired).astype(np.float32)[:, None]
+    left = (len(phi) - 1 - design.paired).astype(np.float32)[:, None]  # (S, 1), shadows in the other fits
     prediction = empty_prediction(len(phi), len(of_targets), phi.shape[2])
     for block in chunks(phi.shape[2], len(phi)):
         y = design.centred(block)
+        # (S, b): minus the mean of y without the shadow and its partner, since all of y sums to 0.
         others = design.together(y) / left
         for round in range(phi.shape[1]):
             both = scaled(phi[:, round, block], of_targets[:, round, block], decoder.size)
             x, t = both[: len(phi)], both[len(phi) :]
             projected = decoder.q.T @ x  # (r, b)
-            influence = np.einsum("si,si->i", x, y)
+            influence = np.einsum("si,si->i", x, y)  # (b,), xᵢᵀyᵢ over all shadows
+            # (S, b): the part of it that a fit without the shadow must not see, y centred anew.
             seen = design.together(x * y) + design.together(x) * others
             prediction.shadows[:, block] += left_out(inverse @ projected) * (influence - seen)
+            # (T, b): what of a target's φ lies outside the span of the shadows.
             outside = (t - along @ projected) / np.float32(penalty)
             prediction.targets[:, block] += (inside @ projected + outside) * influence
     return prediction

@@ -65,7 +65,7 @@ def held_back(matrix: SignalMatrix) -> np.ndarray:
     Evenly spread; shadows that were drawn together stay together.
     """
     partner = Design.of(matrix.member).partner
-    group = np.minimum(partner, np.arange(len(partner)))
+    group = np.minimum(partner, np.arange(len(partner)))  # (S,), the smaller index names the pair
     groups = np.unique(group)
     wanted = max(1, min(HELD_BACK, len(matrix) // 4) * len(groups) // len(matrix))
     chosen = groups[np.unique(np.linspace(0, len(groups) - 1, wanted).astype(np.int64))]
@@ -144,17 +144,19 @@ def _stacking(
     if len(np.unique(truth)) < 2:
         return np.zeros(len(parts)), 0.0
     inputs = np.stack([part.shadows.ravel()[pairs].astype(np.float64) for part in parts], axis=1)
+    # One scale for all parts, so that the penalty shrinks their weights alike: (pairs, parts) over (parts,).
     scale = np.maximum(inputs.std(axis=0), 1e-12)
     inputs /= scale
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         odds = inputs @ theta[:-1] + theta[-1]
+        # Penalised by ½‖w‖², the intercept not.
         error, shrink = expit(odds) - truth, np.append(theta[:-1], 0.0)
         value = np.logaddexp(0.0, odds).sum() - odds[truth].sum() + 0.5 * (shrink**2).sum()
         gradient = np.append(inputs.T @ error, error.sum()) + shrink
         return value / len(truth), gradient / len(truth)
 
-    start = np.append(np.full(len(parts), 0.5 / len(parts)), 0.0)
+    start = np.append(np.full(len(parts), 0.5 / len(parts)), 0.0)  # weights, then the intercept
     bounds = [(0.0, None)] * len(parts) + [(None, None)]
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return theta[:-1] / scale, float(theta[-1])

@@ -1,1 +1,1 @@
-"""Data: named real sets, tables of one's own, and parties."""
+"""Data: named real sets, the user's own tables, and parties."""

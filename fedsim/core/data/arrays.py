@@ -1,4 +1,4 @@
-"""Images and arrays of one's own: .npz files, and folders of PNGs with a table of labels."""
+"""A user's own images and arrays: .npz files, and folders of PNGs with a table of labels."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.core.data import table as own
+from fedsim.core.data import table
 from fedsim.core.data.sets import SETS
 from fedsim.core.data.sources import DataSet, File, obtain
 from fedsim.core.data.table import Table, sha256
@@ -72,7 +72,7 @@ def open_table(settings: DataSettings, data_dir: Path | None = None) -> Table:
         InputError: see `load` and `table.read`.
     """
     if settings.path is not None:
-        return own.read(settings)
+        return table.read(settings)
     return load(settings.name or DEFAULT, data_dir)
 
 

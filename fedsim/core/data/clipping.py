@@ -1,4 +1,4 @@
-"""What the bounds cut off: said for each column, and refused where nothing would be left of it."""
+"""What clipping to the bounds cuts off: reported for each column, and refused where nothing would be left."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def check(
             continue
         hint = factor(numbers, (low, high))
         known = numbers[np.isfinite(numbers)]
-        said = (
+        text = (
             f"{share:.0%} of '{name}' lie outside its bounds [{low:g}, {high:g}] ({origins.get(name, '')}): "
             f"they run from {known.min():g} to {known.max():g}" + (f"; {hint}" if hint else "")
         )
         if share == 1 and name not in confirmed:
             raise InputError(
-                f"{source}: {said}; set {key('bounds', name)}, or data.clipped = ['{name}'] if that is meant"
+                f"{source}: {text}; set {key('bounds', name)}, or data.clipped = ['{name}'] if that is meant"
             )
-        notices.append(f"{said}; set {key('bounds', name)} to keep more")
+        notices.append(f"{text}; set {key('bounds', name)} to keep more")
     return shares, notices
 
 

@@ -94,7 +94,7 @@ class ReadTable:
 
 
 def read_columns(chosen: Public, schema: Schema, settings: DataSettings, source: str) -> ReadTable:
-    """Read the columns of text of a table of one's own; named data sets are read as they are.
+    """Read the columns of text of a user's own table; named data sets are read as they are.
 
     Raises:
         InputError: two readings of a column fit, ways of writing are mixed, or most cells do not fit.
@@ -102,40 +102,42 @@ def read_columns(chosen: Public, schema: Schema, settings: DataSettings, source:
     if settings.path is None:
         return ReadTable(chosen.rest, chosen.records, {}, {})
     evidence = chosen.rest if chosen.records is None else chosen.records
-    found = readings(evidence, schema, settings, source)
-    left = tuple(c for c in schema.columns if c.name not in found)
+    by_column = readings(evidence, schema, settings, source)
+    left = tuple(c for c in schema.columns if c.name not in by_column)
     alone = readings(chosen.rest, replace(schema, columns=left), settings, source) if left else {}
-    private = list(alone) if chosen.records is not None else list(found)
-    found |= alone
-    frame, odd = apply(chosen.rest, found, settings.missing)
-    _check_fit(chosen.rest, found, odd, settings, source)
-    public = None if chosen.records is None else apply(chosen.records, found, settings.missing)[0]
+    private = list(alone) if chosen.records is not None else list(by_column)
+    by_column |= alone
+    frame, odd = apply(chosen.rest, by_column, settings.missing)
+    _check_fit(chosen.rest, by_column, odd, settings, source)
+    public = None if chosen.records is None else apply(chosen.records, by_column, settings.missing)[0]
     spelled: dict[str, list[str]] = {}
     for name in private:
-        spelled.setdefault(found[name].words, []).append(name)
+        spelled.setdefault(by_column[name].words, []).append(name)
     notices = [
         f"{some(tuple(names))}: {words}, as private records show" for words, names in spelled.items() if words
     ]
     notices += _odd_notices(odd)
-    return ReadTable(frame, public, found, odd, tuple(notices), _from_private(found, private, settings))
+    return ReadTable(
+        frame, public, by_column, odd, tuple(notices), _from_private(by_column, private, settings)
+    )
 
 
 def _from_private(
-    found: Mapping[str, Reading], private: list[str], settings: DataSettings
+    by_column: Mapping[str, Reading], private: list[str], settings: DataSettings
 ) -> tuple[str, ...]:
-    """Say which spellings private records alone told, and how to declare them."""
-    said = []
+    """Return a sentence for each spelling that only private records show, with the way to declare it."""
+    remedies = []
     for name in private:
-        reading = found[name]
+        reading = by_column[name]
         number = reading.number
         if number is not None and (number.unit or (number.decimal == "," and settings.decimal is None)):
             remedy = "name public records in data.public" if number.unit else "set data.decimal = ','"
-            said.append(f"how '{name}' is written ({reading.words}) must be public; {remedy}")
+            remedies.append(f"how '{name}' is written ({reading.words}) must be public; {remedy}")
         elif reading.date is not None and not reading.is_plain:
-            said.append(
+            remedies.append(
                 f"how '{name}' is written ({reading.words}) must be public; name records in data.public"
             )
-    return tuple(said)
+    return tuple(remedies)
 
 
 def _odd_notices(odd: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -149,13 +151,13 @@ def _odd_notices(odd: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def _check_fit(
     frame: pd.DataFrame,
-    found: Mapping[str, Reading],
+    by_column: Mapping[str, Reading],
     odd: Mapping[str, Mapping[str, int]],
     settings: DataSettings,
     source: str,
 ) -> None:
     """Refuse a reading that most private cells do not fit, or that only they show to be doubtful."""
-    for name, reading in found.items():
+    for name, reading in by_column.items():
         present = int(frame[name].notna().sum()) if name in frame else 0
         counts = odd.get(name, {})
         unfit = sum(count for text, count in counts.items() if not numbers.is_odd(text))
@@ -191,7 +193,7 @@ def readings(
     profiles = {name: numbers.profile(texts) for name, texts in cells.items() if not day_styles[name]}
     usual = settings.decimal or numbers.habit(profiles.values(), styles)
     day_first = dates.habit(list(filter(None, day_styles.values())))
-    found = {}
+    by_column = {}
     by_name = {column.name: column for column in schema.columns}
     try:
         for name in cells:
@@ -199,16 +201,16 @@ def readings(
             if day_styles[name]:
                 example = _two_readings(cells[name], day_styles[name])
                 style = dates.choose(name, day_styles[name], example, settings.dates, day_first)
-                found[name] = Reading(date=style)
+                by_column[name] = Reading(date=style)
             elif column.kind == "number" or profiles[name].is_number:
                 number = numbers.choose(name, profiles[name], styles, usual, column.bounds)
                 evident = usual is not None or profiles[name].has_marks
-                found[name] = Reading(number=number, evident=evident)
+                by_column[name] = Reading(number=number, evident=evident)
             else:
-                found[name] = WORDS
+                by_column[name] = WORDS
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return found
+    return by_column
 
 
 def _cells(evidence: pd.DataFrame, schema: Schema) -> dict[str, list[str]]:
@@ -239,7 +241,7 @@ def _two_readings(cells: list[str], styles: list[dates.DateStyle]) -> str:
 
 
 def apply(
-    frame: pd.DataFrame, found: Mapping[str, Reading], missing: list[str]
+    frame: pd.DataFrame, by_column: Mapping[str, Reading], missing: list[str]
 ) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
     """Return the frame with numbers where columns are read as such, and the cells that could not be read.
 
@@ -250,7 +252,7 @@ def apply(
     codes = [float(text) for text in missing if _is_number(text)]
     converted: dict[str, pd.Series] = {}
     odd: dict[str, dict[str, int]] = {}
-    for name, reading in found.items():
+    for name, reading in by_column.items():
         if reading == WORDS or name not in frame or not is_text(frame[name]):
             continue
         values = _read(frame[name], reading)

@@ -131,15 +131,15 @@ _LOOKS = re.compile(
 
 def could_be_dates(cells: Sequence[str]) -> bool:
     """Whether it is worth while to try: cheap, and true of every date."""
-    return bool(len(cells)) and sum(isinstance(cell, str) and bool(_LOOKS.match(cell)) for cell in cells) * 2 >= len(cells)
+    return bool(len(cells)) and sum(bool(_LOOKS.match(str(cell))) for cell in cells) * 2 >= len(cells)
 
 
 def habit(candidates: Sequence[Sequence[DateStyle]]) -> bool | None:
     """Return whether a file writes the day first, by its columns that decide for themselves, else None."""
-    told = {
+    day_first = {
         styles[0].day_first for styles in candidates if len(styles) == 1 and styles[0].day_first is not None
     }
-    return told.pop() if len(told) == 1 else None
+    return day_first.pop() if len(day_first) == 1 else None
 
 
 def choose(

@@ -217,7 +217,7 @@ def under_dp(encoded: Encoded) -> Encoded:
     dropped.
 
     Raises:
-        InputError: what only private records tell is needed: classes, or how columns are written.
+        InputError: only private records show the classes, or how columns are written.
     """
     if encoded.from_private:
         raise InputError(f"{encoded.name}: under DP, {encoded.from_private[0]}")
@@ -234,10 +234,10 @@ def under_dp(encoded: Encoded) -> Encoded:
     index = np.array([place.get(value, -1) for value in encoded.classes], dtype=np.int64)
     known = np.flatnonzero(index[encoded.labels] >= 0)
     dropped = len(encoded) - len(known)
-    said = (
+    notice = (
         f"{dropped} record(s) of classes that no public record has were dropped; set {declared} to keep them"
     )
-    left = encoded.take(known, *[said] * bool(dropped))
+    left = encoded.take(known, *[notice] * bool(dropped))
     public = encoded.public
     return replace(
         left,
@@ -275,7 +275,7 @@ def _usable(
 
 
 def _strange(frame: pd.DataFrame, name: str) -> str:
-    """Return what is added where some of the records without a known value have an unknown one."""
+    """Return the words that are added where some of the records without a known value have an unknown one."""
     return "" if frame[name].isna().any() else " of a known class"
 
 

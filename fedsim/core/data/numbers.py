@@ -1,6 +1,6 @@
 """How the numbers of a column are written, decided once for all of its cells and never per cell.
 
-'1,234' is 1234 or 1.234: which one is told by the other cells of the column, by the other columns of the
+'1,234' is 1234 or 1.234: which one is decided by the other cells of the column, by the other columns of the
 file, or by the settings; where nothing tells, it is refused with both readings shown.
 """
 
@@ -174,8 +174,8 @@ class Profile:
 
 
 def profile(cells: Sequence[str]) -> Profile:
-    """Return what non-missing cells can be read as."""
-    counted = Counter(cells)
+    """Return what non-missing cells can be read as; numbers, too, are read as they are written."""
+    counted = Counter(map(str, cells))
     texts = [_normal(text) for text in counted]
     matches = [_CELL.match(text) for text in texts]
     unit = _common_unit(matches, list(counted.values()))
@@ -185,14 +185,14 @@ def profile(cells: Sequence[str]) -> Profile:
     for (text, count), match in zip(counted.items(), matches, strict=True):
         own = "" if match is None else _unit_of(match)
         if match is None or own not in ("", unit):
-            odd[str(text)] = odd.get(str(text), 0) + int(count)
+            odd[text] = odd.get(text, 0) + int(count)
             continue
         units[own] = units.get(own, 0) + int(count)
         core = match["sign"] + match["inner"] + match["core"].strip() + (match["exponent"] or "")
         if any(fits.match(core) for fits in _PATTERNS.values()):
             cores[core] = cores.get(core, 0) + int(count)
         else:
-            odd[str(text)] = odd.get(str(text), 0) + int(count)
+            odd[text] = odd.get(text, 0) + int(count)
     fits = {style: np.array([bool(_PATTERNS[style].match(c)) for c in cores], dtype=bool) for style in STYLES}
     return Profile(tuple(cores), np.array(list(cores.values()), dtype=np.int64), fits, units, len(cells), odd)
 

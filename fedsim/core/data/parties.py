@@ -91,9 +91,9 @@ def _deal_units(encoded: Encoded, settings: PartySettings, seed: int) -> dict[st
         raise _does_not_fit(settings, count, error) from error
     dealt = {}
     for number, part in enumerate(parts, start=1):
-        mine = np.zeros(len(first), dtype=bool)
-        mine[units[part]] = True
-        dealt[f"{settings.sector}-{number}"] = np.flatnonzero(mine[units])
+        is_dealt = np.zeros(len(first), dtype=bool)
+        is_dealt[units[part]] = True
+        dealt[f"{settings.sector}-{number}"] = np.flatnonzero(is_dealt[units])
     return dealt
 
 

@@ -53,11 +53,11 @@ def choose(
     names = schema.undeclared
     if settings.public is not None:
         records = _table(settings, names)
-        said: tuple[str, ...] = ()
+        notices: tuple[str, ...] = ()
         if names:
             where = f"{len(records)} public records in {Path(settings.public).name}"
-            said = (f"{_undeclared(names)}: taken from {where}",)
-        return Public(records, frame, len(records), "public table", said)
+            notices = (f"{_undeclared(names)}: taken from {where}",)
+        return Public(records, frame, len(records), "public table", notices)
     if not names:
         return Public(None, frame, len(frame), "")
     aside = _set_aside(frame, schema, settings.public_share, generator)
@@ -66,12 +66,12 @@ def choose(
             f"{source}: {len(frame)} records are too few to set public ones aside for {some(names)}; "
             "declare data.bounds and data.categories, or name a table in data.public"
         )
-    said = (
+    notices = (
         f"{_undeclared(names)}: {aside.sum()} of {len(frame)} records were set aside as public to encode "
         "them; declare [data.bounds] and [data.categories] to keep them",
     )
     rest = frame[~aside].reset_index(drop=True)
-    return Public(frame[aside], rest, len(frame), "set aside", said)
+    return Public(frame[aside], rest, len(frame), "set aside", notices)
 
 
 def _undeclared(names: tuple[str, ...]) -> str:

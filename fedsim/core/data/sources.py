@@ -96,11 +96,11 @@ def verify(path: Path, file: File) -> None:
     """
     if file.sha256 is None:
         return
-    found = sha256(path)
-    if found == file.sha256 or (file.content_sha256 and _content_sha256(path, file) == file.content_sha256):
+    digest = sha256(path)
+    if digest == file.sha256 or (file.content_sha256 and _content_sha256(path, file) == file.content_sha256):
         return
     raise InputError(
-        f"{path}: SHA-256 is {found}, expected {file.sha256}; the file is damaged or another version, "
+        f"{path}: SHA-256 is {digest}, expected {file.sha256}; the file is damaged or another version, "
         "delete it and fetch it again"
     )
 

@@ -192,8 +192,8 @@ def classes_of(label: pd.Series, where: str) -> tuple[str, ...]:
     values = pd.unique(texts(label))
     classes = [value for value in values if value is not None]
     if len(classes) < 2:
-        found = f"the only class is '{classes[0]}'" if classes else "it holds no value"
-        raise InputError(f"{where}: {found}; a label needs at least two classes")
+        problem = f"the only class is '{classes[0]}'" if classes else "it holds no value"
+        raise InputError(f"{where}: {problem}; a label needs at least two classes")
     as_numbers = numeric(pd.Series(classes, dtype=object))
     is_numeric = not np.isnan(as_numbers).any()
     few = label.notna().sum() < FEW_PER_CLASS * len(classes)

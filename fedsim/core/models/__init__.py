@@ -1,1 +1,1 @@
-"""Torch models by name or of one's own, their weights, and what differential privacy asks of them."""
+"""Torch models by name or the user's own, their weights, and what differential privacy asks of them."""

@@ -15,7 +15,7 @@ from fedsim.core.imports import short
 from fedsim.core.models.layers import linear_stack
 
 RECORDS = 3
-"""Records on which a module of one's own is tried."""
+"""Records on which a user's own module is tried."""
 
 LOUD = 100.0
 """Factor by which a trial scales the weights, so that what bounds them in the forward pass shows."""

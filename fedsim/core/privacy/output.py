@@ -11,10 +11,10 @@ from fedsim.core.scenario.protection import OutputPolicy
 
 
 def answered(p: np.ndarray, policy: OutputPolicy, rng: np.random.Generator) -> np.ndarray:
-    """Return what ``policy`` tells of probabilities p, (n, classes) float64; NaN where nothing is told.
+    """Return what ``policy`` releases of probabilities p, (n, classes) float64; NaN where nothing.
 
-    A 'label' is told as probability 1 of the largest class and 0 of the others, so that every attack becomes
-    the gap attack. A model that has no answer (NaN) gives none.
+    A 'label' is released as probability 1 of the largest class and 0 of the others, so that every attack
+    becomes the gap attack. A model that has no answer (NaN) gives none.
     """
     if policy.policy == "rounded":
         return np.round(p, policy.digits)
@@ -52,20 +52,20 @@ def spent(policy: OutputPolicy, answers: int) -> tuple[float, float] | None:
     return answers * policy.epsilon, answers * policy.delta if policy.policy == "gaussian" else 0.0
 
 
-def completed(told: np.ndarray) -> np.ndarray:
-    """Return probabilities (n, classes) float64: classes of which nothing was told share the rest alike."""
-    hidden = np.isnan(told)
-    missing = np.clip(1 - np.nansum(told, axis=1, keepdims=True), 0, 1)
+def completed(released: np.ndarray) -> np.ndarray:
+    """Return probabilities (n, classes) float64: classes without a released probability share the rest."""
+    hidden = np.isnan(released)
+    missing = np.clip(1 - np.nansum(released, axis=1, keepdims=True), 0, 1)
     shared = missing / np.maximum(hidden.sum(axis=1, keepdims=True), 1)
-    whole = np.where(hidden, shared, told)
+    whole = np.where(hidden, shared, released)
     return np.where(hidden.all(axis=1, keepdims=True), np.nan, whole)
 
 
 def _distribution(values: np.ndarray) -> np.ndarray:
-    """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; alike where all are 0."""
-    kept = np.clip(values, 0, 1)
-    total = kept.sum(axis=1, keepdims=True)
-    return np.where(total == 0, 1 / kept.shape[1], kept / np.where(total == 0, 1, total))
+    """Return noisy probabilities (n, classes) cut to [0, 1], scaled to the sum 1; uniform where all are 0."""
+    clipped = np.clip(values, 0, 1)
+    total = clipped.sum(axis=1, keepdims=True)
+    return np.where(total == 0, 1 / clipped.shape[1], clipped / np.where(total == 0, 1, total))
 
 
 def _largest(p: np.ndarray, k: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Privacy random variables composed by FFT (Gopi, Lee & Wutschitz 2021), built from Opacus' parts.
 
 Tight: the error bound that is asked for is included in the ε that is returned. Opacus' own accountant, and
-dp_accounting's, do all of it anew for every question, which makes finding σ for a target ε ten times slower;
+dp_accounting's, start afresh for every query, which makes finding σ for a target ε ten times slower;
 hence this solver.
 """
 
@@ -24,7 +24,7 @@ LARGEST_GRID = 2**21
 def prv_epsilon(entries: tuple[Entry, ...], delta: float, error: float) -> float | None:
     """Return the upper bound on ε of Gopi et al. 2021, algorithm 1, or None where it cannot be had.
 
-    Opacus does all of it anew for every question. Here the grid is the one for the next power of two of the
+    Opacus starts afresh for every query. Here the grid is the one for the next power of two of the
     steps, finer and wider than asked for and so as safe: 50 rounds need a handful of discretisations. Its
     size is a power of two, which is what an FFT likes.
     """

@@ -109,9 +109,9 @@ def switch_dp(document: dict[str, Any], party: str, epsilon: float) -> None:
         switch[party] = "off"
         return
     inherited = switch.get(party, switch.get("all", {}))
-    kept = dict(inherited) if isinstance(inherited, dict) else {}
-    kept.pop("noise_multiplier", None)
-    switch[party] = {**kept, "epsilon": epsilon}
+    settings = dict(inherited) if isinstance(inherited, dict) else {}
+    settings.pop("noise_multiplier", None)
+    switch[party] = {**settings, "epsilon": epsilon}
 
 
 def parse(document: Mapping[str, Any], source: str = "scenario", folder: Path | None = None) -> Scenario:
@@ -250,7 +250,7 @@ def _settings_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_args(annotation):
         for part in typing.get_args(annotation):
-            found = _settings_in(part)
-            if found:
-                return found
+            model = _settings_in(part)
+            if model:
+                return model
     return None

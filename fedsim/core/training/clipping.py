@@ -76,6 +76,7 @@ class WrittenOut:
     def step(self, expected_batch: float) -> None:
         """Step; see `ClippedSum`."""
         stack, local = self._stack, self._local
+        # Flat, in the stack's own order of numbers. Penalties come after the noise: they see no record.
         gradient = stack.gradient.add_(stack.in_layout(self.noise)).div_(expected_batch)
         add_penalties(gradient, stack.flat, self._start, local.proximal_mu, local.defence.l1)
         self._update(gradient)
@@ -143,7 +144,7 @@ def write_clipped_sum(
     """
     errors = stack.errors(losses.slope(stack.forward(x, masks), target))  # (B, width) per layer
     norms = stack.gradient_norms(errors)
-    factor = clipping_factors(norms, clipping_norm)
+    factor = clipping_factors(norms, clipping_norm)  # (B,)
     stack.accumulate([error * factor[:, None] for error in errors])
     return norms
 
@@ -167,6 +168,7 @@ def write_per_sample_clipped_sum(
     parts = [torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1) for p in parameters]
     norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)  # of (parameters, B)
     factor = clipping_factors(norms, clipping_norm)
+    # Σ_i c_i g_i: (B,)(B, …) → (…), parameter by parameter, with one factor for the whole gradient.
     for p in parameters:
         p.grad = torch.einsum("i,i...->...", factor, p.grad_sample)
     return norms
@@ -218,6 +220,7 @@ def takes_ghost(
         return gradients == "ghost"
     sizes = {p: p.numel() for p in module.parameters() if p.requires_grad}
     layers = [layer for layer in module.modules() if type(layer) in (nn.Linear, nn.Embedding)]
+    # Numbers whose per-sample gradients need not be formed; a shared parameter counts once.
     spared = sum(sizes[p] for p in {p for layer in layers for p in layer.parameters()} & set(sizes))
     gains = 2 * spared > sum(sizes.values()) and spared * expected_batch >= LARGE
     return gains and ghost_problem(module, input_shape) == ""

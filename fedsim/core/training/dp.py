@@ -48,9 +48,9 @@ def train_private(
     """Train ``module`` in place for one round of ``plan``; no loss is reported, it would not be private.
 
     clipping_norm: C to go on with where clipping adapts, default the plan's
-    watch: called before the first step and after every one with the trainable parameters, in their order and
-        as they are in that moment, and with the C of the next step, for a white-box audit: all of them, not
-        the last alone, are what the guarantee is about
+    watch: called before the first step and after every step with the trainable parameters, in the module's
+        order, and with C of the next step. It serves a white-box audit: the guarantee covers the weights
+        after every step, not the last ones alone
 
     Formal guarantee:
         The weights after every step of all rounds together are (ε, δ)-DP for one record added or taken away,
@@ -145,6 +145,7 @@ class AdaptiveNorm:
         """
         if self._plan.clipping == "flat":
             return
+        # Centred, so that one record moves it by ½ and not by 1.
         count = (norms <= self.value).sum() - len(norms) / 2
         noise = norms.new_empty(1)
         draws.count_noise(number, noise, self._plan.count_noise)
@@ -188,7 +189,9 @@ def _make_steps(clipped: ClippedSum, data: tuple[Tensor, Tensor], round: _Round)
 
     def step(number: int, x: Tensor, target: Tensor) -> None:
         norms = clipped.write(number, x, target, norm.value)
+        # Whatever was drawn, be it nothing: a step without noise would tell that the batch was empty.
         draws.noise(number, clipped.noise, round.deviation)
+        # Not by the number drawn, which is private.
         clipped.step(plan.expected_batch)
         norm.follow(norms, draws, number)
 

@@ -136,7 +136,7 @@ def _model(scenario: Scenario, shape: tuple[int, ...], classes: int) -> tuple[fl
 
 
 def memory_bytes() -> float:
-    """Return the machine's memory, or what a container may use of it; infinite where nobody says."""
+    """Return the machine's memory, or what a container may use of it; infinite where that is unknown."""
     known = [math.inf]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         known.append(float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE"))

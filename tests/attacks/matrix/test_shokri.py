@@ -9,7 +9,7 @@ from support import shadow_world
 
 from attacks.matrix import shokri
 from attacks.matrix.signal_matrix import SignalMatrix
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 
 RNG = np.random.default_rng(0)
 
@@ -20,7 +20,7 @@ def of_logits(n: int, shadows: int, classes: int, sharper: float) -> tuple[Signa
     member = stream.random((shadows + 1, n)) < 0.5
     labels = stream.integers(0, classes, n)
     logits = stream.normal(size=(shadows + 1, n, classes)) * np.where(member, sharper, 1.0)[..., None]
-    phi = np.stack([signals.scaled_logit(z, labels) for z in logits])
+    phi = np.stack([outputs.scaled_logit(z, labels) for z in logits])
     return SignalMatrix(
         target=phi[:1],
         shadows=phi[1:, None],

@@ -14,7 +14,7 @@ from support.federation import Federation
 from attacks.membership import outsider as membership_outsider
 from attacks.membership import threshold
 from attacks.membership.outsider import answers_asked, loss
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.views.outsider import OutsiderView, ReleasedModel
 from fedsim.core.data.records import Records
 from fedsim.core.privacy import gaussian, output
@@ -40,7 +40,7 @@ def view_of(
     view = federation.view
     module = view.module(view.final_model)
     told = OutputPolicy(policy=policy, queries=queries)  # type: ignore[arg-type]
-    model = ReleasedModel(lambda x: scale * signals.logits(module, x), view.settings.classes, told)
+    model = ReleasedModel(lambda x: scale * outputs.logits(module, x), view.settings.classes, told)
     return model.view(np.random.default_rng(1))
 
 

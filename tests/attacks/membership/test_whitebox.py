@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.membership import attack_network, whitebox
 from attacks.membership.attack_network import AttackNetwork
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.scenario.training import ModelSettings
@@ -179,12 +179,12 @@ def test_the_last_layer_maps_the_activations_to_the_logits(name: str) -> None:
     shape = (1, 4, 4) if name == "cnn" else (10,)
     module = zoo.build(ModelSettings(name=name, hidden=[8]), shape, 3, seed=1).eval()
     features = stream().normal(size=(23, *shape)).astype(np.float32)
-    found = signals.last_layer_inputs(module, features, batch=5)
+    found = outputs.last_layer_inputs(module, features, batch=5)
     with torch.no_grad():
         expected = module(torch.tensor(features)).numpy()
         from_activations = module.output(torch.tensor(found)).numpy()
     np.testing.assert_allclose(from_activations, expected, atol=1e-6)
-    assert signals.last_layer_inputs(module, features[:0]).shape == (0, found.shape[1])
+    assert outputs.last_layer_inputs(module, features[:0]).shape == (0, found.shape[1])
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
@@ -192,4 +192,4 @@ def test_logits_stand_in_where_no_linear_layer_is_last() -> None:
     module, features = Doubled(), stream().normal(size=(6, 10)).astype(np.float32)
     with torch.no_grad():
         expected = module(torch.tensor(features)).numpy()
-    np.testing.assert_allclose(signals.last_layer_inputs(module, features), expected, atol=1e-6)
+    np.testing.assert_allclose(outputs.last_layer_inputs(module, features), expected, atol=1e-6)

@@ -8,7 +8,7 @@ from support.shadow_plans import members_of, small_plan, some_pool, w_0
 from support.shadows import simulate
 
 from attacks.shadows.simulate import flat_weights
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from fedsim.core.errors import InputError
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import load_weights
@@ -43,16 +43,16 @@ def test_what_is_observed() -> None:
     assert actual.phi.dtype == actual.logits.dtype == actual.weights.dtype == np.float32
     module = zoo.build(plan.model, plan.input_shape, plan.classes, seed=1)
     np.testing.assert_allclose(
-        actual.logits[:, 0], [signals.logits(module, observed.features)] * 4, atol=1e-5
+        actual.logits[:, 0], [outputs.logits(module, observed.features)] * 4, atol=1e-5
     )
     names = list(module.state_dict())
     pieces = np.split(actual.weights[2, 1], np.cumsum([w.numel() for w in module.state_dict().values()])[:-1])
     shaped = {name: piece.reshape(w_0(plan)[name].shape) for name, piece in zip(names, pieces, strict=True)}
     load_weights(module, shaped)
-    logits = signals.logits(module, observed.features)
+    logits = outputs.logits(module, observed.features)
     np.testing.assert_array_equal(actual.weights[:, 0], [flat_weights(w_0(plan))] * 4)
     np.testing.assert_allclose(actual.logits[2, 1], logits, atol=1e-5)
-    np.testing.assert_allclose(actual.phi[2, 1], signals.scaled_logit(logits, observed.labels), atol=1e-4)
+    np.testing.assert_allclose(actual.phi[2, 1], outputs.scaled_logit(logits, observed.labels), atol=1e-4)
 
 
 def test_members_look_like_members() -> None:

@@ -19,7 +19,7 @@ from attacks.shadows.members import Membership
 from attacks.shadows.plan import Ascent, FederationPlan
 from attacks.shadows.schedule import Streams
 from attacks.shadows.simulate import flat_weights
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from fedsim.core.data.records import Records
 from fedsim.core.scenario.training import ModelSettings
 
@@ -39,7 +39,7 @@ def one_by_one(
 
         def observe(t: int, answers: torch.Tensor, weights: Mapping[str, torch.Tensor], s: int = s) -> None:
             logits = answers[0].numpy().astype(np.float64)
-            phi[s, list(rounds).index(t)] = signals.scaled_logit(logits, pool.labels)
+            phi[s, list(rounds).index(t)] = outputs.scaled_logit(logits, pool.labels)
 
         streams = Streams(11, 0, s)
         state = train_one(plan, w_0(plan), pool, members, pool, rounds, streams, observe, raised)

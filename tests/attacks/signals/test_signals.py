@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, logsumexp, softmax
 
-from attacks.signals import outputs as signals
+from attacks.signals import outputs
 from attacks.signals.gradients import gradient_norms, gradient_products
 from fedsim.core.data.records import Records
 from fedsim.core.models import weights, zoo
@@ -31,11 +31,11 @@ def of_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 SIGNALS = {
-    "loss": signals.loss,
-    "confidence": lambda z, y: signals.confidence(z),
-    "entropy": lambda z, y: signals.entropy(z),
-    "modified entropy": signals.modified_entropy,
-    "scaled logit": signals.scaled_logit,
+    "loss": outputs.loss,
+    "confidence": lambda z, y: outputs.confidence(z),
+    "entropy": lambda z, y: outputs.entropy(z),
+    "modified entropy": outputs.modified_entropy,
+    "scaled logit": outputs.scaled_logit,
 }
 
 
@@ -43,22 +43,22 @@ SIGNALS = {
 def test_loss_and_confidence_are_scipys_log_softmax(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
     log_p = log_softmax(logits, axis=1)
-    np.testing.assert_allclose(signals.loss(logits, labels), -of_label(log_p, labels), atol=1e-11)
-    np.testing.assert_allclose(signals.confidence(logits), log_p.max(axis=1), atol=1e-11)
+    np.testing.assert_allclose(outputs.loss(logits, labels), -of_label(log_p, labels), atol=1e-11)
+    np.testing.assert_allclose(outputs.confidence(logits), log_p.max(axis=1), atol=1e-11)
 
 
 @given(answers())
 def test_scaled_logit_is_the_log_odds_by_scipys_logsumexp(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
     expected = [z[y] - logsumexp(np.delete(z, y)) for z, y in zip(logits, labels, strict=True)]
-    np.testing.assert_allclose(signals.scaled_logit(logits, labels), expected, atol=1e-11)
+    np.testing.assert_allclose(outputs.scaled_logit(logits, labels), expected, atol=1e-11)
 
 
 @given(answers(largest=12))
 def test_entropies_are_their_definitions(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
     for z, y, entropy, modified in zip(
-        logits, labels, signals.entropy(logits), signals.modified_entropy(logits, labels), strict=True
+        logits, labels, outputs.entropy(logits), outputs.modified_entropy(logits, labels), strict=True
     ):
         p = softmax(z)
         wrong = np.delete(p, y)
@@ -86,34 +86,34 @@ def test_records_known_by_heart_keep_their_order() -> None:
     margin = np.array([40.0, 80.0, 200.0, 700.0])
     logits, labels = np.stack([margin, 0 * margin], axis=1), np.zeros(4, dtype=int)
     assert (softmax(logits, axis=1)[:, 0] == 1).all()
-    assert (np.diff(signals.scaled_logit(logits, labels)) > 0).all()
-    assert (np.diff(signals.confidence(logits)) > 0).all()
-    for falling in (signals.loss(logits, labels), signals.entropy(logits)):
+    assert (np.diff(outputs.scaled_logit(logits, labels)) > 0).all()
+    assert (np.diff(outputs.confidence(logits)) > 0).all()
+    for falling in (outputs.loss(logits, labels), outputs.entropy(logits)):
         assert (np.diff(falling) < 0).all() and (falling > 0).all()
-    assert (np.diff(signals.modified_entropy(logits, labels)[:3]) < 0).all()
+    assert (np.diff(outputs.modified_entropy(logits, labels)[:3]) < 0).all()
 
 
 def test_loss_of_a_near_certain_answer_to_full_precision() -> None:
     # ℓ = log(1 + e^-φ) = e^-φ − e^-2φ/2 + …, at φ = 40
-    found = signals.loss(np.array([[40.0, 0.0]]), np.array([0]))[0]
+    found = outputs.loss(np.array([[40.0, 0.0]]), np.array([0]))[0]
     odds = Fraction(np.exp(-40.0))
     assert found == pytest.approx(float(odds - odds**2 / 2), rel=1e-14)
 
 
 def test_modified_entropy_tells_a_confident_error_from_a_confident_answer() -> None:
     logits = np.array([[30.0, 0.0], [30.0, 0.0]])
-    right, wrong = signals.modified_entropy(logits, np.array([0, 1]))
+    right, wrong = outputs.modified_entropy(logits, np.array([0, 1]))
     assert right < 1e-10 and wrong == pytest.approx(60.0)
-    assert np.ptp(signals.entropy(logits)) == 0
+    assert np.ptp(outputs.entropy(logits)) == 0
 
 
 def test_logits_do_not_depend_on_the_batch(records: Callable[..., Records]) -> None:
     module = zoo.build(ModelSettings(hidden=[8]), (10,), 3, seed=4)
     features = records(np.random.default_rng(0), 50).features
-    whole = signals.logits(module, features)
+    whole = outputs.logits(module, features)
     assert whole.shape == (50, 3) and whole.dtype == np.float64
-    np.testing.assert_allclose(signals.logits(module, features, batch=7), whole, atol=1e-6)
-    assert signals.logits(module, features[:0]).shape == (0, 3)
+    np.testing.assert_allclose(outputs.logits(module, features, batch=7), whole, atol=1e-6)
+    assert outputs.logits(module, features[:0]).shape == (0, 3)
 
 
 def products_one_by_one(
@@ -223,11 +223,11 @@ def test_a_direction_without_a_parameter_is_an_error(records: Callable[..., Reco
 def test_correct_is_the_share_of_right_answers(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
     expected = [float(list(z).index(max(z)) == y) for z, y in zip(logits, labels, strict=True)]
-    np.testing.assert_array_equal(signals.correct(logits, labels), expected)
+    np.testing.assert_array_equal(outputs.correct(logits, labels), expected)
 
 
 def test_a_model_without_an_answer_is_neither_right_nor_wrong() -> None:
-    found = signals.correct(np.array([[np.nan, 1.0], [2.0, 1.0]]), np.array([0, 0]))
+    found = outputs.correct(np.array([[np.nan, 1.0], [2.0, 1.0]]), np.array([0, 0]))
     np.testing.assert_array_equal(found, [np.nan, 1.0])
 
 

@@ -78,7 +78,7 @@ def test_the_logits_are_the_models_and_are_computed_once(
     with torch.no_grad():
         expected = view.module(view.final_model)(torch.tensor(overfitted.candidates.features)).numpy()
     np.testing.assert_allclose(view.logits(12, overfitted.candidates), expected, rtol=1e-6)
-    monkeypatch.setattr(participant.signals, "logits", lambda *_: pytest.fail("computed twice"))
+    monkeypatch.setattr(participant.outputs, "logits", lambda *_: pytest.fail("computed twice"))
     again = view.as_outsider_of_itself().logits(12, overfitted.candidates)
     again += 1  # a caller may do with its copy what it likes
     np.testing.assert_allclose(view.logits(12, overfitted.candidates), expected, rtol=1e-6)

@@ -58,7 +58,7 @@ class Clipping:
     def __init__(
         self, plans: StackedPlans, norm: Tensor, stack: Stack, source: NoiseSource, flat: Tensor
     ) -> None:
-        """Norm: C of the first step; flat: where a step's noise is written, (M, ``source.size``) float32."""
+        """Take C of the first step as ``norm``; write noise into ``flat``, (M, ``source.size``) float32."""
         self.norm = norm
         self.expected_batch = plans.expected_batch
         self._plans, self._source, self._flat = plans, source, flat
@@ -87,10 +87,13 @@ class Clipping:
         if not self._any_adapts:
             return
         n, plans, present = len(weight), self._plans, weight > 0
+        # (n, B); what pads a batch has a gradient too, and is not counted.
         shorter = (gradient.norms <= self.norm[:n, None].float()) & present
         count = shorter.sum(1) - present.sum(1) / 2 + plans.count_noise[:n] * self._count
+        # b̃ of `Plan.next_clipping_norm`, (n,): noisy, so that it may leave [0, 1].
         share = (0.5 + count / plans.expected_batch[:n]).clamp(0, 1)
         moved = self.norm[:n] * torch.exp(-plans.rate[:n] * (share - plans.quantile[:n])).double()
+        # A model that has stopped early makes its steps in vain: its C stays.
         self.norm[:n] = torch.where(plans.adapts[:n] & ~ended[:n], moved, self.norm[:n])
 
 

@@ -98,6 +98,7 @@ class StackedLayers:
     def state(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return (M, out, in) and (M, out) by name."""
         values = list(pieces)
+        # Hidden layers are stored (M, in, out), the module's shape is (out, in), as the last one is stored.
         values[:-2:2] = [weight.mT for weight in pieces[:-2:2]]
         values[1:-2:2] = [bias.squeeze(1) for bias in pieces[1:-2:2]]
         values[-1] = pieces[-1].squeeze(2)
@@ -117,7 +118,7 @@ class StackedLayers:
         answers = torch.empty(models, n, self._widths[-1])
         for start in range(0, n, SIGNAL_ROWS):
             x = pool.features[start : min(start + SIGNAL_ROWS, n)]
-            everyones = _whole_fours(x).expand(models, -1, -1)
+            everyones = _whole_fours(x).expand(models, -1, -1)  # (M, rows, inputs), not copied
             answers[:, start : start + len(x)] = self._logits(parameters, everyones)[:, : len(x)]
         return answers
 
@@ -127,7 +128,7 @@ class StackedLayers:
 
     def _logits(self, parameters: Parameters, x: Tensor) -> Tensor:
         for weight, layer in zip(parameters[:-1], self._layers[1:], strict=True):
-            z = torch.bmm(x, weight)
+            z = torch.bmm(x, weight)  # (M, R, inputs)(M, inputs, out), biases included
             x = self._scratch.followed_by_one(
                 "signal input", models=len(z), rows=z.shape[1], inputs=layer.inputs
             )
@@ -300,7 +301,7 @@ class LayerPass:
         # Over what is not next to each other in memory a norm is slow, a sum is not.
         torch.sum(self.errors[-1].square(), 1, out=products[-1]).sqrt_()
         self.norms = products.mul_(lengths).square_().sum(0).sqrt_()
-        factor = (clipping_norm / (self.norms + 1e-6)).clamp_(max=1.0).mul_(weight)
+        factor = (clipping_norm / (self.norms + 1e-6)).clamp_(max=1.0).mul_(weight)  # (M, B)
         for delta in self.errors[:-1]:
             delta.mul_(factor[:, :, None])
         self.errors[-1].mul_(factor[:, None])

@@ -68,7 +68,7 @@ class StackedModule:
         """Return (M, n, classes) float32, in evaluation mode, model after model."""
         parts = pool.features[:-1].split(SIGNAL_ROWS)
         self.module.eval()
-        models = zip(*parameters, strict=True)
+        models = zip(*parameters, strict=True)  # one model's parameters at a time
         answers = [torch.cat([self.call(list(model), x) for x in parts]) for model in models]
         self.module.train()
         return torch.stack(answers)
@@ -112,6 +112,7 @@ class ModuleTrainer:
         # The cross-entropy takes labels, (B,), or targets, (B, classes).
         y = batches.labels if batches.targets is None else batches.targets
         if batches.clipping_norm is None:
+            # Over models: parameters (M, …), x (M, B, …).
             gradients = torch.func.vmap(torch.func.grad(self._loss))(parameters, x, y, weight)
             return ModuleGradient(list(gradients), batches.noise, torch.empty(0))
         clipped = torch.func.vmap(self._clipped)

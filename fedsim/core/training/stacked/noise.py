@@ -50,6 +50,7 @@ class NoiseSource:
             for number, row in zip(numbers, out, strict=True):
                 row.normal_(generator=rng.torch_generator(int(number), "shadows/noise"))
             return torch.ones(len(numbers))
+        # The lowest bit is the sign, the others choose the window: (windows, size) is a view of the table.
         places = (numbers >> np.uint64(1)) % np.uint64(len(self._windows))
         torch.index_select(self._windows, 0, torch.from_numpy(places.astype(np.int64)), out=out)
         return torch.from_numpy(np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1)))
@@ -64,6 +65,7 @@ def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
         streams = [rng.generator(int(number), "shadows/uniform") for number in numbers]
         return torch.from_numpy(np.stack([stream.random(size, np.float32) for stream in streams]))
     windows = np.lib.stride_tricks.sliding_window_view(_uniform_table(*key), size)
+    # Places do not depend on the size, so that a larger one begins with the same numbers.
     places = numbers % np.uint64(TABLE - LARGEST_UNIFORM)
     return torch.from_numpy(windows[places.astype(np.intp)])
 

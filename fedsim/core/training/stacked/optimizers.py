@@ -87,6 +87,7 @@ def _sgd(parameters: Parameters, settings: TrainingSettings, l2: float, mu: floa
 
     def update(gradient: Gradient, n: int) -> None:
         for i, p in enumerate(first[n]):
+            # β and α of the gradient's own product: the weights are read and written once.
             gradient.add_to(i, p, decay, -lr)
             if mu:
                 p.add_(anchored[n][i], alpha=lr * mu)
@@ -135,10 +136,11 @@ def _adam(parameters: Parameters, settings: TrainingSettings, slopes: _PenaltySl
         t += 1
         for i, (p, mean, square) in enumerate(zip(first[n], means[n], squares[n], strict=True)):
             slope = torch.empty_like(p)
-            gradient.add_to(i, slope, 0.0, 1.0)
+            gradient.add_to(i, slope, 0.0, 1.0)  # β = 0: what is in the fresh tensor does not matter
             slopes.add_to(slope, i, p)
             mean.lerp_(slope, 1 - beta1)
             square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            # Both bias corrections are numbers, since all models have made t steps.
             scale = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(epsilon)
             p.addcdiv_(mean, scale, value=-settings.lr / (1 - beta1**t))
 

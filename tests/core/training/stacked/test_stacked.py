@@ -252,14 +252,14 @@ def test_modules_that_cannot_be_stacked_are_told(module: nn.Module) -> None:
 def test_frozen_parameters_and_buffers_stay() -> None:
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     module[0].weight.requires_grad_(False)
-    module.register_buffer("scale", torch.tensor([1, 2]))
+    module.register_buffer("scale", torch.tensor([1.0, 2.0]))
     stack = stack_of(module, (4,), 2)
     assert isinstance(stack, StackedModule)
     assert stack.parameters == 5 + 10 + 2
     state = stack.state(stack.pieces(stacked_together(stack, [module, module])))
     assert list(state) == list(module.state_dict())
     assert torch.equal(state["0.weight"][1], module[0].weight)
-    assert torch.equal(state["scale"][0], torch.tensor([1, 2]))
+    assert torch.equal(state["scale"][0], torch.tensor([1.0, 2.0]))
 
 
 def test_one_thread_for_a_while() -> None:
