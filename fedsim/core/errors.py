@@ -14,10 +14,25 @@ import re
 from collections.abc import Iterable
 
 
+LONGEST_WORD = 500
+"""Characters between blanks that an error shows: as long as a path may well be."""
+
+_UNSAFE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x1f\x7f-\x9f]")
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD},}}")
+
+
 class FedsimError(Exception):
-    """The run cannot go on; the text says why in one sentence."""
+    """The run cannot go on; the text says why in one sentence.
+
+    What it quotes of files and values is shown without terminal escapes and control characters, and unbroken
+    runs of characters cut to `LONGEST_WORD`.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        safe = _UNSAFE.sub(" ", text)
+        super().__init__(_LONG_WORD.sub(lambda match: f"{match[0][: LONGEST_WORD - 1]}…", safe))
 
 
 class InputError(FedsimError):
@@ -39,7 +54,6 @@ def suggestion(value: object, choices: Iterable[str], limit: int = 12) -> str:
 PLAIN_LENGTH = 300
 """Characters of someone else's error that are shown and kept."""
 
-_UNSAFE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"(?: at)? 0x[0-9a-fA-F]{6,}")
 
 

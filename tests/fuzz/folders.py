@@ -19,7 +19,9 @@ def _cut(content: bytes) -> bytes:
 
 def _flip(content: bytes) -> bytes:
     middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 0x15]) + content[middle + 1 :]
+    return (
+        content[:middle] + bytes(byte ^ 0x15 for byte in content[middle : middle + 1]) + content[middle + 1 :]
+    )
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {

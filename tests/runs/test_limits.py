@@ -20,7 +20,10 @@ from fedsim.runs import prepare
 from fedsim.runs.checks import limits
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no attacks": ({"adversary": {"attacks": []}}, "adversary.attacks = []: name an attack"),
+    "no attacks": (
+        {"adversary": {"attacks": []}},
+        "adversary.attacks = [] leaves the participant no attack; name one, or 'all'",
+    ),
     "more than there are": (
         {"federation": {"min_parties": 100}},
         "federation.min_parties = 100: 3 of 3 parties train in a round; use at most 3",

@@ -143,7 +143,8 @@ def test_attacking_again_offline_gives_the_same_scores(tmp_path: Path) -> None:
     noted: list[tuple[int, int]] = []
     attack_again(run, progress=lambda done, total: noted.append((done, total)))
     pd.testing.assert_frame_equal(run.table("scores"), before)
-    assert noted[-1] == (32, 32)
+    done, total = noted[-1]
+    assert done == total >= 32
     assert cache.cache_folder().exists()
 
 

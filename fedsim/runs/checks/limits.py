@@ -31,7 +31,6 @@ def check(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) 
     Raises:
         InputError: in one sentence, which key is out of reach, and what would be in it.
     """
-    _attacks(scenario)
     _parties(scenario, len(rows))
     _noise(scenario)
     _device(scenario.device)
@@ -42,11 +41,6 @@ def check(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) 
                 f"{key} = {value}: that takes about {in_words(needed)} of memory, and there is "
                 f"{in_words(memory)}; {advice}"
             )
-
-
-def _attacks(scenario: Scenario) -> None:
-    if not scenario.adversary.attacks:
-        raise InputError("adversary.attacks = []: name an attack of `fedsim attacks list`, or 'all'")
 
 
 def _parties(scenario: Scenario, parties: int) -> None:
