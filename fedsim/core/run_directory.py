@@ -3,6 +3,7 @@
     runs/<name>/
       scenario.toml      the exact scenario, defaults filled in; `fedsim run` on it repeats the run
       manifest.json      versions, seeds, data hashes, engine, machine, wall times
+      schema.json        how a raw record becomes features: declared or learnt from public records
       rounds.parquet     game, round, party, status, loss, accuracy, auc, epsilon, party_epsilon, seconds
       models/game-000/round-000.safetensors …
       parties/game-000/000-hospital-1/   what that party's process may read: its own records

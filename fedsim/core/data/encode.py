@@ -43,6 +43,7 @@ class Encoded:
     notices: what a person should know of the encoding, one sentence each
     hashes: SHA-256 by file name
     public: public records with a label, encoded alike; None where there are none. They are in no party.
+    schema: by which the records were encoded, every column declared or learnt from public records
     """
 
     features: np.ndarray
@@ -55,6 +56,7 @@ class Encoded:
     hashes: dict[str, str]
     name: str = "table"
     public: Records | None = None
+    schema: Schema | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,6 +116,7 @@ def encode(
         hashes=hashes,
         name=table.name,
         public=_labelled(public, schema),
+        schema=schema,
     )
 
 
