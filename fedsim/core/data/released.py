@@ -115,7 +115,7 @@ def from_json(document: Mapping[str, Any]) -> ReleasedSchema:
         for entry in document["columns"]
     )
     image = None if document["image"] is None else tuple(document["image"])
-    schema = Schema(columns, document["label"], tuple(document["classes"]), image=image)  # type: ignore[arg-type]
+    schema = Schema(columns, document["label"], tuple(document["classes"]), image=image)
     if schema.undeclared:
         raise ValueError(f"undeclared columns: {schema.undeclared}")
     return ReleasedSchema(schema, tuple(document["missing"]))
@@ -227,7 +227,8 @@ def _number(cell: Cell, index: int, column: Column, released: ReleasedSchema) ->
     if isinstance(cell, str):
         if cell.strip() in released.spellings:
             return math.nan
-        value = float(numeric(pd.Series([cell.strip()], dtype=object))[0])
+        # Half of a surrogate pair, which JSON can spell, is no text to pandas.
+        value = float(numeric(pd.Series([cell.strip()], dtype=object))[0]) if cell.isascii() else math.nan
     else:
         value = _as_float(cell)
         if value in released.missing_numbers:
