@@ -1,7 +1,8 @@
 """What each key has spent: records per minute and in all, and ε; never more than it may, in any process.
 
 A query is paid for in one transaction before it is answered: a process that is killed in between has spent
-without answering, never the reverse. A batch is paid for as a whole or not at all.
+without answering, never the reverse. A batch is paid for as a whole or not at all. ε is on the disk before
+the answer leaves; a power failure may forget the last second's count of queries that cost none (`Database`).
 
 A record that a key asks again is one more query. It costs no ε: the answer is a fixed function of the record
 (`fedsim.serving.policy`), so that nothing new is told.
@@ -53,7 +54,7 @@ def spend(database: Database, key: Key, digests: Sequence[bytes], now: float) ->
     Raises:
         OverBudget: nothing was spent.
     """
-    with database.transaction() as connection:
+    with database.transaction(durable=spent(key.policy, 1) is not None) as connection:
         asked, fresh = connection.execute("SELECT asked, fresh FROM keys WHERE id = ?", (key.id,)).fetchone()
         if key.limits.queries is not None and asked + len(digests) > key.limits.queries:
             raise OverBudget("queries", DAY)

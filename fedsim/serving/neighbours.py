@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,17 @@ WINDOW = 2048
 
 LARGEST, KEYS = 1_000_000, 64
 
+SAME = 1e-9
+"""Squared distance up to which two records are the same."""
+
+
+@dataclass
+class _Earlier:
+    """The last records of one key: features, (n, d) float64, and their squared norms, (n,)."""
+
+    features: np.ndarray
+    squares: np.ndarray
+
 
 class Neighbours:
     """The last records of each key, in the memory of this process."""
@@ -31,7 +43,7 @@ class Neighbours:
         width = int(np.prod(schema.shape))
         self._radius = NEAR * len(schema.schema.columns)
         self._window = max(1, min(WINDOW, LARGEST // width))
-        self._earlier: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._earlier: OrderedDict[str, _Earlier] = OrderedDict()
         self._lock = threading.Lock()
 
     def count(self, key: str, features: np.ndarray) -> int:
@@ -39,22 +51,23 @@ class Neighbours:
 
         A record that is asked again is no neighbour of itself.
         """
-        flat = features.reshape(len(features), -1)
+        flat = features.reshape(len(features), -1).astype(np.float64)
+        new = _Earlier(flat, (flat**2).sum(axis=1))
         with self._lock:
-            earlier = self._earlier.pop(key, flat[:0])
-            together = np.concatenate([earlier, flat])
-            self._earlier[key] = together[-self._window :].copy()
+            old = self._earlier.pop(key, _Earlier(flat[:0], new.squares[:0]))
+            self._earlier[key] = _Earlier(
+                np.concatenate([old.features, new.features])[-self._window :],
+                np.concatenate([old.squares, new.squares])[-self._window :],
+            )
             if len(self._earlier) > KEYS:
                 self._earlier.popitem(last=False)
-        distances = _squared_distances(flat, together)
-        own = len(earlier) + np.arange(len(flat))
-        later = np.arange(len(together))[None, :] >= own[:, None]
-        near = (distances > 1e-9) & (distances <= self._radius) & ~later
-        return int(near.any(axis=1).sum())
+        within = np.tril(self._near(new, new), -1)  # those before it in its own request
+        return int((self._near(new, old).any(axis=1) | within.any(axis=1)).sum())
 
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return (len(a), len(b)) float64."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * x @ y.T
-    return np.asarray(squares)
+    def _near(self, a: _Earlier, b: _Earlier) -> np.ndarray:
+        """Return a mask (len(a), len(b)) of neighbours."""
+        distances = a.features @ b.features.T
+        distances *= -2
+        distances += a.squares[:, None]
+        distances += b.squares[None, :]
+        return (distances <= self._radius) & (distances > SAME)

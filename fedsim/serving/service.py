@@ -111,7 +111,7 @@ def opened(
     folder = state.folder(run.path)
     model = release.load(run, game)
     secret = state.secret(folder)
-    database = state.Database(folder / "keys.sqlite")
+    database = state.Database(folder / "keys.sqlite", sync)
     return Service(model, database, secret, AuditLog(folder, secret, sync), settings, seed)
 
 

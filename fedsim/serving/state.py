@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,29 +60,35 @@ class Secret:
 
 
 class Database:
-    """One SQLite connection that the threads of a process share; processes share the file.
+    """Two SQLite connections that the threads of a process share; processes share the file.
 
-    Write-ahead logging with a flush to the disk at each commit (synchronous = FULL): what was spent stays
-    spent after a kill or a power failure.
+    One writes. The other reads what was last committed and waits for nobody, so that how long a key takes to
+    be refused tells nothing of who else asks.
+
+    A commit to the write-ahead log outlasts a killed process. A power failure as well where it was flushed to
+    the disk: durable ones are, others where ``sync`` seconds have passed since the last flush.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sync: float = 0.0) -> None:
+        self._sync, self._flushed = sync, -math.inf
         try:
             _touch_private(path)
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY, isolation_level=None, check_same_thread=False
+            self._connection, self._reader = (
+                sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+                for _ in range(2)
             )
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_TABLES)
         except (sqlite3.Error, OSError) as error:
             raise InputError(f"cannot use {path}: {error}") from error
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Hold the only write transaction of all processes; an exception undoes it."""
         with self._lock:
+            flush = durable or time.monotonic() - self._flushed >= self._sync
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -88,17 +96,20 @@ class Database:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+            if flush:  # the write-ahead log was flushed as a whole
+                self._flushed = time.monotonic()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Read what was last committed."""
-        with self._lock:
-            yield self._connection
+        with self._reading:
+            yield self._reader
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
+        """Close both connections."""
+        with self._lock, self._reading:
             self._connection.close()
+            self._reader.close()
 
 
 def folder(run: Path) -> Path:

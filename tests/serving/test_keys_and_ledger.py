@@ -126,9 +126,12 @@ def test_a_key_does_not_pay_for_another(database: state.Database) -> None:
     assert spend(database, two, digests(1), 0.0).fresh == 1
 
 
-@given(st.lists(st.tuples(st.floats(0, 200), st.integers(1, 5)), max_size=60))
-def test_no_60_seconds_hold_more_than_the_limit(asks: list[tuple[float, int]]) -> None:
-    database, clock, answered = state.Database(Path(":memory:")), Clock(1e9), []
+@given(asks=st.lists(st.tuples(st.floats(0, 200), st.integers(1, 5)), max_size=60))
+def test_no_60_seconds_hold_more_than_the_limit(
+    asks: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    database = state.Database(tmp_path_factory.mktemp("keys") / "keys.sqlite", sync=60.0)
+    clock, answered = Clock(1e9), []
     key = a_key(database, per_minute=7)
     for wait, records in asks:
         clock.now += wait / 10
