@@ -17,6 +17,7 @@
       leakage.parquet    attack, party, game, metric, value, low, high, n_members, n_nonmembers, note
       source_scores.parquet  game, attack, candidate, party, score: which party is it a member of?
       sources.parquet    attack, game, metric, value, low, high, n
+      serving/           keys, budgets and log of the released model: see `fedsim.serving.state`
 
 An observer other than the participant names its attacks 'outsider/…', 'coalition/…' or 'server/…'.
 

@@ -17,6 +17,7 @@ from fedsim.core.privacy.output import answered
 from fedsim.core.scenario.protection import OutputPolicy
 
 NOISY = ("noisy", "laplace", "gaussian")
+_NO_NOISE = rng.generator(0, "served answer")  # for policies that draw nothing
 
 
 def answer(p: np.ndarray, policy: OutputPolicy, digests: Sequence[bytes], seed: int) -> np.ndarray:
@@ -26,7 +27,7 @@ def answer(p: np.ndarray, policy: OutputPolicy, digests: Sequence[bytes], seed: 
     seed: of the noise. A service's is secret; a given one makes a run of it repeatable.
     """
     if policy.policy not in NOISY:
-        return answered(p, policy, rng.generator(seed, "served answer"))  # draws nothing
+        return answered(p, policy, _NO_NOISE)
     rows = [answered(row[None], policy, stream(seed, policy, d)) for row, d in zip(p, digests, strict=True)]
     return np.concatenate(rows) if rows else p
 
