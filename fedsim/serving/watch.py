@@ -5,7 +5,8 @@ somebody searches a boundary, asks about noisy copies or tries variants of one p
 persons, each asked once, looks like any other traffic: nothing here sees it, and only a policy or a budget
 helps.
 
-`experiments/benchmarks/monitoring.py` measures false alarms and recall.
+Whoever plays 'what if' with the numbers of a few persons is named as well: it is the same question. Measured
+by `experiments/benchmarks/monitoring.py`; figures in `experiments/results/serving.md`.
 """
 
 from __future__ import annotations
