@@ -10,6 +10,7 @@
       accomplices/game-000/001-…/        what an accomplice shares with it, if 'coalition' is an observer
       server_observations/game-000/      what the server saw, if it is an observer
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
+      schema.json        how a raw record becomes features: see `fedsim.core.data.released`
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
       truth.parquet      who is a member; written and read by `fedsim.evaluation.truth` alone
       scores.parquet     game, observer, attack, candidate, score, threshold
@@ -19,6 +20,7 @@
       sources.parquet    observer, attack, game, metric, value, low, high, n
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
       not_run.parquet    game, observer, attack, reason: attacks that could not be run; absent where all could
+      serving/           keys, budgets and log of the released model: see `fedsim.serving.state`
 
 An attack is known by the pair of its observer and its name.
 
@@ -106,6 +108,8 @@ class Manifest(TypedDict, total=False):
 
 
 _MANIFEST = TypeAdapter(Manifest)
+
+_DEALT = ("truth.parquet", "schema.json")
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class RunDirectory:
     def forget_records(self) -> None:
         """Remove what has been dealt, so that it can be dealt anew."""
         shutil.rmtree(self.path / "parties", ignore_errors=True)
-        for path in [*self.path.glob("candidates-*.safetensors"), self.path / "truth.parquet"]:
+        for path in [*self.path.glob("candidates-*.safetensors"), *map(self.path.joinpath, _DEALT)]:
             path.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- parties

@@ -43,7 +43,7 @@ def note(run: RunDirectory, *parts: str) -> None:
 def note_prepared(run: RunDirectory) -> None:
     """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
     candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
-    note(run, "scenario.toml", "truth.parquet", "parties", *candidates)
+    note(run, "scenario.toml", "truth.parquet", "schema.json", "parties", *candidates)
     code = {str(path): _digest(path) for path in own_modules(run.scenario)}
     files.write_json(run.path / DIGESTS, _known(run) | code)
 

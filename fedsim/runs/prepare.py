@@ -15,7 +15,7 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, encode, parties
+from fedsim.core.data import catalogue, encode, parties, released
 from fedsim.core.data.encode import Encoded
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
@@ -154,6 +154,9 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
+    if encoded.schema is not None:
+        schema = released.release_schema(encoded.schema, scenario.data, encoded.readings)
+        released.write_schema(run.path, schema)
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,

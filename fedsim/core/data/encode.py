@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fedsim.core.data import clipping, describe
-from fedsim.core.data.columns import learn, read_columns
+from fedsim.core.data.columns import Reading, learn, read_columns
 from fedsim.core.data.describe import ColumnFacts
 from fedsim.core.data.public import Public, check_overlap, choose, draw_whole, persons, subset
 from fedsim.core.data.records import Records
@@ -50,6 +50,8 @@ class Encoded:
     label: name of the label's column
     public_classes: the classes that public records show; None where the classes are declared
     from_private: what was decided by private records, a sentence with its key each: no party may be under DP
+    schema: by which the records were encoded, every column declared or learnt from public records
+    readings: column → how its text is read; see `columns.read_columns`
     """
 
     features: np.ndarray
@@ -68,6 +70,8 @@ class Encoded:
     label: str = "label"
     public_classes: tuple[str, ...] | None = None
     from_private: tuple[str, ...] = ()
+    schema: Schema | None = None
+    readings: Mapping[str, Reading] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,6 +144,8 @@ def encode(
         label=schema.label,
         public_classes=None if table.classes_declared else _public_classes(read.public, schema),
         from_private=read.from_private,
+        schema=schema,
+        readings=read.readings,
     )
 
 
@@ -244,6 +250,7 @@ def under_dp(encoded: Encoded) -> Encoded:
         labels=index[left.labels],
         classes=encoded.public_classes,
         public_classes=None,
+        schema=None if left.schema is None else replace(left.schema, classes=encoded.public_classes),
         notices=(*left.notices, f"the classes of '{encoded.label}' are those that public records show"),
         public=None if public is None else Records(public.features, index[public.labels]),
         flow=(*left.flow, *[("of a class that public records show", len(left))] * bool(dropped)),

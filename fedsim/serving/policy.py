@@ -1,0 +1,38 @@
+"""What a key is told of the model's probabilities: the offline policies, record by record.
+
+Noise is a fixed function of the run's secret, the policy and the record. A record that is asked about again,
+by whatever key of that policy, has the answer it had before: nothing can be averaged away, and several keys
+together learn no more than one. Two policies draw independent noise: noise that was merely scaled differently
+would cancel out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsim.core import rng
+from fedsim.core.privacy.output import answered
+from fedsim.core.scenario.protection import OutputPolicy
+
+NOISY = ("noisy", "laplace", "gaussian")
+_NO_NOISE = rng.generator(0, "served answer")  # for policies that draw nothing
+
+
+def answer(p: np.ndarray, policy: OutputPolicy, digests: Sequence[bytes], seed: int) -> np.ndarray:
+    """Return what ``policy`` tells of probabilities p, (n, classes) float64; NaN where nothing is told.
+
+    digests: of the records' features, in their order
+    seed: of the noise. A service's is secret; a given one makes a run of it repeatable.
+    """
+    if policy.policy not in NOISY:
+        return answered(p, policy, _NO_NOISE)
+    rows = [answered(row[None], policy, stream(seed, policy, d)) for row, d in zip(p, digests, strict=True)]
+    return np.concatenate(rows) if rows else p
+
+
+def stream(seed: int, policy: OutputPolicy, digest: bytes) -> np.random.Generator:
+    """Return the noise of one record's answer."""
+    settings = policy.model_dump_json(exclude={"queries"})
+    return rng.generator(seed, "served answer", party=f"{settings} {digest.hex()}")
