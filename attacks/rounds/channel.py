@@ -92,6 +92,10 @@ class Reading:
     gain: np.ndarray
     deviation: np.ndarray
 
+    def taken(self, index: np.ndarray) -> Reading:
+        """Return the reading of the records ``index``, in that order."""
+        return Reading(self.amplitude[index], self.gain[index], self.deviation[index])
+
     @property
     def separation(self) -> np.ndarray:
         """H/σ, (n,): how many deviations apart members and non-members are expected to lie."""

@@ -12,7 +12,7 @@ which whiten gradients by the population's covariance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,14 +69,22 @@ class Effort:
 class Outcome:
     """What was found, and what it cost.
 
-    scores: (n,) float64, log likelihood ratios; readings: by kind of signature, one in all or one a round
+    scores: (n,) float64, mean over the kinds of signature of ``ratios``, (n,) log likelihood ratios each
+    readings: by kind of signature, one in all or one a round
     rounds: those read; cost: in whole federations
     """
 
     scores: np.ndarray
+    ratios: dict[str, np.ndarray]
     readings: dict[str, list[Reading]]
     rounds: list[int]
     cost: float
+
+    def taken(self, index: np.ndarray) -> Outcome:
+        """Return what was found of the candidates ``index``, in that order."""
+        ratios = {kind: ratio[index] for kind, ratio in self.ratios.items()}
+        readings = {kind: [each.taken(index) for each in parts] for kind, parts in self.readings.items()}
+        return replace(self, scores=self.scores[index], ratios=ratios, readings=readings)
 
 
 def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
@@ -92,7 +100,20 @@ def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) 
 
 def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:
     """Return what `score` does, and what it was made of."""
-    effort = effort or Effort()
+    order, known = _order(candidates), view.candidate_party
+    if known is not None and len(known) == len(candidates):
+        view = replace(view, candidate_party=np.asarray(known)[order])
+    return _decode(view, candidates.take(order), seed, effort or Effort()).taken(np.argsort(order))
+
+
+def _order(candidates: Records) -> np.ndarray:
+    """Return an order of the candidates that depends on what they are, not on where they stand."""
+    rows = zip(candidates.labels.tolist(), candidates.features, strict=True)
+    keys = [(label, np.ascontiguousarray(features).tobytes()) for label, features in rows]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
+
+
+def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
     plan = federation_plan(view, view.settings.rounds)
     known = owned.of_view(view, candidates, effort.prior)
     experiment = Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
@@ -105,9 +126,9 @@ def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort
             evidence[kind].append(found)
     rows = _rows(experiment, effort.rows)
     readings = {kind: _readings(experiment, rounds, rows) for kind, rounds in evidence.items() if rounds}
-    ratios = [_ratio(experiment, found) for found in readings.values()]
-    scores = np.mean(ratios, axis=0) if ratios else np.zeros(len(candidates))
-    return Outcome(scores, readings, rounds, spent)
+    ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
+    scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
+    return Outcome(scores, ratios, readings, rounds, spent)
 
 
 def _active(view: ParticipantView) -> float:
@@ -141,8 +162,12 @@ def _affordable(
 
 
 def _rows(experiment: Experiment, most: int) -> np.ndarray:
-    """Return the records whose signatures are rows of the channel: those drawn from, or a sample of them."""
+    """Return the records whose signatures are rows of the channel: those drawn from, or a sample of them.
+
+    Where no member is unknown, those that are known to be in no other party vary nothing, and are no rows.
+    """
     rows = np.flatnonzero(experiment.knowledge.drawable)
+    rows = rows[simulated.variances(experiment, rows, 0.0).weight[: len(rows)] > 0]
     if len(rows) <= most:
         return rows
     stream = streams.generator(experiment.seed, "round-decoding/rows")

@@ -19,10 +19,13 @@ def readable(view: ParticipantView, plan: FederationPlan, rounds: Sequence[int])
     """Return those of the rounds whose mean answer follows from the models that were seen.
 
     Of a server with momentum it takes three models in a row; of an adaptive one only round 1 can be undone.
+    Where parties come and go, those in which the adversary took part, and another did.
     """
     seen = [
         t for t in rounds if {t - 1, t} <= view.models.keys() | ({0} if view.start is not None else set())
     ]
+    if plan.participants < len(plan.parties):
+        seen = [t for t in seen if t in view.own_replies and plan.participants > 1]
     if plan.strategy in ADAPTIVE:
         return [t for t in seen if t == 1]
     if plan.strategy == "fedavgm":
