@@ -22,7 +22,7 @@ class Knowledge:
         party, or is decoded alone (candidates in a world in which one target's record is owned at a time)
     drawable: (R,) bool, whom simulated parties are made of
     candidates: number of them
-    sizes: (parties,) int; others: the parties that are not the adversary's own
+    sizes: (parties,) int; others: the parties that are not the adversary's own, nor of its coalition
     prior: π, the share of members among the records asked about
     """
 
@@ -81,7 +81,8 @@ def of_view(view: ParticipantView, candidates: Records, prior: float = 0.5) -> K
         owned.append(view.auxiliary.records)
         whose.append(np.asarray(view.auxiliary.party))
     unasked = np.concatenate(whose)
-    others = tuple(k for k in range(view.settings.parties) if k != view.settings.own)
+    own = {view.settings.own} if view.own_party is None else {view.settings.own, *view.own_party.tolist()}
+    others = tuple(k for k in range(view.settings.parties) if k not in own)
     counts = [np.sum(unasked[0 if together else count :] == k) for k in others]
     if (party < 0).any() or min(counts) < FEW:
         owned += [view.own_train, view.own_heldout]

@@ -16,6 +16,7 @@ from support.runs import finished_run
 from attacks.rounds import decoding
 from attacks.rounds import knowledge as owned
 from attacks.rounds.decoding import Effort, decode, score
+from attacks.rounds.sets import draw_contexts, fillers
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows import aggregation
 from attacks.shadows.laboratory import federation_plan
@@ -107,6 +108,14 @@ def test_candidates_are_read_one_by_one_where_the_adversary_owns_other_records()
         known = owned.of_view(view, given.candidates)
         assert not known.asked.any() and not known.drawable[: len(given.candidates)].any()
     assert auc(areas) > 0.7
+
+
+def test_of_a_coalition_the_other_parties_alone_are_simulated() -> None:
+    given = world()
+    view = replace(given.view, own_party=np.repeat([0, 2], SIZE // 2))
+    known = owned.of_view(view, given.candidates)
+    assert known.others == (1,)
+    assert {context.party for context in draw_contexts(known, fillers(known, 0), 2, 0)} == {1}
 
 
 # -------------------------------------------------------------------------------- what it does not look at
