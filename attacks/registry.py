@@ -1,7 +1,8 @@
 """The suite: every attack by name, and the one way to run them.
 
 To add an attack, write its ``score`` function and one line in `_ATTACKS`. There are two kinds: those that
-read the view, and those that compare the target with shadow federations (`signal_matrix`).
+read the view, and those that compare the target with shadow federations (`signal_matrix`). Of the first,
+some simulate rounds of the parties by themselves (`attacks.rounds`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attacks.matrix.joint import parts, stacking
 from attacks.matrix.rehearsal import MatrixScore
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership import active, label_only, threshold, trajectory, update_regression, whitebox
+from attacks.rounds import decoding
 from attacks.shadows.laboratory import Laboratory, simulate
 from attacks.shadows.plan import STRATEGIES
 from attacks.views import rounds
@@ -44,6 +46,7 @@ class Attack:
     threshold: the score's own, where it has one (0 of a log-odds); else it is chosen on what the owner has
     active: what the adversary must have done in the federation; '' where it need only have watched
     early: whether it reads shadows of the first rounds alone; whole: whether it reads those of all rounds
+    simulates: whether it simulates rounds of the parties by itself, without shadows
     """
 
     name: str
@@ -58,6 +61,7 @@ class Attack:
     active: str = ""
     early: bool = False
     whole: bool = True
+    simulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ _BERTRAN = "Bertran et al. 2023"
 _CARLINI, _ZARIFZADEH = "Carlini et al. 2022", "Zarifzadeh et al. 2024"
 _DECODED = "ours: all candidates decoded together"
 _NASR, _CHOQUETTE = "Nasr et al. 2019", "Choquette-Choo et al. 2021"
+_ROUNDS = "parties of their public sizes train as the settings say, on records like the owned ones"
 _ATTACKS = [
     Attack("gap", threshold.gap, _XY, _LABEL, _YEOM, _FITTED),
     Attack("loss", threshold.loss, _XY, _LAST, _YEOM, _FITTED),
@@ -104,6 +109,16 @@ _ATTACKS = [
     Attack("update-cosine", trajectory.update_cosine, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("update-difference", trajectory.update_difference, _XY, _ALL, "Li et al. 2023", _PULLED),
     Attack("update-regression", update_regression.score, _XY, _ALL, _DECODED, _PULLED),
+    Attack(
+        "round-decoding",
+        decoding.score,
+        _XY,
+        _FIRST,
+        "ours: simulated rounds of single parties",
+        _ROUNDS,
+        threshold=0.0,
+        simulates=True,
+    ),
     Attack("white-box-network", whitebox.network, _XY, _ALL, _NASR, _OWN),
     Attack("gradient-ascent", active.recovery, _XY, _ALL, _NASR, _BACK, active="gradient-ascent"),
     Attack("shokri", shokri.score, _XY, _LAST, "Shokri et al. 2017", _ALIKE, True, True),
@@ -173,11 +188,11 @@ def attacks_of(scenario: Scenario, names: Sequence[str] | None = None) -> list[A
 
 
 def _obstacle(attack: Attack, auxiliary: str, strategy: str, active: str | None, central_dp: bool) -> str:
-    if attack.shadows and central_dp:
+    if (attack.shadows or attack.simulates) and central_dp:
         return (
             "simulates the federation, which it cannot under federation.central_dp; take one without shadows"
         )
-    if attack.shadows and strategy not in STRATEGIES:
+    if (attack.shadows or attack.simulates) and strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{strategy}'"
     if attack.inside and auxiliary != "population":
         return f"trains shadows on candidates, which adversary.auxiliary = '{auxiliary}' does not own"
@@ -246,6 +261,8 @@ def _read(attack: Attack, view: ParticipantView, candidates: Records, seed: int,
     score, purpose = cast(Score, attack.score), f"attack/{attack.name}"
     stream = rng.generator(seed, purpose, game=game)
     scores = _finite(attack, lambda: score(view, candidates, stream))
+    if attack.threshold is not None:
+        return Finding(scores, attack.threshold)
     stream = rng.generator(seed, f"{purpose}/calibration", game=game)
     train, heldout = (_some(side, stream) for side in (view.own_train, view.own_heldout))
     own = Records.concatenate([train, heldout])

@@ -23,8 +23,11 @@ from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 
-# Those that compare with shadows are tested on signal matrices, and end to end in tests/test_shadow_run.py.
-VIEW_ATTACKS = [attack.name for attack in SUITE.values() if not attack.shadows and not attack.active]
+# Those that simulate rounds are tested in rounds/, those that compare with shadows on signal matrices, and
+# all end to end in runs/test_shadow_run.py.
+VIEW_ATTACKS = [
+    attack.name for attack in SUITE.values() if not (attack.shadows or attack.active or attack.simulates)
+]
 
 
 def stream() -> np.random.Generator:
