@@ -27,6 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+COLUMNS = 4096
+"""Coordinates whose products are formed at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Products:
@@ -43,7 +46,16 @@ class Products:
 
     @staticmethod
     def of(rows: np.ndarray, x: np.ndarray, targets: np.ndarray) -> Products:
-        """Return the products of rows (m, q), an update (q,) and targets (k, q), in float64."""
+        """Return the products of rows (m, q), an update (q,) and targets (k, q), in float64.
+
+        Formed from a part of the coordinates at a time: in float64 all of them would take twice the memory.
+        """
+        columns = range(0, max(1, len(x)), COLUMNS)
+        parts = [(array[..., start : start + COLUMNS] for array in (rows, x, targets)) for start in columns]
+        return Products.total([Products._of_few(*part) for part in parts])
+
+    @staticmethod
+    def _of_few(rows: np.ndarray, x: np.ndarray, targets: np.ndarray) -> Products:
         rows, x, targets = (np.asarray(array, np.float64) for array in (rows, x, targets))
         square = np.einsum("kq,kq->k", targets, targets)
         return Products(rows @ rows.T, rows @ x, rows @ targets.T, square, targets @ x)

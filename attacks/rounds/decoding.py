@@ -20,7 +20,7 @@ from attacks.declaration import ALIKE_ROUNDS, FIRST_MODELS, attack
 from attacks.rounds import experiment as simulated
 from attacks.rounds import knowledge as owned
 from attacks.rounds.channel import Products, Reading, read_rows, read_targets
-from attacks.rounds.experiment import Evidence, Experiment
+from attacks.rounds.experiment import Experiment
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows.laboratory import federation_plan
 from attacks.shadows.plan import FederationPlan
@@ -30,6 +30,9 @@ from fedsim.core.data.records import Records
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ to choose from, by the largest predicted separation, in units of a signature's mean square."""
+
+ENTRIES = 2**27
+"""Coordinates of all records and sets, beyond which updates are projected: half a GiB of each kind."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Effort:
     sets: int = 600
     repeats: int = 3
     gradients: bool = True
-    federations: float = 48.0
+    federations: float = 24.0
     rows: int = 2048
     weights: int = 65536
 
@@ -117,14 +120,18 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
     known = owned.of_view(view, candidates, effort.prior)
     experiment = Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
     rounds, kinds, spent = _affordable(view, experiment, effort)
-    evidence: dict[str, list[Evidence]] = {kind: [] for kind in kinds}
+    rows = _rows(experiment, effort.rows)
+    targets = np.setdiff1d(np.arange(known.candidates), rows)
+    weights = min(effort.weights, max(1024, ENTRIES // (len(known) + effort.sets)))
+    products: dict[str, list[Products]] = {kind: [] for kind in kinds}
     for t in rounds:
         start = view.initial if t == 1 else view.models[t - 1]
         update = others_update(view, plan, t, _parameters(plan)) * len(plan.parties) / plan.participants
-        for kind, found in simulated.observe(experiment, start, update, t, kinds, effort.weights).items():
-            evidence[kind].append(found)
-    rows = _rows(experiment, effort.rows)
-    readings = {kind: _readings(experiment, rounds, rows) for kind, rounds in evidence.items() if rounds}
+        for kind, evidence in simulated.observe(experiment, start, update, t, kinds, weights).items():
+            products[kind].append(simulated.products(experiment, evidence, rows, targets))
+    readings = {
+        kind: _readings(experiment, parts, rows, targets) for kind, parts in products.items() if parts
+    }
     ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
     scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
     return Outcome(scores, ratios, readings, rounds, spent)
@@ -173,11 +180,10 @@ def _rows(experiment: Experiment, most: int) -> np.ndarray:
     return np.sort(stream.choice(rows, most, replace=False))
 
 
-def _readings(experiment: Experiment, evidence: list[Evidence], rows: np.ndarray) -> list[Reading]:
+def _readings(
+    experiment: Experiment, parts: list[Products], rows: np.ndarray, targets: np.ndarray
+) -> list[Reading]:
     """Return the candidates' reading in all rounds at once; in each alone where parties come and go."""
-    count = experiment.knowledge.candidates
-    targets = np.setdiff1d(np.arange(count), rows)
-    parts = [simulated.products(experiment, each, rows, targets) for each in evidence]
     factors = [_factor(part, len(rows)) for part in parts]
     if experiment.noise:  # the same in every round, and so must be the scale
         factors = [factors[0]] * len(factors)
