@@ -34,6 +34,7 @@ FITTED = "members are fitted better than records like them"
 LIKE_ITS_OWN = "candidates are to the model what the adversary's own records are"
 PULLED = "members turn the step towards themselves"
 ALIKE_SHADOWS = "shadows repeat the federation: public settings, w_0, records like the parties' own"
+ALIKE_ROUNDS = "parties of their public sizes train as the settings say, on records like the owned ones"
 ALIKE_PARTIES = "parties are alike, so that others show how a record looks that is not there"
 
 Kind = Literal["view", "matrix", "answers", "measurements"]
@@ -66,6 +67,7 @@ class Attack:
     threshold: the score's own, where it has one (0 of a log-odds); else it is chosen on what the owner has
     active: what the adversary must have done in the federation; '' where it need only have watched
     isolates: whether it needs the parties' answers apart, which secure aggregation hides
+    simulates: whether it simulates rounds of single parties by itself, without shadows
     origin: 'module:callable' where a scenario named it so
     """
 
@@ -82,6 +84,7 @@ class Attack:
     threshold: float | None = None
     active: str = ""
     isolates: bool = False
+    simulates: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +133,7 @@ def attack(
     threshold: float | None = None,
     active: str = "",
     isolates: bool = False,
+    simulates: bool = False,
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -142,7 +146,7 @@ def attack(
     def declare(function: Function) -> Function:
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
-            threshold, active, isolates,
+            threshold, active, isolates, simulates,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

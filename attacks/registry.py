@@ -27,6 +27,7 @@ BUILT_IN = (
     "attacks.membership.label_only",
     "attacks.membership.trajectory",
     "attacks.membership.update_regression",
+    "attacks.rounds.decoding",
     "attacks.membership.active",
     "attacks.matrix.shokri",
     "attacks.matrix.quantile",
@@ -239,11 +240,12 @@ def _obstacle(
     attack: Attack, adversary: AdversarySettings, federation: FederationSettings, victims: int | None
 ) -> str:
     """Return why an attack cannot be run on such a federation, '' where it can."""
-    if attack.shadows and federation.central_dp is not None:
+    follows = attack.shadows or attack.simulates
+    if follows and federation.central_dp is not None:
         return (
             "simulates the federation, which it cannot under federation.central_dp; take one without shadows"
         )
-    if attack.shadows and federation.strategy not in STRATEGIES:
+    if follows and federation.strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{federation.strategy}'"
     if attack.inside and adversary.auxiliary != "population":
         return (

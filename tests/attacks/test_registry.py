@@ -24,7 +24,8 @@ from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 
-# Those that compare with shadows are tested on signal matrices, and end to end in runs/test_shadow_run.py.
+# Those that simulate rounds are tested in rounds/, those that compare with shadows on signal matrices, all
+# of them end to end in runs/test_shadow_run.py.
 
 
 def stream() -> np.random.Generator:
@@ -140,6 +141,7 @@ def test_the_suite_holds_every_family() -> None:
         "boundary-distance", "loss-series", "update-cosine", "update-difference", "confidence-series",
         "update-regression",
     ]  # fmt: skip
+    assert PARTICIPANTS["round-decoding"].simulates
     compared = {"shokri", "quantile", "quantile-regression", "lira", "lira-offline", "lira-rounds"}
     compared |= {"rmia", "rmia-offline", "combined", "joint", "first-update"}
     assert compared <= set(PARTICIPANTS) - set(VIEW_ATTACKS)

@@ -22,8 +22,12 @@ def attacks_of(observer: Observer, infers: str = "membership") -> dict[str, Atta
 
 PARTICIPANTS = attacks_of("participant")
 
-VIEW_ATTACKS = [name for name, attack in PARTICIPANTS.items() if attack.kind == "view" and not attack.active]
-"""Those that need neither shadows nor an active adversary."""
+VIEW_ATTACKS = [
+    name
+    for name, attack in PARTICIPANTS.items()
+    if attack.kind == "view" and not (attack.active or attack.simulates)
+]
+"""Those that simulate nothing and need no active adversary."""
 
 
 def findings(

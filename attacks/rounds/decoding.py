@@ -1,0 +1,226 @@
+"""Round decoding: who is in the others' update, by simulated rounds of single parties (ours).
+
+The update of one observed round is a sum over the other parties and, nearly, over their records. Here it is
+read as a channel (`attacks.rounds.channel`) on which every record owned may have sent its signature, whose
+noise is what simulated rounds of the parties show it to be, and on which the members that the adversary does
+not own are a draw from the population of those that it does. So it needs neither all possible members, as
+decoding whole shadow federations does, nor whole federations.
+
+Nearest relatives: GLiR (Leemann, Pawelczyk & Kasneci 2023) and the covariance attack (Azize & Basu 2024),
+which whiten gradients by the population's covariance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from attacks.declaration import ALIKE_ROUNDS, FIRST_MODELS, attack
+from attacks.rounds import experiment as simulated
+from attacks.rounds import knowledge as owned
+from attacks.rounds.channel import Products, Reading, read_rows, read_targets
+from attacks.rounds.experiment import Experiment
+from attacks.rounds.updates import others_update, readable
+from attacks.shadows.laboratory import federation_plan
+from attacks.shadows.plan import FederationPlan
+from attacks.views.participant import ParticipantView
+from fedsim.core import rng as streams
+from fedsim.core.data.records import Records
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""λ to choose from, by the largest predicted separation, in units of a signature's mean square."""
+
+ENTRIES = 2**27
+"""Coordinates of all records and sets, beyond which updates are projected: half a GiB of each kind."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What round decoding assumes and spends.
+
+    prior: π, the share of members among the candidates
+    rounds: t ≥ 1 of the updates that are read, as long as they are seen and ``federations`` are not spent
+    sets: simulated party-rounds whose residuals are the noise
+    repeats: pairs of contexts in which a signature is measured; 0: none is
+    gradients: whether signatures by gradients are read as well, where they apply
+    federations: work of all rounds, in whole federations; the first round is always read
+    rows: signatures in the covariance, at most: of more records a sample
+    weights: coordinates that are kept of an update, at most
+    """
+
+    prior: float = 0.5
+    rounds: tuple[int, ...] = (1, 2, 3, 5)
+    sets: int = 600
+    repeats: int = 3
+    gradients: bool = True
+    federations: float = 24.0
+    rows: int = 2048
+    weights: int = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What was found, and what it cost.
+
+    scores: (n,) float64, mean over the kinds of signature of ``ratios``, (n,) log likelihood ratios each
+    readings: by kind of signature, one in all or one a round
+    rounds: those read; cost: in whole federations
+    """
+
+    scores: np.ndarray
+    ratios: dict[str, np.ndarray]
+    readings: dict[str, list[Reading]]
+    rounds: list[int]
+    cost: float
+
+    def taken(self, index: np.ndarray) -> Outcome:
+        """Return what was found of the candidates ``index``, in that order."""
+        ratios = {kind: ratio[index] for kind, ratio in self.ratios.items()}
+        readings = {kind: [each.taken(index) for each in parts] for kind, parts in self.readings.items()}
+        return replace(self, scores=self.scores[index], ratios=ratios, readings=readings)
+
+
+@attack(
+    "round-decoding",
+    sees=FIRST_MODELS,
+    assumes=ALIKE_ROUNDS,
+    source="ours: simulated rounds of single parties",
+    threshold=0.0,
+    simulates=True,
+)
+def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
+    """Return every candidate's log likelihood ratio of being in the others' updates, (n,) float64.
+
+    0 where no update can be read: the server's step cannot be undone, or w_{t−1} and w_t were not both seen.
+
+    Raises:
+        InputError: shadows cannot follow the strategy.
+    """
+    return decode(view, candidates, int(rng.integers(2**62))).scores
+
+
+def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:
+    """Return what `score` does, and what it was made of."""
+    order, known = _order(candidates), view.candidate_party
+    if known is not None and len(known) == len(candidates):
+        view = replace(view, candidate_party=np.asarray(known)[order])
+    return _decode(view, candidates.take(order), seed, effort or Effort()).taken(np.argsort(order))
+
+
+def _order(candidates: Records) -> np.ndarray:
+    """Return an order of the candidates that depends on what they are, not on where they stand."""
+    rows = zip(candidates.labels.tolist(), candidates.features, strict=True)
+    keys = [(label, np.ascontiguousarray(features).tobytes()) for label, features in rows]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
+
+
+def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
+    plan = federation_plan(view, view.settings.rounds)
+    known = owned.of_view(view, candidates, effort.prior)
+    experiment = Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
+    rounds, kinds, spent = _affordable(view, experiment, effort)
+    rows = _rows(experiment, effort.rows)
+    targets = np.setdiff1d(np.arange(known.candidates), rows)
+    weights = min(effort.weights, max(1024, ENTRIES // (len(known) + effort.sets)))
+    products: dict[str, list[Products]] = {kind: [] for kind in kinds}
+    for t in rounds:
+        start = view.initial if t == 1 else view.models[t - 1]
+        update = others_update(view, plan, t, _parameters(plan)) * len(plan.parties) / plan.participants
+        for kind, evidence in simulated.observe(experiment, start, update, t, kinds, weights).items():
+            products[kind].append(simulated.products(experiment, evidence, rows, targets))
+    readings = {
+        kind: _readings(experiment, parts, rows, targets) for kind, parts in products.items() if parts
+    }
+    ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
+    scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
+    return Outcome(scores, ratios, readings, rounds, spent)
+
+
+def _active(view: ParticipantView) -> float:
+    """Return ρ, the probability that another party takes part in a round that the adversary takes part in."""
+    settings = view.settings
+    return (settings.participants - 1) / max(1, settings.parties - 1) if settings.participants > 1 else 0.0
+
+
+def _parameters(plan: FederationPlan) -> list[str]:
+    from fedsim.core.models import zoo
+
+    module = zoo.build(plan.model, plan.input_shape, plan.classes)
+    return [name for name, _ in module.named_parameters()]
+
+
+def _affordable(
+    view: ParticipantView, experiment: Experiment, effort: Effort
+) -> tuple[list[int], list[str], float]:
+    """Return the rounds to read, by which kinds of signature, and what that costs.
+
+    Signatures are measured in pairs where one round of that can be paid for, or gradients do not apply.
+    """
+    training = experiment.plan.training
+    plain = effort.gradients and training.optimizer == "sgd" and training.momentum == 0
+    measured = effort.repeats > 0 and (experiment.cost(True) <= effort.federations or not plain)
+    kinds = ["paired"] * measured + ["gradient"] * plain
+    price = experiment.cost(measured)
+    seen = readable(view, experiment.plan, effort.rounds)
+    rounds = seen[: max(1, int(effort.federations / price))] if kinds else []
+    return rounds, kinds, price * len(rounds)
+
+
+def _rows(experiment: Experiment, most: int) -> np.ndarray:
+    """Return the records whose signatures are rows of the channel: those drawn from, or a sample of them.
+
+    Where no member is unknown, those that are known to be in no other party vary nothing, and are no rows.
+    """
+    rows = np.flatnonzero(experiment.knowledge.drawable)
+    rows = rows[simulated.variances(experiment, rows, 0.0).weight[: len(rows)] > 0]
+    if len(rows) <= most:
+        return rows
+    stream = streams.generator(experiment.seed, "round-decoding/rows")
+    return np.sort(stream.choice(rows, most, replace=False))
+
+
+def _readings(
+    experiment: Experiment, parts: list[Products], rows: np.ndarray, targets: np.ndarray
+) -> list[Reading]:
+    """Return the candidates' reading in all rounds at once; in each alone where parties come and go."""
+    factors = [_factor(part, len(rows)) for part in parts]
+    if experiment.noise:  # the same in every round, and so must be the scale
+        factors = [factors[0]] * len(factors)
+    noise = experiment.noise * factors[0]
+    scaled = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
+    together = [Products.total(scaled)] if experiment.active == 1 else scaled
+    return [_best(experiment, part, rows, targets, noise) for part in together]
+
+
+def _factor(products: Products, signatures: int) -> float:
+    """Return 1 over the mean square of a signature."""
+    square = float(np.mean(np.diag(products.gram)[:signatures]))
+    return 1 / square if square > 0 else 1.0
+
+
+def _best(
+    experiment: Experiment, products: Products, rows: np.ndarray, targets: np.ndarray, noise: float
+) -> Reading:
+    """Return the reading by the λ of the largest predicted separation, which needs no truth."""
+    spread = simulated.variances(experiment, rows, noise)
+    count, inside = experiment.knowledge.candidates, np.flatnonzero(rows < experiment.knowledge.candidates)
+    readings = []
+    for ridge in RIDGES:
+        amplitude, gain, deviation = np.zeros((3, count))
+        for where, part in (
+            (rows[inside], read_rows(products, spread, ridge, len(inside))),
+            (targets, read_targets(products, spread, ridge)),
+        ):
+            amplitude[where], gain[where], deviation[where] = part.amplitude, part.gain, part.deviation
+        readings.append(Reading(amplitude, gain, deviation))
+    return max(readings, key=lambda reading: float(reading.separation.mean()))
+
+
+def _ratio(experiment: Experiment, readings: list[Reading]) -> np.ndarray:
+    """Return the log likelihood ratio of membership, (n,): Σ_t log(ρ exp(ratio of being in U_t) + 1 − ρ)."""
+    active, prior = experiment.active, experiment.knowledge.prior
+    ratios = (reading.likelihood_ratio(active * prior) for reading in readings)
+    if active == 1:
+        return np.sum(list(ratios), axis=0)
+    return np.sum([np.logaddexp(np.log(active) + each, np.log1p(-active)) for each in ratios], axis=0)
