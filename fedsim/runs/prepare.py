@@ -15,7 +15,7 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, parties
+from fedsim.core.data import catalogue, layout, parties
 from fedsim.core.data import encode as encoding
 from fedsim.core.data.store import AUXILIARY, TARGETS, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
@@ -128,6 +128,8 @@ def prepare(prepared: Prepared, path: Path) -> RunDirectory:
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
+    bounds = layout.declared_bounds(scenario.data, SECTORS[scenario.parties.sector].bounds)
+    layout.write_layout(run.path, layout.of(encoded, bounds))
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,
