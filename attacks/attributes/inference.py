@@ -186,9 +186,13 @@ def conditional_logit(inputs: np.ndarray, chosen: np.ndarray, penalty: float = 3
     return np.asarray(minimize(objective, centre, jac=True, method="L-BFGS-B").x)
 
 
-def membership(view: ParticipantView, problem: Problem, rng: np.random.Generator) -> np.ndarray:
-    """Return how much each record looks like a member whatever its value, (n,): the best of its versions."""
-    return np.asarray(update_regression_scores(view, problem, np.empty(0), rng).max(axis=1))
+def called_members(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return whom the adversary calls members before it guesses, (n,) bool: the upper half.
+
+    A record looks like a member as far as the likeliest of its versions does, by the update regression.
+    """
+    likeness = scores["update-regression"].max(axis=1)
+    return np.asarray(likeness >= np.median(likeness))
 
 
 SUITE: Mapping[str, Attack] = {
