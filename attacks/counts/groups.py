@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attacks.counts.members import DRAWS, Count
+from attacks.membership.update_regression import gradient_gram
 from attacks.signals import gradients
 from attacks.views.settings import Weights
 from fedsim.core.data.records import Records
@@ -61,8 +62,6 @@ def baseline(group: np.ndarray, groups: int) -> np.ndarray:
 
 def _measured(steps: Sequence[Step], records: Records) -> tuple[np.ndarray, np.ndarray]:
     """Return ⟨g_i, g_j⟩ and −⟨g_i, Δ⟩ of each round, (T, n, n) and (T, n), scaled so that all count alike."""
-    from attacks.membership.update_regression import gradient_gram
-
     grams, products = [], []
     for module, update in steps:
         gram = gradient_gram(module, records)

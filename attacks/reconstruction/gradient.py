@@ -251,8 +251,8 @@ def _pooled(finished: Sequence[Finished], rows: Rows, shape: tuple[int, ...]) ->
 
     Only starts that explain the update nearly as well take part: a median with failures is no better.
     """
-    best = min(finished, key=lambda start: start[0])
-    like = [start for start in finished if start[0] <= 2 * best[0] + 1e-9]
+    best = min(finished, key=lambda start: start[0])  # rounding may take 1 − cos below 0
+    like = [start for start in finished if start[0] <= 2 * max(best[0], 0.0) + 1e-6]
     matched = [_matched(best, start) for start in like]
     centre = np.median(np.stack(matched), axis=0)
     return Records(rows.whole(centre).reshape(-1, *shape), best[2])

@@ -38,8 +38,8 @@ class Matched:
 def cell_errors(rebuilt: np.ndarray, true: np.ndarray, layout: Layout) -> np.ndarray:
     """Return the error of every column of each rebuilt row against each true one, (m, n, K) float64.
 
-    rebuilt: (m, d), true: (n, d). A number's error is |difference| / range, 1 where the one is missing and the
-    other is not; a category's is 0 or 1.
+    rebuilt: (m, d), true: (n, d). A number's error is |difference| / range, 1 where only one of them is
+    missing; a category's is 0 or 1.
     """
     errors = np.empty((len(rebuilt), len(true), len(layout)))
     for k, column in enumerate(layout):

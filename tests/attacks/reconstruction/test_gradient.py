@@ -122,3 +122,9 @@ def test_the_same_stream_gives_the_same_rows() -> None:
         for _ in range(2)
     ]
     np.testing.assert_array_equal(both[0].features, both[1].features)
+
+
+def test_an_objective_rounded_below_zero_is_still_the_best() -> None:
+    rows, real = Rows.of(LAYOUT), drawn(2, 7)
+    finished = [(cost, real.features, real.labels) for cost in (-2e-7, 0.3)]
+    np.testing.assert_array_equal(gradient._pooled(finished, rows, (7,)).features, real.features)
