@@ -69,7 +69,7 @@ class Problem:
 
 def flat(records: Records) -> np.ndarray:
     """Return the features as rows, (n, d)."""
-    return records.features.reshape(len(records), -1)
+    return records.features.reshape(len(records), int(np.prod(records.shape)))
 
 
 def population(view: ParticipantView) -> Records:

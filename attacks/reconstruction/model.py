@@ -28,7 +28,7 @@ class Descent:
     prior: weight of the auxiliary term, the mean squared distance from the start
     """
 
-    iterations: int = 2000
+    iterations: int = 500
     patience: int = 100
     cost: float = 0.01
     step: float = 0.1
