@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from fedsim import __version__
+from fedsim.cli import beyond
 from fedsim.core.errors import FedsimError, InputError
 
 # In a pipe there is no width to find out: 100 columns hold every table.
@@ -455,6 +456,12 @@ def data_fetch(name: str, data_dir: Path | None) -> None:
         click.echo(f"{path}: {'SHA-256 as published' if file.sha256 else 'no published SHA-256'}")
     if not paths:
         click.echo(f"{name} comes with scikit-learn; there is nothing to fetch")
+
+
+main.add_command(beyond.attribute)
+main.add_command(beyond.invert)
+main.add_command(beyond.reconstruct)
+main.add_command(beyond.count)
 
 
 if __name__ == "__main__":
