@@ -24,7 +24,7 @@ from attacks.reconstruction.model import Descent
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.runs import beyond, play, prepare
-from fedsim.runs.beyond import Setting
+from fedsim.runs.sent import PROTECTIONS, Setting
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 NAMES = ("hospitals", "heart", "digits")
@@ -33,7 +33,7 @@ COLUMNS = {"hospitals": ("sex", "bmi"), "heart": ("thal", "sex"), "digits": ()}
 ATTACKS = ("imputation", "yeom", "csmia", "lomia", "update-cosine", "update-regression", "white-box")
 SETTINGS = (
     Setting(1), Setting(4), Setting(16), Setting(1, 4), Setting(4, 4),
-    *(Setting(4, 1, name) for name in beyond.PROTECTIONS[1:]),
+    *(Setting(4, 1, name) for name in PROTECTIONS[1:]),
     Setting(1, 1, "ε = 8"), Setting(1, 1, "participant"),
 )  # fmt: skip
 DESCENT = Descent(iterations=300, patience=50)

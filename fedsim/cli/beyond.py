@@ -91,11 +91,11 @@ def reconstruct(
       fedsim reconstruct runs/hospitals --batch 8 --steps 1 --protection none --protection 'ε = 8'
     """
     from fedsim.core.run_directory import RunDirectory
-    from fedsim.runs import beyond
+    from fedsim.runs import beyond, sent
     from fedsim.terminal import live
     from fedsim.terminal.beyond_tables import results
 
-    settings = beyond.settings_of(batches, steps, protections)
+    settings = sent.settings_of(batches, steps, protections)
     with live.bar("settings", _err) as progress:
         run = RunDirectory.open(folder)
         table = beyond.gradient(run, settings, repeats, round=round, progress=progress)

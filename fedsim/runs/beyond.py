@@ -6,9 +6,9 @@ the result is a table of the run's folder, written and returned. Nothing else in
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from attacks.counts import groups, members
 from attacks.membership import update_regression
 from attacks.reconstruction import gradient as inversion
 from attacks.reconstruction import model as typical_records
-from attacks.reconstruction.gradient import Effort, LocalSteps, Method
+from attacks.reconstruction.gradient import Effort, Method
 from attacks.reconstruction.model import Descent
 from attacks.signals import outputs
 from attacks.views import observations
@@ -30,19 +30,17 @@ from attacks.views.settings import Weights
 from fedsim.core import files, rng
 from fedsim.core.data.layout import Layout, column_of, read_layout
 from fedsim.core.data.records import Records
-from fedsim.core.data.store import read_party
-from fedsim.core.errors import InputError, suggestion
-from fedsim.core.models.weights import weights_of
-from fedsim.core.privacy.plan import make_plan
+from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.protection import DefenceSettings, DPSettings
-from fedsim.core.training import dp, updates
-from fedsim.core.training.sgd import train
 from fedsim.evaluation import attributes as attribute_judge
 from fedsim.evaluation import counts as count_judge
 from fedsim.evaluation import reconstruction as judge
 from fedsim.evaluation.estimates import Estimate, mean
 from fedsim.evaluation.truth import read_truth
+from fedsim.runs.sent import SETTINGS, Setting, sent, training_records
+
+if TYPE_CHECKING:
+    import torch
 
 Progress = Callable[[int, int], object]
 
@@ -201,50 +199,9 @@ def _inversion_table(judged: Sequence[tuple[str, str, judge.Typical]]) -> pd.Dat
 
 
 # ---------------------------------------------------------- gradient inversion
-@dataclass(frozen=True)
-class Setting:
-    """What a party sends, and to whom.
-
-    batch: records of one local step; epochs: passes over them (one step each); protection: of `PROTECTIONS`
-    """
-
-    batch: int
-    epochs: int = 1
-    protection: str = "none"
-
-
-PROTECTIONS = ("none", "clipped", "sparsified", "ε = 8", "ε = 1", "secure sum", "participant")
-"""'secure sum': the server sees the sum of all parties; 'participant': a party, of all others."""
-
-SETTINGS: tuple[Setting, ...] = (
-    *(Setting(batch, epochs) for epochs in (1, 4) for batch in (1, 4, 16)),
-    *(Setting(batch, 1, name) for name in PROTECTIONS[1:] for batch in (1, 4)),
-)
-
 EFFORT = Effort(starts=2)
 
-
-def settings_of(batches: Sequence[int], epochs: Sequence[int], protections: Sequence[str]) -> list[Setting]:
-    """Return all combinations, with defaults for what is not chosen; where nothing is, `SETTINGS`.
-
-    Raises:
-        InputError: unknown protection.
-    """
-    for name in protections:
-        if name not in PROTECTIONS:
-            raise InputError(f"--protection {name}: no such protection{suggestion(name, PROTECTIONS)}")
-    if not (batches or epochs or protections):
-        return list(SETTINGS)
-    return [
-        Setting(batch, count, name)
-        for name in protections or PROTECTIONS
-        for count in epochs or (1, 4)
-        for batch in batches or (1, 4, 16)
-    ]
-
-
-CLIP, SPARSE, DELTA = 0.1, 0.1, 1e-5
-"""Norm of a clipped update, share of entries that a sparsified one keeps, δ of the two ε."""
+BASELINE = "nearest own record"
 
 
 def gradient(
@@ -265,14 +222,9 @@ def gradient(
     Raises:
         InputError: the run does not train by plain SGD, or has no such round.
     """
-    training = run.scenario.training
-    if training.optimizer != "sgd" or training.momentum:
-        raise InputError("gradient inversion simulates plain SGD; this run's training has another optimizer")
     layout, played = read_layout(run.path), games_of(run)[0]
-    if round - 1 not in played.view.models:
-        raise InputError(f"--round {round}: no model of round {round - 1} was seen")
-    module = played.view.module(played.view.models[round - 1])
-    trains = _training_records(run, played)
+    module = _model_before(run, played, round)
+    trains, owned = training_records(run, played.game), population(played.view)
     lines = []
     for done, setting in enumerate(settings):
         progress(done, len(settings))
@@ -280,99 +232,44 @@ def gradient(
         for repeat in range(repeats):
             purpose = f"gradient/{setting.protection}/{setting.batch}/{setting.epochs}/{repeat}"
             stream = rng.generator(run.scenario.seed, purpose, game=played.game, round=round)
-            batch, update, local = _sent(run, module, setting, trains, purpose, stream)
-            true = flat(batch)
+            batch, update, local = sent(run, module, setting, trains, purpose, stream)
             for method in methods:
                 rows = inversion.invert(
                     module, update, local, layout, method, stream, input_shape=batch.shape, effort=effort
                 )
-                matched = judge.match(flat(rows), rows.labels, true, batch.labels, layout)
+                matched = judge.match(flat(rows), rows.labels, flat(batch), batch.labels, layout)
                 judged.setdefault(method, []).append(matched)
-            owned = population(played.view)
-            judged.setdefault("nearest own record", []).append(
-                judge.nearest(flat(owned), owned.labels, true, layout)
-            )
+            matched = judge.nearest(flat(owned), owned.labels, flat(batch), layout)
+            judged.setdefault(BASELINE, []).append(matched)
         lines += [line for name, batches in judged.items() for line in _shares(name, setting, batches)]
     progress(len(settings), len(settings))
     columns = ["method", "protection", "batch", "epochs", "metric", "value", "low", "high", "n"]
     return _write(run, "gradient", pd.DataFrame(lines, columns=columns))
 
 
+def _model_before(run: RunDirectory, played: PlayedGame, round: int) -> torch.nn.Module:
+    """Return the model that a party is sent in ``round``, where its training can be simulated."""
+    training = run.scenario.training
+    if training.optimizer != "sgd" or training.momentum or training.l2:
+        raise InputError(
+            f"{run.path}: gradient inversion simulates plain SGD, without momentum and weight decay; "
+            f"training.optimizer = '{training.optimizer}', momentum = {training.momentum:g}, "
+            f"l2 = {training.l2:g}"
+        )
+    if round - 1 not in played.view.models:
+        raise InputError(
+            f"--round {round}: no model of round {round - 1} was seen; valid: 1 … {played.view.final_round}"
+        )
+    return played.view.module(played.view.models[round - 1])
+
+
 def _shares(name: str, setting: Setting, batches: list[judge.Matched]) -> list[tuple]:
     n = sum(batch.n for batch in batches)
     shares = judge.shares(batches)
-    if name == "nearest own record":
+    if name == BASELINE:
         shares.pop("labels")
     key = (name, setting.protection, setting.batch, setting.epochs)
     return [(*key, metric, share.value, share.low, share.high, n) for metric, share in shares.items()]
-
-
-def _training_records(run: RunDirectory, played: PlayedGame) -> dict[str, Records]:
-    """Return every party's training records by name, the adversary's last."""
-    names = list(run.manifest["parties"])
-    order = sorted(range(len(names)), key=lambda k: names[k] == run.manifest["adversary"])
-    folders = ((names[k], run.party_folder(played.game, k, names[k])) for k in order)
-    return {name: read_party(folder)[0].train for name, folder in folders}
-
-
-def _sent(
-    run: RunDirectory,
-    module: object,
-    setting: Setting,
-    trains: dict[str, Records],
-    purpose: str,
-    stream: np.random.Generator,
-) -> tuple[Records, dict[str, np.ndarray], LocalSteps]:
-    """Return one victim's batch, the update that is seen of it, and what is public of the training."""
-    names = list(trains)
-    victim = names[int(stream.integers(len(names) - 1))]
-    senders = {"secure sum": names, "participant": names[:-1]}.get(setting.protection, [victim])
-    batches = {
-        name: trains[name].take(stream.permutation(len(trains[name]))[: setting.batch]) for name in senders
-    }
-    sent = [
-        _update(run, module, batch, setting, len(trains[name]), f"{purpose}/{name}")
-        for name, batch in batches.items()
-    ]
-    update = {name: np.mean([one[name] for one in sent], axis=0) for name in sent[0]}
-    together = sum(len(batch) for batch in batches.values())
-    local = LocalSteps(together, together, setting.epochs, run.scenario.training.lr)
-    return batches[victim], update, local
-
-
-def _update(
-    run: RunDirectory, module: object, batch: Records, setting: Setting, n: int, purpose: str
-) -> dict[str, np.ndarray]:
-    """Return the update that a party with ``n`` training records sends of one batch, by parameter name."""
-    import torch
-
-    assert isinstance(module, torch.nn.Module)
-    trained, before = copy.deepcopy(module), weights_of(module)
-    steps = {"batch": len(batch), "epochs": setting.epochs, "steps": None}
-    local = run.scenario.training.model_copy(update=steps)
-    sampling, noise = (
-        rng.torch_generator(run.scenario.seed, f"{purpose}/{what}") for what in ("order", "noise")
-    )
-    if setting.protection.startswith("ε"):
-        epsilon = float(setting.protection.rpartition(" ")[2])
-        rounds = run.scenario.federation.rounds
-        plan = make_plan(DPSettings(epsilon=epsilon, delta=DELTA), run.scenario.training, n, rounds)
-        once = replace(
-            plan, sample_rate=1.0, expected_batch=float(len(batch)), steps_per_round=setting.epochs
-        )
-        dp.train_private(trained, batch, local, once, sampling=sampling, noise=noise)
-    else:
-        train(trained, batch, local, sampling)
-    after = weights_of(trained)
-    update = {name: after[name].astype(np.float64) - before[name] for name, _ in module.named_parameters()}
-    defence = {
-        "clipped": DefenceSettings(clip_update=CLIP),
-        "sparsified": DefenceSettings(sparsify=SPARSE),
-    }.get(setting.protection)
-    if defence is None:
-        return update
-    shaped = updates.shaped(update, defence, rng.generator(run.scenario.seed, f"{purpose}/shape"))
-    return {name: array.astype(np.float64) for name, array in shaped.items()}
 
 
 # ---------------------------------------------------------------------- counts
@@ -438,9 +335,9 @@ def membership_scores(
 
 
 def _parts(played: PlayedGame) -> dict[str, np.ndarray]:
-    told = played.view.candidate_party
+    candidate_party = played.view.candidate_party
     parts = {"all": np.arange(len(played.party))}
-    if told is not None and (told >= 0).all():
+    if candidate_party is not None and (candidate_party >= 0).all():
         parts |= {str(name): np.flatnonzero(played.party == name) for name in sorted(set(played.party))}
     return parts
 

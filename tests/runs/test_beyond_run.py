@@ -13,7 +13,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs import beyond
-from fedsim.runs.beyond import Setting
+from fedsim.runs.sent import Setting
 
 QUICK = Effort(starts=1, dlg_iterations=40, geiping_iterations=60)
 ADVERSARY = {"attacks": ["loss"], "observers": ["participant", "server"]}
