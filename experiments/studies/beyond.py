@@ -154,7 +154,8 @@ finished runs; members and held-out records are the other parties'. Intervals ar
   a model of its own records, which never touches the model under attack, on the same records. *Leak*: that
   of members minus that of held-out records. *Called members*: accuracy for those whom it calls members first.
 - **Counts**: lists of 40 candidates, 0 to 100 % of them members. *Error*: mean distance of the count from
-  the truth, as a share of the list; the prior, one half, is .3 off. *Covered*: intervals that hold the truth.
+  the truth, as a share of the list; the prior, one half, is .3 off. *Covered*: intervals that hold the
+  truth. The lists of a game share records, which these intervals do not count in.
 - **Typical records**: *nearer to members*: how often a member lies nearer to the record than a held-out one
   of its class; .5 says that it tells nothing of who is in the data. Distances are root mean squares over
   columns, of a number as a share of its range.
