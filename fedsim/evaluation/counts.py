@@ -1,8 +1,9 @@
 """How near counts come to the truth: lists of a known number of members, and shares of groups.
 
-A list is drawn from the candidates with a planted share of members, so that the prior alone (half of a game's
-candidates are members) is right about one list only. Intervals of errors are Student's over lists, the covered
-share is `estimates.rate`. Lists of a game share records: the intervals speak of further lists of these games.
+A list is drawn from the candidates with a planted share of members, so that the prior alone (half of the
+candidates are members) is right about one list only. Intervals of errors are Student's over lists, the
+covered share is `estimates.rate`. Lists of a game share records: the intervals speak of further lists of
+these games.
 """
 
 from __future__ import annotations
