@@ -15,7 +15,7 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, encode, parties
+from fedsim.core.data import catalogue, encode, layout, parties
 from fedsim.core.data.encode import Encoded
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
@@ -154,6 +154,7 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
+    layout.write_layout(run.path, layout.of(encoded))
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,

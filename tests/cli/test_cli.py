@@ -112,7 +112,7 @@ def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Itera
 
 def test_every_command_has_help_with_an_example() -> None:
     commands = list(all_commands())
-    assert len(commands) == 17
+    assert len(commands) == 21
     for command in commands:
         result = fedsim(*command, "--help")
         assert result.exit_code == 0 and "Example" in result.output, command

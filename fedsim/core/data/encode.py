@@ -50,6 +50,7 @@ class Encoded:
     label: name of the label's column
     public_classes: the classes that public records show; None where the classes are declared
     from_private: what was decided by private records, a sentence with its key each: no party may be under DP
+    feature_columns: the columns that the features are of, in their order, as they were encoded
     """
 
     features: np.ndarray
@@ -68,6 +69,7 @@ class Encoded:
     label: str = "label"
     public_classes: tuple[str, ...] | None = None
     from_private: tuple[str, ...] = ()
+    feature_columns: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,6 +142,7 @@ def encode(
         label=schema.label,
         public_classes=None if table.classes_declared else _public_classes(read.public, schema),
         from_private=read.from_private,
+        feature_columns=schema.columns,
     )
 
 
