@@ -114,7 +114,8 @@ def _edges(numbers: np.ndarray, bins: int) -> np.ndarray:
     if len(distinct) <= bins:  # an edge half-way between neighbours: each bin is one value
         return (distinct[1:] + distinct[:-1]) / 2
     cuts = np.unique(np.quantile(numbers, np.arange(1, bins) / bins))
-    return cuts[(cuts > distinct[0]) & (cuts <= distinct[-1])]
+    cuts = cuts[(cuts > distinct[0]) & (cuts <= distinct[-1])]
+    return cuts if len(cuts) else distinct[:2].mean(keepdims=True)  # the least value is nearly all there is
 
 
 def _bin_names(column: ColumnLayout, edges: np.ndarray) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.attributes import COLUMN, Hidden, hidden_world
 
@@ -111,6 +111,7 @@ def test_yeom_is_prior_times_probability_of_the_label() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=60), st.integers(2, 5))
+@example([0] * 20 + [1, 2, 3], 2)
 def test_every_bin_of_a_number_holds_a_value_and_its_median(values: list[int], bins: int) -> None:
     rows = np.column_stack([np.array(values) / 10, np.zeros(len(values))]).astype(np.float32)
     records = Records(rows, np.zeros(len(values), np.int64))
