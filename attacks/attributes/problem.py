@@ -114,7 +114,8 @@ def _edges(numbers: np.ndarray, bins: int) -> np.ndarray:
     if len(distinct) <= bins:  # an edge half-way between neighbours: each bin is one value
         return (distinct[1:] + distinct[:-1]) / 2
     cuts = np.unique(np.quantile(numbers, np.arange(1, bins) / bins))
-    cuts = cuts[(cuts > distinct[0]) & (cuts <= distinct[-1])]
+    cuts = np.unique(distinct[np.searchsorted(distinct, cuts)])  # a bin begins with a value: none is empty
+    cuts = cuts[cuts > distinct[0]]
     return cuts if len(cuts) else distinct[:2].mean(keepdims=True)  # the least value is nearly all there is
 
 
