@@ -13,7 +13,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 LONGEST_WORD = 500
 """Characters between blanks that an error shows: as long as a path may well be."""
 

@@ -12,6 +12,7 @@
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
       schema.json        how a raw record becomes features: see `fedsim.core.data.released`
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
+      layout.json        which features are which column's, as `fedsim.core.data.layout` writes it
       truth.parquet      who is a member; written and read by `fedsim.evaluation.truth` alone
       scores.parquet     game, observer, attack, candidate, score, threshold
       leakage.parquet    observer, attack, party, game, metric, value, low, high, n_members, n_nonmembers,
@@ -21,6 +22,8 @@
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
       not_run.parquet    game, observer, attack, reason: attacks that could not be run; absent where all could
       serving/           keys, budgets and log of the released model: see `fedsim.serving.state`
+      attributes.parquet, inversion.parquet, gradient.parquet, counts.parquet, inverted.safetensors
+                         what `fedsim.runs.beyond` made of a finished run, where it was asked
 
 An attack is known by the pair of its observer and its name.
 

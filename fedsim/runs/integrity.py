@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.core import files
+from fedsim.core.data.layout import LAYOUT
 from fedsim.core.errors import InputError
 from fedsim.core.imports import is_reference, source_file
 from fedsim.core.run_directory import RunDirectory
@@ -43,7 +44,7 @@ def note(run: RunDirectory, *parts: str) -> None:
 def note_prepared(run: RunDirectory) -> None:
     """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
     candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
-    note(run, "scenario.toml", "truth.parquet", "schema.json", "parties", *candidates)
+    note(run, "scenario.toml", "truth.parquet", "schema.json", LAYOUT, "parties", *candidates)
     code = {str(path): _digest(path) for path in own_modules(run.scenario)}
     files.write_json(run.path / DIGESTS, _known(run) | code)
 
@@ -79,6 +80,12 @@ def verify(run: RunDirectory, *parts: str) -> None:
 def verify_attacked(run: RunDirectory) -> None:
     """Check what attacks read: the scenario, the truth, and what every observer kept."""
     verify(run, "scenario.toml", "truth.parquet", "parties", "code", *OBSERVED)
+
+
+def verify_asked(run: RunDirectory) -> None:
+    """Check what `fedsim.runs.beyond` reads: what attacks do, and which features are which column's."""
+    verify_attacked(run)
+    verify(run, LAYOUT)
 
 
 def verify_unfinished(run: RunDirectory, game: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, encode, parties, released
+from fedsim.core.data import catalogue, encode, layout, parties, released
 from fedsim.core.data.encode import Encoded
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
@@ -157,6 +157,7 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
     if encoded.schema is not None:
         schema = released.release_schema(encoded.schema, scenario.data, encoded.readings)
         released.write_schema(run.path, schema)
+    layout.write_layout(run.path, layout.of(encoded))
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,

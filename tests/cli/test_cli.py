@@ -114,7 +114,7 @@ def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Itera
 
 def test_every_command_has_help_with_an_example() -> None:
     commands = list(all_commands())
-    assert len(commands) == 25
+    assert len(commands) == 29
     for command in commands:
         result = fedsim(*command, "--help")
         assert result.exit_code == 0 and "Example" in result.output, command

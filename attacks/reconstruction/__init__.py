@@ -1,0 +1,1 @@
+"""What records look like: from a model, or from an update."""

@@ -1,0 +1,281 @@
+"""Gradient inversion: which records explain the update that a party sent?
+
+An update Δ = w' − w comes of local steps on n records. Rows are sought whose simulated local training moves
+the model as Δ says, with the labels that the last layer's bias tells:
+
+dlg       ‖Δ̂ − Δ‖² / ‖Δ‖² by L-BFGS (Zhu, Liu & Han 2019), labels first (iDLG, Zhao et al. 2020)
+geiping   1 − cos(Δ̂, Δ) by Adam on the signs of the gradient (Geiping et al. 2020), in the columns' ranges
+analytic  arithmetic on the first layer alone (`analytic`)
+
+Categories are sought as in TabLeak (Vero et al. 2023): relaxed by softmax, several starts, whose rows are
+matched and pooled. Of several local steps the order is not known: the rows are taken through batches of the
+party's size in one order, the same in every epoch (Geiping et al. 2020, section 6; Dimitrov et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from attacks.reconstruction import analytic
+from attacks.reconstruction.rows import Rows
+from fedsim.core.data.layout import Layout
+from fedsim.core.data.records import Records
+
+if TYPE_CHECKING:
+    import torch
+
+Method = Literal["analytic", "dlg", "geiping"]
+METHODS: tuple[Method, ...] = ("analytic", "dlg", "geiping")
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """What is public of the training behind an update: plain SGD on n records.
+
+    A participant's or a secure sum's update is read as one party's with the records of all.
+    """
+
+    records: int
+    batch: int
+    epochs: int
+    lr: float
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.epochs * -(-self.records // self.batch)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard a search tries: starts, iterations of each (L-BFGS, Adam), first step of Adam."""
+
+    starts: int = 4
+    dlg_iterations: int = 120
+    geiping_iterations: int = 300
+    rate: float = 0.1
+
+
+def invert(
+    module: torch.nn.Module,
+    update: Mapping[str, np.ndarray],
+    local: LocalSteps,
+    layout: Layout,
+    method: Method,
+    rng: np.random.Generator,
+    *,
+    background: np.ndarray | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    effort: Effort = Effort(),
+) -> Records:
+    """Return the rows that explain ``update``, at most ``local.records``, with whole values.
+
+    module: with the weights w before the update; update: Δ by parameter name
+    background: rows (m, d) that the adversary takes for typical, for the labels; default: uniform ones
+    input_shape: of one record's features; default: a flat row
+    """
+    rows = Rows.of(layout)
+    shape = input_shape or (len(rows),)
+    typical = rows.drawn(256, rng) if background is None else background
+    labels = labels_of(module, update, local, typical.reshape(-1, *shape))
+    start = _analytic(module, update, rows, local.records)
+    if method == "analytic":
+        return Records(rows.whole(start).reshape(-1, *shape), labels[: len(start)])
+    simulated = _simulation(module, local, shape)
+    target = {name: -np.asarray(update[name], np.float32) for name, _ in module.named_parameters()}
+    search = {"dlg": _by_lbfgs, "geiping": _by_signed_adam}[method]
+    starts = _starts(start, rows, labels, effort.starts, rng)
+    finished = [search(simulated, target, rows, free, order, effort) for free, order in starts]
+    return _pooled(finished, rows, shape)
+
+
+def labels_of(
+    module: torch.nn.Module, update: Mapping[str, np.ndarray], local: LocalSteps, typical: np.ndarray
+) -> np.ndarray:
+    """Return the labels of the records behind ``update``, sorted, (n,) int64 (`analytic.label_counts`).
+
+    The mean output is that on ``typical``, before and after the update, as the local steps see both.
+    """
+    import copy
+
+    import torch
+
+    after = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in after.named_parameters():
+            parameter.add_(torch.tensor(update[name], dtype=parameter.dtype))
+        inputs = torch.tensor(typical, dtype=torch.float32)
+        models = [module] if local.steps == 1 else [module, after]
+        p = torch.stack([torch.softmax(model(inputs), 1).mean(0) for model in models]).mean(0).numpy()
+    last = [name for name, value in module.named_parameters() if value.ndim == 1][-1]
+    gradient = -np.asarray(update[last], np.float64) / (local.lr * local.steps)
+    return np.repeat(np.arange(len(p)), analytic.label_counts(gradient, p, local.records))
+
+
+Start = tuple["torch.Tensor", "torch.Tensor"]
+Simulation = Callable[["torch.Tensor", "torch.Tensor"], "dict[str, torch.Tensor]"]
+Finished = tuple[float, np.ndarray, np.ndarray]
+"""Objective reached, relaxed rows (n, d) and their labels (n,)."""
+
+
+def _simulation(module: torch.nn.Module, local: LocalSteps, shape: tuple[int, ...]) -> Simulation:
+    """Return the function (rows, labels) → −Δ̂ of the local training on them, differentiable in the rows."""
+    import torch
+    from torch.func import functional_call, grad
+
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+
+    def loss(w: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(functional_call(module, w, (x.reshape(-1, *shape),)), y)
+
+    def moved(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        w = weights
+        for _ in range(local.epochs):
+            for part, target in zip(x.split(local.batch), y.split(local.batch), strict=True):
+                slope = grad(loss)(w, part, target)
+                w = {name: value - local.lr * slope[name] for name, value in w.items()}
+        return {name: weights[name] - value for name, value in w.items()}
+
+    return moved
+
+
+def _starts(
+    known: np.ndarray, rows: Rows, labels: np.ndarray, count: int, rng: np.random.Generator
+) -> list[Start]:
+    """Return the starts of a search: one from the analytic rows as far as they go, the others from noise."""
+    import torch
+
+    starts = []
+    for k in range(count):
+        free = rng.normal(size=(len(labels), len(rows))).astype(np.float32)
+        middle, reach = (rows.low + rows.high) / 2, (rows.high - rows.low) / 4
+        free = np.where(rows.numbers, middle + reach * free, free).astype(np.float32)
+        if k == 0:
+            free[: len(known)] = rows.free(rows.clipped(known))
+        starts.append((torch.tensor(free), torch.tensor(rng.permutation(labels))))
+    return starts
+
+
+def _squared(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    total = torch.stack([value.square().sum() for value in target.values()]).sum()
+    parts = [(simulated[name] - value).square().sum() for name, value in target.items()]
+    return torch.stack(parts).sum() / total
+
+
+def _angle(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    dot = torch.stack([(simulated[name] * value).sum() for name, value in target.items()]).sum()
+    lengths = [torch.stack([v.square().sum() for v in side.values()]).sum() for side in (simulated, target)]
+    return 1 - dot / (lengths[0] * lengths[1] + 1e-30).sqrt()
+
+
+def _by_lbfgs(
+    simulated: Simulation,
+    target: Mapping[str, np.ndarray],
+    rows: Rows,
+    free: torch.Tensor,
+    labels: torch.Tensor,
+    effort: Effort,
+) -> Finished:
+    import torch
+
+    goal = {name: torch.tensor(value) for name, value in target.items()}
+    free = free.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=effort.dlg_iterations, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        objective = _squared(simulated(rows.relaxed(free), labels), goal)
+        objective.backward()
+        return objective
+
+    optimizer.step(closure)
+    return _finish(simulated, goal, rows, free, labels, _squared)
+
+
+def _by_signed_adam(
+    simulated: Simulation,
+    target: Mapping[str, np.ndarray],
+    rows: Rows,
+    free: torch.Tensor,
+    labels: torch.Tensor,
+    effort: Effort,
+) -> Finished:
+    import torch
+
+    goal = {name: torch.tensor(value) for name, value in target.items()}
+    numbers, low, high = (torch.tensor(bound) for bound in (rows.numbers, rows.low, rows.high))
+    free = free.requires_grad_(True)
+    optimizer = torch.optim.Adam([free], lr=effort.rate)
+    milestones = [round(effort.geiping_iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    for _ in range(effort.geiping_iterations):
+        optimizer.zero_grad()
+        _angle(simulated(rows.relaxed(free), labels), goal).backward()
+        assert free.grad is not None
+        free.grad.sign_()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():  # numbers stay in their range, as pixels do in the paper
+            free.copy_(torch.where(numbers, torch.clamp(free, low, high), free))
+    return _finish(simulated, goal, rows, free, labels, _angle)
+
+
+def _finish(
+    simulated: Simulation,
+    goal: Mapping[str, torch.Tensor],
+    rows: Rows,
+    free: torch.Tensor,
+    labels: torch.Tensor,
+    objective: Callable[..., torch.Tensor],
+) -> Finished:
+    import torch
+
+    with torch.no_grad():
+        relaxed = rows.relaxed(free)
+    reached = float(objective(simulated(relaxed, labels), goal))
+    return (reached if np.isfinite(reached) else np.inf), np.nan_to_num(relaxed.numpy()), labels.numpy()
+
+
+def _pooled(finished: Sequence[Finished], rows: Rows, shape: tuple[int, ...]) -> Records:
+    """Return the best start's rows, each pooled with its like in the others (TabLeak, section 4.2).
+
+    Only starts that explain the update nearly as well take part: a median with failures is no better.
+    """
+    best = min(finished, key=lambda start: start[0])  # rounding may take 1 − cos below 0
+    like = [start for start in finished if start[0] <= 2 * max(best[0], 0.0) + 1e-6]
+    matched = [_matched(best, start) for start in like]
+    centre = np.median(np.stack(matched), axis=0)
+    return Records(rows.whole(centre).reshape(-1, *shape), best[2])
+
+
+def _matched(best: Finished, other: Finished) -> np.ndarray:
+    """Return the other start's rows in the order of the best one's, labels first, then distance."""
+    from scipy.optimize import linear_sum_assignment
+
+    distance = ((best[1][:, None] - other[1][None]) ** 2).sum(axis=2)
+    distance += 1e6 * (best[2][:, None] != other[2][None])
+    return other[1][linear_sum_assignment(distance)[1]]
+
+
+def _analytic(module: torch.nn.Module, update: Mapping[str, np.ndarray], rows: Rows, n: int) -> np.ndarray:
+    """Return what the first layer tells, at most n rows (m, d); none where it is no linear layer on them."""
+    import torch
+
+    layers = [
+        (name, layer) for name, layer in module.named_modules() if list(layer.parameters(recurse=False))
+    ]
+    name, first = layers[0]
+    if not isinstance(first, torch.nn.Linear) or first.bias is None:
+        return np.empty((0, len(rows)))
+    quotients = analytic.first_layer(update[f"{name}.weight"], update[f"{name}.bias"])
+    return analytic.likely_rows(quotients, rows, n)
