@@ -15,7 +15,7 @@ from attacks.declaration import Attack, Kind
 from attacks.matrix import rehearsal
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership.server import Measurements, measure
-from attacks.shadows.laboratory import Laboratory, simulate
+from attacks.shadows.suite import Laboratory, simulate
 from attacks.views import rounds
 from attacks.views.outsider import ReleasedModel
 from attacks.views.participant import ParticipantView

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from attacks import deviation, execution, registry
 from attacks.execution import Task
 from attacks.shadows import cache
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows.suite import Laboratory
 from attacks.views import observations
 from attacks.views.settings import PublicSettings, Weights
 from clients import messages, participant

@@ -22,8 +22,8 @@ from attacks.rounds import knowledge as owned
 from attacks.rounds.channel import Products, Reading, read_rows, read_targets
 from attacks.rounds.experiment import Experiment
 from attacks.rounds.updates import others_update, readable
-from attacks.shadows.laboratory import federation_plan
 from attacks.shadows.plan import FederationPlan
+from attacks.shadows.suite import federation_plan
 from attacks.views.participant import ParticipantView
 from fedsim.core import rng as streams
 from fedsim.core.data.records import Records

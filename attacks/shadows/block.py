@@ -18,7 +18,7 @@ from attacks.shadows.cohort import Cohort, gather, with_empty_row
 from attacks.shadows.defences import CohortRegularisation, draw_heldout, early_stopping, shape_updates
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Schedule, Streams, draw_schedule
-from fedsim.core.training.stacked.batches import Batches, Parameters, Pool, Stack, Trainer, up
+from fedsim.core.training.stacked.batches import Batches, Parameters, PoolTensors, Stack, Trainer, up
 from fedsim.core.training.stacked.clipping import Clipping, StackedPlans, noise_source
 from fedsim.core.training.stacked.layers import Workspace
 from fedsim.core.training.stacked.optimizers import Penalties, optimizer
@@ -34,14 +34,14 @@ def train_block(
     plan: FederationPlan,
     stack: Stack,
     initial: Mapping[str, np.ndarray],
-    pool: Pool,
+    pool: PoolTensors,
     members: np.ndarray,
-    signal_pool: Pool,
+    signal_pool: PoolTensors,
     rounds: Sequence[int],
     streams: Sequence[Streams],
     observe: Observe,
     stop: Callable[[], bool] = lambda: False,
-    raised: Pool | None = None,
+    raised: PoolTensors | None = None,
 ) -> dict[str, Tensor]:
     """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
 
@@ -80,13 +80,13 @@ class _Block:
 
     plan: FederationPlan
     stack: Stack
-    pool: Pool
+    pool: PoolTensors
     members: np.ndarray
     heldout: dict[int, np.ndarray]
     norms: Tensor
     key: tuple[int, int]
     scratch: Workspace
-    raised: Pool | None
+    raised: PoolTensors | None
     trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
 
     def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
@@ -106,10 +106,10 @@ class _Block:
 def _block(
     plan: FederationPlan,
     stack: Stack,
-    pool: Pool,
+    pool: PoolTensors,
     members: np.ndarray,
     streams: Sequence[Streams],
-    raised: Pool | None,
+    raised: PoolTensors | None,
 ) -> _Block:
     # Per party; ∞ where nothing is clipped.
     first = [party.dp.clipping_norm if party.dp else math.inf for party in plan.parties]

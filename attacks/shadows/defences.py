@@ -14,7 +14,7 @@ from attacks.shadows.cohort import Cohort
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams
 from fedsim.core.errors import InputError
-from fedsim.core.training.stacked.batches import Batches, Mixed, Parameters, Pool, Stack
+from fedsim.core.training.stacked.batches import Batches, Mixed, Parameters, PoolTensors, Stack
 from fedsim.core.training.stacked.noise import uniform
 from fedsim.core.training.stacked.regularisation import Regularisation
 from fedsim.core.training.stacked.stopping import EarlyStopping, Watched
@@ -26,7 +26,9 @@ Key = tuple[int, int]
 class CohortRegularisation:
     """Label smoothing, mixup and dropout of the models of a cohort."""
 
-    def __init__(self, plan: FederationPlan, cohort: Cohort, stack: Stack, pool: Pool, key: Key) -> None:
+    def __init__(
+        self, plan: FederationPlan, cohort: Cohort, stack: Stack, pool: PoolTensors, key: Key
+    ) -> None:
         defences = [party.defence for party in plan.parties]
         smoothing = cohort.per_model(lambda k: defences[k].label_smoothing)
         dropout = cohort.per_model(lambda k: defences[k].dropout)
@@ -83,7 +85,7 @@ def draw_heldout(
 
 
 def early_stopping(
-    plan: FederationPlan, cohort: Cohort, stack: Stack, pool: Pool, heldout: dict[int, np.ndarray]
+    plan: FederationPlan, cohort: Cohort, stack: Stack, pool: PoolTensors, heldout: dict[int, np.ndarray]
 ) -> EarlyStopping:
     """Return the early stopping of the cohort's models; heldout: as `draw_heldout` returns it."""
     watched = []

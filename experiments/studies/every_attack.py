@@ -25,7 +25,7 @@ import pandas as pd
 
 from attacks import execution, registry
 from attacks.execution import Task
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows.suite import Laboratory
 from attacks.views import observations
 from fedsim.core import rng
 from fedsim.core.run_directory import RunDirectory

@@ -27,10 +27,10 @@ from attacks.matrix import lira
 from attacks.matrix.joint import parts, stacking
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.shadows import members
-from attacks.shadows.laboratory import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import ShadowRequest, train_shadows
+from attacks.shadows.suite import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
 from fedsim.core import rng
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of

@@ -26,7 +26,7 @@ from every_attack import finished_run
 from attacks import execution, registry
 from attacks.execution import Task
 from attacks.rounds import decoding
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows.suite import Laboratory
 from attacks.views import observations
 from fedsim.core import rng
 from fedsim.core.files import write_json

@@ -1,4 +1,4 @@
-"""The one way to have processes: a pool of spawned, single-threaded workers that may die without harm.
+"""The one way to have processes: spawned, single-threaded workers that may die without harm.
 
 What the standard pools do not give, and a federation of other people's code needs: a task has a timeout of
 its own, which starts when its worker is ready; a worker that hangs, exits or is killed costs its own task
@@ -67,7 +67,7 @@ class Outcome:
 
 
 class Workers:
-    """A pool of processes, started when first needed, and ended with the ``with`` statement.
+    """Processes, started when first needed, and ended with the ``with`` statement.
 
     count: processes at most
     start: called once in each, such as an import, before its first task; its time is not the task's
@@ -323,14 +323,16 @@ def in_threads(
     import torch
 
     stop = threading.Event()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    executor = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        number_of = {pool.submit(function, *task, stop.is_set): number for number, task in enumerate(tasks)}
+        number_of = {
+            executor.submit(function, *task, stop.is_set): number for number, task in enumerate(tasks)
+        }
         for future in as_completed(number_of):
             yield Outcome(number_of[future], "done", future.result())
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

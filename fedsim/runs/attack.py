@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attacks import registry
 from attacks.declaration import Attack
 from attacks.shadows.cache import cache_folder
-from attacks.shadows.laboratory import Laboratory, cores
+from attacks.shadows.suite import Laboratory, cores
 from attacks.views.rounds import parse_rounds
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
@@ -46,7 +46,7 @@ def attack_again(
 
     names: attacks to run ('server:fedmia', or bare: the adversary's), default all of the scenario's; other
         attacks' scores are kept.
-    workers, progress: of the shadow federations (`Laboratory`); None: `laboratory.cores`.
+    workers, progress: of the shadow federations (`Laboratory`); None: `suite.cores`.
     rounds: those whose models attacks look at, such as '1,5,10-20,last'; default: adversary.rounds.
 
     Raises:

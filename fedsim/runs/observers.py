@@ -15,7 +15,7 @@ import pandas as pd
 from attacks import execution, registry
 from attacks.declaration import Attack
 from attacks.execution import Sight, Task
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows.suite import Laboratory
 from attacks.signals import outputs
 from attacks.views import observations
 from attacks.views.coalition import load_accomplice, unite

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from attacks.shadows import cache
-from attacks.shadows.laboratory import Laboratory, cores
+from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
 from fedsim.runs import integrity
@@ -20,7 +20,7 @@ ENGINES = ("inprocess", "ray")
 def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
     """Run every game that is not finished, then evaluate all of them.
 
-    workers: processes for the parties, and cores for the shadows; None: 1, and `laboratory.cores`.
+    workers: processes for the parties, and cores for the shadows; None: 1, and `suite.cores`.
 
     Raises:
         FedsimError: the federation could not go on; what was done is kept, for ``--resume``.

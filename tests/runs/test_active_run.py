@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.runs import final_sha, finished_run, prepared_run, scenario
 
 from attacks import deviation
-from attacks.shadows import laboratory
+from attacks.shadows import suite
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import Ascent
 from attacks.shadows.simulate import ShadowRequest, Shadows
@@ -122,15 +122,15 @@ def test_its_shadows_train_on_the_same_poison(tmp_path: Path, monkeypatch: pytes
     run = finished_run(tmp_path, adversary=adversary(POISON))
     view, candidates = view_of(run), observations.load_candidates(run.observations(0))
     asked: list[tuple[Records, Membership]] = []
-    train_shadows = laboratory.train_shadows
+    train_shadows = suite.train_shadows
 
-    def spy(request: ShadowRequest, resources: laboratory.Laboratory) -> Shadows:
+    def spy(request: ShadowRequest, resources: suite.Laboratory) -> Shadows:
         asked.append((request.pool, request.membership))
         assert request.plan.sizes.tolist() == [20, 10, 10]
         return train_shadows(request, resources)
 
-    monkeypatch.setattr(laboratory, "train_shadows", spy)
-    matrix = laboratory.simulate(view, candidates, run.scenario.seed)
+    monkeypatch.setattr(suite, "train_shadows", spy)
+    matrix = suite.simulate(view, candidates, run.scenario.seed)
     [(pool, membership)] = asked
     assert view.poison is not None
     everything = Records.concatenate([view.own_train, view.poison])
@@ -147,12 +147,12 @@ def test_poison_in_target_and_shadows_alike(tmp_path: Path) -> None:
     heavy = {"active": "poisoning", "poison_copies": 8, "candidates": 10, "shadows": 64, "attacks": ["lira"]}
     run = finished_run(tmp_path, n=150, adversary=heavy, federation={"rounds": 6})
     view, candidates = view_of(run), observations.load_candidates(run.observations(0))
-    matrix = laboratory.simulate(view, candidates, run.scenario.seed)
+    matrix = suite.simulate(view, candidates, run.scenario.seed)
     phi, shadows = matrix.target[-1, :10], matrix.shadows[:, -1, :10]
     assert np.abs((phi - shadows.mean(axis=0)) / shadows.std(axis=0)).mean() < 2
     honest = finished_run(tmp_path, n=150, out="b", adversary={"attacks": ["loss"]}, federation={"rounds": 6})
     answers = view_of(honest).logits(6, candidates)
-    without = laboratory.outputs.scaled_logit(answers, candidates.labels)
+    without = suite.outputs.scaled_logit(answers, candidates.labels)
     assert without.mean() > shadows.mean() + 3 * shadows.mean(axis=1).std()
 
 
@@ -166,11 +166,11 @@ def test_an_ascent_in_target_and_shadows_alike(tmp_path: Path) -> None:
     pushed = Records.concatenate([candidates, *own])
     assert view.raised is not None
     np.testing.assert_array_equal(view.raised.features, pushed.features)
-    plan = laboratory.federation_plan(view, 8)
+    plan = suite.federation_plan(view, 8)
     assert plan.ascent == Ascent(view.settings.own, (2, 4, 6), 10.0, 40.0)
-    assert laboratory.observed_rounds(view) == [2, 4, 6, 8], "right after the ascents, and at the end"
-    matrix = laboratory.simulate(view, candidates, run.scenario.seed)
-    honest = laboratory.simulate(replace(view, raised=None), candidates, run.scenario.seed)
+    assert suite.observed_rounds(view) == [2, 4, 6, 8], "right after the ascents, and at the end"
+    matrix = suite.simulate(view, candidates, run.scenario.seed)
+    honest = suite.simulate(replace(view, raised=None), candidates, run.scenario.seed)
     phi = matrix.target[0, :10]
     away = [
         np.abs((phi - shadows.mean(axis=0)) / shadows.std(axis=0)).mean()

@@ -17,7 +17,7 @@ from support.attacks import attacks_of
 from support.runs import final_sha, finished_run, prepared_run
 from support.truth import WATCH, flip
 
-from attacks.shadows import laboratory
+from attacks.shadows import suite
 from attacks.views import coalition
 from attacks.views.coalition import Accomplice
 from attacks.views.observations import load_candidates
@@ -268,11 +268,11 @@ def test_shadows_of_a_coalition_hold_every_members_records_where_they_are(everyo
     view = observers.sight(everyone, 0, "coalition")
     assert isinstance(view, ParticipantView) and view.candidate_party is not None
     candidates = load_candidates(everyone.observations(0))
-    pool, fixed = laboratory._records_to_draw(view, Pool(candidates, view.candidate_party))
+    pool, fixed = suite._records_to_draw(view, Pool(candidates, view.candidate_party))
     assert {k: len(rows) for k, rows in fixed.items()} == {0: 15, 2: 15}
     shared = coalition.load_accomplice(everyone.accomplice(0, 2, "hospital-3"), 2)
     np.testing.assert_array_equal(pool.records.take(fixed[2]).features, shared.train.features)
-    matrix = laboratory.simulate(view, candidates, everyone.scenario.seed)
+    matrix = suite.simulate(view, candidates, everyone.scenario.seed)
     assert set(np.unique(matrix.inside)) == {-1, 1, 3}
 
 

@@ -10,8 +10,8 @@ import pytest
 from support.attacks import PARTICIPANTS
 from support.runs import finished_run, prepared_run
 
-from attacks.shadows import cache, laboratory, simulate
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows import cache, simulate, suite
+from attacks.shadows.suite import Laboratory
 from attacks.views import observations
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
@@ -26,7 +26,7 @@ def matrix_of(run: RunDirectory, **options: object):  # type: ignore[no-untyped-
     folder = run.observations(0)
     view, candidates = observations.load_view(folder), observations.load_candidates(folder)
     lab = Laboratory(**options)  # type: ignore[arg-type]
-    return laboratory.simulate(view, candidates, run.scenario.seed, 0, lab), view
+    return suite.simulate(view, candidates, run.scenario.seed, 0, lab), view
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_first_update_gives_members_away_and_dp_noise_hides_them(tmp_path: P
     assert auc_of(hidden) < 0.75
     folder = run.observations(0)
     view, candidates = observations.load_view(folder), observations.load_candidates(folder)
-    matrix = laboratory.simulate(view, candidates, run.scenario.seed, early=True)
+    matrix = suite.simulate(view, candidates, run.scenario.seed, early=True)
     assert len(matrix) == 4 * 256 and matrix.rounds.tolist() == [1, 2]
 
 
@@ -181,8 +181,8 @@ def test_shadows_of_the_first_rounds_are_those_of_whole_ones(tmp_path: Path) -> 
     run = finished_run(tmp_path, adversary={"attacks": ["loss"], **FEW}, federation={"rounds": 4})
     folder = run.observations(0)
     view, candidates = observations.load_view(folder), observations.load_candidates(folder)
-    first = laboratory.simulate(view, candidates, run.scenario.seed, early=True)
-    whole = laboratory.simulate(view, candidates, run.scenario.seed)
+    first = suite.simulate(view, candidates, run.scenario.seed, early=True)
+    whole = suite.simulate(view, candidates, run.scenario.seed)
     assert whole.rounds.tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(first.shadows[:32], whole.shadows[:, :2])
     np.testing.assert_array_equal(first.inside[:32], whole.inside)

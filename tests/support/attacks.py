@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attacks import execution, registry
 from attacks.declaration import Attack
 from attacks.execution import Finding, Task
-from attacks.shadows.laboratory import Laboratory
+from attacks.shadows.suite import Laboratory
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
 from fedsim.core.scenario.adversary import Observer

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from attacks.rounds.party_rounds import MemberSets, simulate
-from attacks.shadows.laboratory import federation_plan
+from attacks.shadows.suite import federation_plan
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings, Weights
 from fedsim.core.data.records import Records

@@ -19,7 +19,7 @@ from attacks.rounds.decoding import Effort, decode, score
 from attacks.rounds.sets import draw_contexts, fillers
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows import aggregation
-from attacks.shadows.laboratory import federation_plan
+from attacks.shadows.suite import federation_plan
 from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Pool

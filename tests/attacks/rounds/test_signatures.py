@@ -15,9 +15,9 @@ from attacks.rounds.noise import noise_in_update, silenced
 from attacks.rounds.party_rounds import MemberSets, cost, simulate
 from attacks.rounds.sets import Context, Fillers, design, draw_contexts, draw_sets, fillers
 from attacks.rounds.signatures import fit, gradient, paired, record_gradients
-from attacks.shadows.laboratory import federation_plan
 from attacks.shadows.plain import train_one
 from attacks.shadows.schedule import Streams
+from attacks.shadows.suite import federation_plan
 from fedsim.core.models import zoo
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 

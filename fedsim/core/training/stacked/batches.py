@@ -56,8 +56,8 @@ class Gradient(Protocol):
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Records in the form that an architecture reads.
+class PoolTensors:
+    """A pool of records in the form that an architecture reads.
 
     The last row is an empty record, used as padding: features (n + 1, …) float32, labels (n + 1,) int64.
     """
@@ -100,7 +100,7 @@ class Mixed:
     rows: Tensor
     share: Tensor
 
-    def apply(self, features: Tensor, pool: Pool) -> Tensor:
+    def apply(self, features: Tensor, pool: PoolTensors) -> Tensor:
         """Return the features (M, B, …) mixed."""
         share = self.share.view(-1, *[1] * (features.dim() - 1))
         return torch.lerp(pool.features[self.rows], features, share)
@@ -155,16 +155,16 @@ class Stack(Protocol):
     def state(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return such pieces, and the constants, as (M, …) by name, in the module's shapes and order."""
 
-    def pool(self, records: Records) -> Pool:
+    def pool(self, records: Records) -> PoolTensors:
         """Return ``records`` in the form that batches are gathered from."""
 
-    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+    def logits(self, parameters: Parameters, pool: PoolTensors) -> Tensor:
         """Return the logits of every model on every record, (M, n, classes) float32."""
 
     def logits_of(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Return the logits of every model on records of its own, (M, R, …) → (M, R, classes) float32."""
 
-    def trainer(self, parameters: Parameters, pool: Pool) -> Trainer:
+    def trainer(self, parameters: Parameters, pool: PoolTensors) -> Trainer:
         """Return what computes the gradients of these models, which may be changed in place meanwhile."""
 
     def floats(self, width: int, private: bool) -> int:

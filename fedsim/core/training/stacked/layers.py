@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fedsim.core.data.records import Records
 from fedsim.core.models.layers import linear_stack
-from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, Pool, up
+from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, PoolTensors, up
 
 
 def _whole_fours(x: Tensor) -> Tensor:
@@ -104,15 +104,15 @@ class StackedLayers:
         values[-1] = pieces[-1].squeeze(2)
         return dict(zip(self._names, values, strict=True))
 
-    def pool(self, records: Records) -> Pool:
+    def pool(self, records: Records) -> PoolTensors:
         """Return flat features followed by a 1, (n + 1, d + 1), filled up to a multiple of 4."""
         n, first = len(records), self._layers[0]
         features = torch.zeros(n + 1, first.inputs)
         features[:n, : first.below] = torch.tensor(records.features).flatten(1)
         features[:, first.bias] = 1
-        return Pool(features, functional.pad(torch.tensor(records.labels), (0, 1)))
+        return PoolTensors(features, functional.pad(torch.tensor(records.labels), (0, 1)))
 
-    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+    def logits(self, parameters: Parameters, pool: PoolTensors) -> Tensor:
         """Return (M, n, classes) float32, `SIGNAL_ROWS` records at a time."""
         n, models = len(pool), len(parameters[0])
         answers = torch.empty(models, n, self._widths[-1])
@@ -135,7 +135,7 @@ class StackedLayers:
             torch.clamp_min(z[:, :, : layer.below], 0, out=x[:, :, : layer.below])
         return torch.bmm(parameters[-1], x.mT)[:, : self._widths[-1]].mT
 
-    def trainer(self, parameters: Parameters, pool: Pool) -> LayerTrainer:
+    def trainer(self, parameters: Parameters, pool: PoolTensors) -> LayerTrainer:
         """Return the written-out gradients; one trainer at a time, since they share memory."""
         return LayerTrainer(parameters, pool, self._layers, self._scratch)
 
@@ -180,7 +180,7 @@ class LayerTrainer:
     """
 
     def __init__(
-        self, parameters: Parameters, pool: Pool, layers: Sequence[LayerSize], scratch: Workspace
+        self, parameters: Parameters, pool: PoolTensors, layers: Sequence[LayerSize], scratch: Workspace
     ) -> None:
         self._parameters = parameters
         self._pool = pool
@@ -249,7 +249,7 @@ class LayerPass:
         # What noise is added to, in pieces: nearly always to the same tensors.
         self._targets: list[tuple[Tensor | None, tuple[Tensor, ...]]] = [(None, ())] * len(layers)
 
-    def run(self, pool: Pool, batches: Batches) -> None:
+    def run(self, pool: PoolTensors, batches: Batches) -> None:
         """Compute the errors of all layers, weighted, and clipped where the batches say so."""
         torch.index_select(pool.features, 0, batches.rows.flatten(), out=self._x)
         if batches.mixed is not None:

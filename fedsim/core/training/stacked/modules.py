@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedsim.core.data.records import Records
 from fedsim.core.models.weights import exchanged
 from fedsim.core.training import losses
-from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, Pool
+from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, PoolTensors
 
 
 class StackedModule:
@@ -58,13 +58,13 @@ class StackedModule:
             for name, value in (exchanged(self.module) | self._constants).items()
         }
 
-    def pool(self, records: Records) -> Pool:
+    def pool(self, records: Records) -> PoolTensors:
         """Return features (n + 1, …)."""
         features = torch.tensor(records.features, dtype=torch.float32)
         empty = torch.zeros_like(features[:1])
-        return Pool(torch.cat([features, empty]), functional.pad(torch.tensor(records.labels), (0, 1)))
+        return PoolTensors(torch.cat([features, empty]), functional.pad(torch.tensor(records.labels), (0, 1)))
 
-    def logits(self, parameters: Parameters, pool: Pool) -> Tensor:
+    def logits(self, parameters: Parameters, pool: PoolTensors) -> Tensor:
         """Return (M, n, classes) float32, in evaluation mode, model after model."""
         parts = pool.features[:-1].split(SIGNAL_ROWS)
         self.module.eval()
@@ -86,7 +86,7 @@ class StackedModule:
         weights_of = dict(zip(self._trained, parameters, strict=True))
         return torch.func.functional_call(self.module, {**self._constants, **weights_of}, (x,))
 
-    def trainer(self, parameters: Parameters, pool: Pool) -> ModuleTrainer:
+    def trainer(self, parameters: Parameters, pool: PoolTensors) -> ModuleTrainer:
         """Return gradients by vmap(grad)."""
         return ModuleTrainer(self, parameters, pool)
 
@@ -101,7 +101,7 @@ class ModuleTrainer:
 
     stack: StackedModule
     parameters: Parameters
-    pool: Pool
+    pool: PoolTensors
 
     def gradient(self, batches: Batches) -> ModuleGradient:
         """Return the gradients; see `Trainer`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.core.training.stacked.batches import Batches, Mixed, Pool
+from fedsim.core.training.stacked.batches import Batches, Mixed, PoolTensors
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Regularisation:
     smoothing, dropout: s and p of each, (M,) float32
     """
 
-    pool: Pool
+    pool: PoolTensors
     classes: int
     smoothing: Tensor
     dropout: Tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.training import losses
-from fedsim.core.training.stacked.batches import Parameters, Pool, Stack
+from fedsim.core.training.stacked.batches import Parameters, PoolTensors, Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class EarlyStopping:
     ended: (M,) bool, whose round has ended
     """
 
-    def __init__(self, watched: Sequence[Watched], models: int, stack: Stack, pool: Pool) -> None:
+    def __init__(self, watched: Sequence[Watched], models: int, stack: Stack, pool: PoolTensors) -> None:
         self._watched, self._stack, self._pool = watched, stack, pool
         self._lowest = torch.full((models,), math.inf, dtype=torch.float64)
         self._waited = torch.zeros(models)

@@ -17,7 +17,7 @@ from fedsim.core.models import weights, zoo
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 from fedsim.core.training.stacked import batches as stacked_batches
 from fedsim.core.training.stacked import optimizers
-from fedsim.core.training.stacked.batches import Batches, Noise, Parameters, Pool, Stack, single_thread
+from fedsim.core.training.stacked.batches import Batches, Noise, Parameters, PoolTensors, Stack, single_thread
 from fedsim.core.training.stacked.layers import StackedLayers
 from fedsim.core.training.stacked.modules import StackedModule
 from fedsim.core.training.stacked.optimizers import Penalties
@@ -42,7 +42,7 @@ def stacked_together(stack: Stack, modules: list[nn.Module]) -> Parameters:
     return [torch.cat(parts) for parts in zip(*loaded, strict=True)]
 
 
-def gradients(stack: Stack, parameters: Parameters, pool: Pool, batches: Batches) -> dict:
+def gradients(stack: Stack, parameters: Parameters, pool: PoolTensors, batches: Batches) -> dict:
     """The gradients by name, (M, …), read off what a gradient adds to zeros."""
     with torch.no_grad():
         gradient = stack.trainer(parameters, pool).gradient(batches)
