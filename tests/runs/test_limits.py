@@ -47,6 +47,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"adversary": {"attacks": ["lira"], "shadows": 10**12}},
         "adversary.shadows = 1000000000000: that takes about",
     ),
+    "epsilon": (
+        {"dp": {"all": {"epsilon": 1e300}}},
+        "dp.all.epsilon = 1e+300 guarantees nothing; use at most 1e+06, or 'off'",
+    ),
     "noise": (
         {"dp": {"all": {"noise_multiplier": 1e300}}},
         "dp.all.noise_multiplier = 1e+300: numbers would",

@@ -15,6 +15,9 @@ from fedsim.core.data.encode import Encoded
 from fedsim.core.errors import InputError, plainly, suggestion
 from fedsim.core.scenario.settings import Scenario
 
+LARGEST_EPSILON = 1e6
+"""Beyond it a guarantee says nothing, and noise for it is searched for long."""
+
 LARGEST_NOISE = 1e6
 """Noise multiplier beyond which nothing of a gradient is left, and float32 overflows before long."""
 
@@ -62,6 +65,11 @@ def _noise(scenario: Scenario) -> None:
         if dp is None:
             continue
         limits = {"noise_multiplier": LARGEST_NOISE, "clipping_norm": LARGEST_CLIPPING_NORM}
+        epsilon = getattr(dp, "epsilon", None)
+        if epsilon is not None and epsilon > LARGEST_EPSILON:
+            raise InputError(
+                f"{key}.epsilon = {epsilon:g} guarantees nothing; use at most {LARGEST_EPSILON:g}, or 'off'"
+            )
         for name, limit in limits.items():
             value = getattr(dp, name)
             if value is not None and value > limit:
