@@ -240,7 +240,7 @@ def test_wrong_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "manifest.json").write_text('{"format": 99}')
     assert_refused(fedsim("show", "other"), "format = 99; this fedsim reads format 2")
     (tmp_path / "other" / "manifest.json").write_text("{")
-    assert_refused(fedsim("show", "other"), "cannot read other/manifest.json")
+    assert_refused(fedsim("show", "other"), "other/manifest.json: Expecting property name")
 
 
 def test_corrupt_results_are_refused(tmp_path: Path) -> None:
