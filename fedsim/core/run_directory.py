@@ -55,6 +55,10 @@ from fedsim.core.scenario.adversary import Observer
 from fedsim.core.scenario.reading import parse, save
 from fedsim.core.scenario.settings import Scenario
 
+PRIVATE = 0o700
+"""Mode of a run's folder: it holds encoded private records, and who is a member. One that was there keeps its
+own."""
+
 FORMAT = 2
 """Of the folder's files and columns, in the manifest. 1: the observer was a prefix of the attack's name."""
 
@@ -144,7 +148,7 @@ class RunDirectory:
             InputError: the folder is taken or cannot be written to.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(PRIVATE, parents=True, exist_ok=True)
             taken = any(path.iterdir()) or not _claim(path / "scenario.toml")
         except OSError as error:
             raise files.cannot_write(path, error) from error
@@ -395,7 +399,7 @@ def new_run_path(parent: Path, name: str) -> Path:
     path, number = parent / name, 1
     while True:
         try:
-            path.mkdir(parents=True)
+            path.mkdir(PRIVATE, parents=True)
             return path
         except FileExistsError:
             number += 1

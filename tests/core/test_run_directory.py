@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_one_folder_is_given_to_one_run(tmp_path: Path) -> None:
         made = [one for one in came if isinstance(one, RunDirectory)]
         assert len(made) == 1
         assert all("is not empty; choose another folder" in str(one) for one in came if one is not made[0])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    made = (
+        RunDirectory.create(tmp_path / "deep" / "run", parse({})).path,
+        new_run_path(tmp_path / "runs", "s"),
+    )
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700, 0o700]
 
 
 def test_an_empty_folder_can_be_used(tmp_path: Path) -> None:
