@@ -60,7 +60,7 @@ def test_what_is_refused_under_dp_is_refused_by_the_check(
     result = fedsim("scenario", "check", scenario(tmp_path, net, dp={"all": {"epsilon": 1}}))
     assert result.exit_code == 2
     assert f"layer '{layer}'" in result.stderr and word in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("fedsim: ") == 1
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
