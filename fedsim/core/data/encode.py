@@ -52,7 +52,6 @@ class Encoded:
     from_private: what was decided by private records, a sentence with its key each: no party may be under DP
     schema: by which the records were encoded, every column declared or learnt from public records
     readings: column → how its text is read; see `columns.read_columns`
-    feature_columns: the columns that the features are of, in their order, as they were encoded
     """
 
     features: np.ndarray
@@ -73,7 +72,11 @@ class Encoded:
     from_private: tuple[str, ...] = ()
     schema: Schema | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
-    feature_columns: tuple[Column, ...] = ()
+
+    @property
+    def feature_columns(self) -> tuple[Column, ...]:
+        """The columns that the features are of, in their order, as they were encoded."""
+        return () if self.schema is None else self.schema.columns
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -148,7 +151,6 @@ def encode(
         from_private=read.from_private,
         schema=schema,
         readings=read.readings,
-        feature_columns=schema.columns,
     )
 
 
