@@ -107,12 +107,13 @@ def verify_unfinished(run: RunDirectory, game: int) -> None:
 
 
 def own_modules(scenario: Scenario) -> list[Path]:
-    """Return the files of the user's own model and strategy, as far as they are there.
+    """Return the files of the user's own model, strategy and records, as far as they are there.
 
     Not those of attacks: these may be mended, and repeated on what was observed.
     """
     federation, model = scenario.federation, scenario.model
     references = [(model.name, model.folder), (federation.strategy, federation.folder)]
+    references += [(file, scenario.data.folder) for file in scenario.data.files]
     files_of = (source_file(name, folder) for name, folder in references if is_reference(name))
     return sorted({file.resolve() for file in files_of if file is not None})
 

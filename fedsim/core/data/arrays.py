@@ -1,8 +1,10 @@
-"""A user's own images and arrays: .npz files, and folders of PNGs with a table of labels."""
+"""A user's own images and arrays: .npz and .pt files, what a function of theirs returns, folders of PNGs."""
 
 from __future__ import annotations
 
+import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pandas as pd
 from fedsim.core.data import contents
 from fedsim.core.data.schema import Bounds
 from fedsim.core.errors import InputError
+from fedsim.core.imports import load, short
 from fedsim.core.scenario.settings import DataSettings
 
 MAX_PIXELS = 4 << 30
@@ -34,16 +37,20 @@ class Pixels:
     notices: list[str]
 
 
-def read_npz(path: Path, settings: DataSettings) -> Pixels:
-    """Read arrays of one length: label, party and person by their names, the others are features.
+def of_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], settings: DataSettings) -> Pixels:
+    """Return arrays of one length as a table: label, party and person by their names, the rest is features.
+
+    path: what errors call them
 
     An array of (n, height, width), (n, channels, height, width) or (n, height, width, channels) that is the
     only feature is an image; every other one is flattened into columns 'name[0]', 'name[1]', …
 
     Raises:
-        InputError: the file is damaged, holds Python objects, or its arrays differ in length.
+        InputError: an array is missing, is no table's column, or the arrays differ in length.
     """
-    arrays = _load(path)
+    for name, array in arrays.items():
+        if array.ndim == 0 or array.dtype.kind not in "biufUS":
+            raise InputError(f"{path}: array '{name}' ({array.dtype}, {array.ndim}-d) is no table's column")
     keys = {name for name in (settings.label, settings.party, settings.person) if name is not None}
     for name in keys:
         if name not in arrays:
@@ -60,21 +67,61 @@ def read_npz(path: Path, settings: DataSettings) -> Pixels:
     return _columns(path, columns, features, settings)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file.
+
+    Raises:
+        InputError: the file is damaged, or holds Python objects.
+    """
     contents.check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
         reason = "it holds Python objects" if "pickle" in str(error) else str(error).splitlines()[0]
         raise InputError(f"cannot read {path}: {reason}") from error
-    for name, array in arrays.items():
-        if array.ndim == 0 or array.dtype.kind not in "biufUS":
-            raise InputError(f"{path}: array '{name}' ({array.dtype}, {array.ndim}-d) is no table's column")
-    return arrays
 
 
-def _key(path: Path, name: str, array: np.ndarray) -> pd.Series:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a .pt file that holds a dictionary of tensors; nothing else of it is unpickled.
+
+    Raises:
+        InputError: the file is damaged, or holds anything but tensors by name.
+    """
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"cannot read {path}: it holds Python objects; save a dict of tensors") from error
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        raise InputError(f"cannot read {path}: {short(error)}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InputError(f"{path}: it holds {type(loaded).__name__}; save a dict of tensors, by name")
+    return {str(name): tensor.detach().numpy() for name, tensor in loaded.items()}
+
+
+def call(reference: str, folder: str | None) -> pd.DataFrame | dict[str, np.ndarray]:
+    """Return what the user's function 'module:callable' returns: a DataFrame, or arrays by name.
+
+    Raises:
+        InputError: it cannot be imported, raises, or returns anything else.
+    """
+    where = f"data.path = '{reference}'"
+    function = load(reference, folder, where)
+    try:
+        made = function()
+        if isinstance(made, pd.DataFrame):
+            return made
+        if isinstance(made, Mapping):
+            return {str(name): np.asarray(array) for name, array in made.items()}
+    except Exception as error:
+        raise InputError(f"{where}: calling it failed: {short(error)}") from error
+    kind = type(made).__name__
+    raise InputError(f"{where}: it returned {kind}; it must return a pandas DataFrame, or arrays by name")
+
+
+def _key(path: Path | str, name: str, array: np.ndarray) -> pd.Series:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -86,7 +133,7 @@ def _key(path: Path, name: str, array: np.ndarray) -> pd.Series:
 
 
 def _columns(
-    path: Path, keys: dict[str, pd.Series], features: dict[str, np.ndarray], settings: DataSettings
+    path: Path | str, keys: dict[str, pd.Series], features: dict[str, np.ndarray], settings: DataSettings
 ) -> Pixels:
     shape = None
     if len(features) == 1 and settings.shape is None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-
-import pandas as pd
 
 from fedsim.core.data import table
 from fedsim.core.data.sets import SETS
 from fedsim.core.data.sources import DataSet, File, obtain
-from fedsim.core.data.table import Table, sha256
+from fedsim.core.data.table import Table, frame_sha256, sha256
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.scenario.settings import DataSettings
 
@@ -74,8 +71,3 @@ def open_table(settings: DataSettings, data_dir: Path | None = None) -> Table:
     if settings.path is not None:
         return table.read(settings)
     return load(settings.name or DEFAULT, data_dir)
-
-
-def frame_sha256(frame: pd.DataFrame) -> str:
-    """Return a hash of a frame's values, for sets that come without a file of their own."""
-    return hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()

@@ -205,7 +205,7 @@ def _mostly_numbers(cells: np.ndarray) -> bool:
     return not present or sum(bool(_PLAIN_NUMBER.match(text)) for text in present) * 2 > len(present)
 
 
-def check_totals(path: Path, frame: pd.DataFrame) -> None:
+def check_totals(path: Path | str, frame: pd.DataFrame) -> None:
     """Refuse a table whose last record is plainly the total of the others.
 
     Raises:

@@ -21,6 +21,7 @@ from pandas.api import types
 from fedsim.core.data import arrays, contents, csv_files, typed_files
 from fedsim.core.data.schema import Bounds, Column, Schema, check_settings
 from fedsim.core.errors import InputError, suggestion
+from fedsim.core.imports import is_reference
 from fedsim.core.scenario.settings import DataSettings
 
 # More classes than this need at least FEW_PER_CLASS records each, or the label is no class at all.
@@ -72,10 +73,8 @@ def read(settings: DataSettings) -> Table:
     if settings.path is None or settings.label is None:
         raise ValueError("settings.path and settings.label are needed")
     if isinstance(settings.path, str):
-        path = Path(settings.path)
-        contents.check_path(path)
-        whole = _read_any(path, settings)
-        name, hashes, party = path.name, {path.name: sha256(path)}, settings.party
+        whole, name, digest = _read_source(settings.path, settings)
+        hashes, party = {name: digest}, settings.party
     else:
         whole, hashes, party = _read_parties(settings.path, settings)
         name = ", ".join(hashes)
@@ -147,9 +146,8 @@ def _read_parties(paths: Mapping[str, str], settings: DataSettings) -> tuple[_Re
     parts: dict[str, _Read] = {}
     hashes: dict[str, str] = {}
     for party, file in paths.items():
-        contents.check_path(Path(file))
-        parts[party] = _read_any(Path(file), settings)
-        hashes[f"{party}/{Path(file).name}"] = sha256(Path(file))
+        parts[party], name, digest = _read_source(file, settings)
+        hashes[f"{party}/{name}"] = digest
     frames = {party: part.frame for party, part in parts.items()}
     _check_same_columns(frames, paths)
     if len({part.shape for part in parts.values()}) > 1:
@@ -217,6 +215,22 @@ def read_frame(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[s
     return whole.frame, whole.notices
 
 
+def _read_source(text: str, settings: DataSettings) -> tuple[_Read, str, str]:
+    """Read a file, or what a function of the user's returns; with its name and the SHA-256 of its content."""
+    if is_reference(text) and not Path(text).exists():
+        whole = _cleaned(text, _of_own(text, settings), settings)
+        return whole, text, frame_sha256(whole.frame)
+    path = Path(text)
+    return _read_any(path, settings), path.name, sha256(path)
+
+
+def _of_own(reference: str, settings: DataSettings) -> _Read:
+    made = arrays.call(reference, settings.folder)
+    if isinstance(made, pd.DataFrame):
+        return _Read(made.reset_index(drop=True), [])
+    return _of_pixels(arrays.of_arrays(reference, made, settings))
+
+
 def _read_any(path: Path, settings: DataSettings) -> _Read:
     contents.check_path(path)
     try:
@@ -227,6 +241,10 @@ def _read_any(path: Path, settings: DataSettings) -> _Read:
         ) from error
     except (OSError, ValueError, csv.Error, MemoryError) as error:
         raise contents.unreadable(path, error) from error
+    return _cleaned(path, raw, settings)
+
+
+def _cleaned(path: Path | str, raw: _Read, settings: DataSettings) -> _Read:
     frame = raw.frame
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
@@ -249,7 +267,9 @@ def _read_file(path: Path, settings: DataSettings) -> _Read:
         if "xl/workbook.xml" in members or path.suffix.lower() in (".xlsx", ".xlsm"):
             return _Read(*typed_files.read_excel(path))
         if members and all(name.endswith(".npy") for name in members):
-            return _of_pixels(arrays.read_npz(path, settings))
+            return _of_pixels(arrays.of_arrays(path, arrays.read_npz(path), settings))
+        if any(name.endswith("/data.pkl") for name in members):
+            return _of_pixels(arrays.of_arrays(path, arrays.read_tensors(path), settings))
     return _Read(*csv_files.read_csv(path, settings))
 
 
@@ -331,6 +351,11 @@ def texts(column: pd.Series) -> np.ndarray:
     if len(spelled):
         spelled = spelled.str.replace(_INTEGRAL, r"\1", regex=True)
     return np.array([*spelled, None], dtype=object)[codes]  # the code of a missing cell is -1
+
+
+def frame_sha256(frame: pd.DataFrame) -> str:
+    """Return a hash of a frame's values, for records that come without a file of their own."""
+    return hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
 
 
 def sha256(path: Path) -> str:

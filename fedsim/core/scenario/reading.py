@@ -177,12 +177,17 @@ def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scena
             reason = str(error).partition(" from ")[0]
             raise InputError(f"{source}: {key} = {_shown(path)}: it names no file: {reason}") from error
 
+    def absolute_file(path: str, key: str) -> str:
+        return path if is_reference(path) else absolute(path, key)
+
     data = scenario.data
     path = data.path
     if isinstance(path, str):
-        path = absolute(path, "data.path")
+        path = absolute_file(path, "data.path")
     elif path is not None:
-        path = {party: absolute(file, f"data.path.{party}") for party, file in path.items()}
+        path = {party: absolute_file(file, f"data.path.{party}") for party, file in path.items()}
+    if any(map(is_reference, data.files)):
+        data = data.model_copy(update={"folder": absolute(data.folder or ".", "data.folder")})
     public = absolute(data.public, "data.public") if data.public else None
     model = scenario.model
     if ":" in model.name:

@@ -39,8 +39,12 @@ class DataSettings(Settings):
     name: str | None = Field(None, description="a named data set: `fedsim data list`")
     path: str | dict[str, str] | None = Field(
         None,
-        description="your own table: CSV (also packed), Parquet file or folder, .xlsx, .npz, or a folder of "
-        "PNGs; or one per party, {party = file}",
+        description="your own table: CSV (also packed), Parquet file or folder, .xlsx, .npz, .pt (a dict of "
+        "tensors), a folder of PNGs, or a function of yours as 'module:callable'; or one per party, "
+        "{party = file}",
+    )
+    folder: str | None = Field(
+        None, description="where to import 'module:callable' from; default: the scenario's folder"
     )
     label: str | None = Field(None, description="the column to predict")
     party: str | None = Field(None, description="the column that names the party of a record")
@@ -91,6 +95,13 @@ class DataSettings(Settings):
     max_records: Annotated[int, Field(ge=10)] | None = Field(
         None, description="keep a random subset of this many records"
     )
+
+    @property
+    def files(self) -> list[str]:
+        """What ``path`` names: one file or function, or one for each party."""
+        return (
+            [] if self.path is None else [self.path] if isinstance(self.path, str) else [*self.path.values()]
+        )
 
     @field_validator("bounds")
     @classmethod
