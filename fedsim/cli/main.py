@@ -29,7 +29,7 @@ COMMANDS = {
     "show": ("run:show", "Show the tables of a run: utility, guarantee and leakage."),
     "report": ("run:report", "Write a run's report.html, one page that needs no network."),
     "runs": ("run:runs", "List the runs in a folder."),
-    "attack": ("run:attack", "Repeat the attacks of a run offline."),
+    "attack": ("attack:attack", "Repeat a run's attacks, or attack a released model as an outsider."),
     "sweep": ("sweep:sweep", "Run every combination of settings, and make one table of all."),
     "attribute": ("beyond:attribute", "Infer a hidden column of a run's records."),
     "invert": ("beyond:invert", "Reconstruct the typical record of each class from a run's models."),

@@ -1,4 +1,4 @@
-"""`fedsim run`, and what is done with finished runs: `show`, `report`, `runs`, `attack`."""
+"""`fedsim run`, and what is done with finished runs: `show`, `report`, `runs`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(
     _header(directory)
     with live.follow(directory, err()):
         play.federate(directory, engine, workers)
-    _report_and_show(directory)
+    report_and_show(directory)
 
 
 def _prepare(
@@ -106,7 +106,7 @@ def _header(directory: RunDirectory) -> None:
     notices(manifest["notices"])
 
 
-def _report_and_show(directory: RunDirectory) -> None:
+def report_and_show(directory: RunDirectory) -> None:
     """Write the report, then print the tables: what is kept does not depend on who looks on."""
     from fedsim.terminal import run_tables
 
@@ -185,28 +185,3 @@ def runs(parent: Path) -> None:
     from fedsim.terminal import run_tables
 
     out().print(run_tables.runs(runs_in(parent)))
-
-
-@click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--attacks", help="Names, as loss,server:fedmia. [default: the scenario's]")
-@click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
-@click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
-def attack(folder: Path, attacks: str | None, rounds: str, workers: int | None) -> None:
-    """Repeat the attacks of RUN offline, from what the adversary kept.
-
-    \b
-    Examples:
-      fedsim attack runs/hospitals
-      fedsim attack runs/hospitals --attacks loss,update-cosine,server:fedmia
-      fedsim attack runs/hospitals --rounds 1,5,10-20,last
-    """
-    from fedsim.core.run_directory import RunDirectory
-    from fedsim.runs.attack import attack_again
-    from fedsim.terminal import live
-
-    directory = RunDirectory.open(folder)
-    names = [name.strip() for name in attacks.split(",")] if attacks else None
-    with live.bar("shadow federations", err()) as progress:
-        attack_again(directory, names, workers, progress, rounds)
-    _report_and_show(directory)

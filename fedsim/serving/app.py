@@ -68,7 +68,6 @@ class Service:
         self.settings, self.clock = settings or Settings(), clock
         self.seed = int.from_bytes(secret.key("answers' noise")) if seed is None else seed
         self.metrics, self.neighbours = Metrics(), Neighbours(release.schema)
-        self._digests = Secret(secret.key("record digests"))
 
     def key_of(self, request: Request) -> Key:
         """Return whose request it is.
@@ -129,9 +128,7 @@ class Service:
         return min(self.settings.most, key.limits.per_minute or self.settings.most)
 
     def _digest(self, features: np.ndarray) -> list[bytes]:
-        """Return 16 bytes a record, of its features: another spelling of a value is no other record."""
-        flat = features.reshape(len(features), -1) + np.float32(0)  # −0 and 0 are one value
-        return [self._digests.digest(row.tobytes())[:16] for row in flat]
+        return policy.record_digests(self.secret, features)
 
     def _pay(self, key: Key, digests: Sequence[bytes], near: int) -> ledger.Charge:
         try:

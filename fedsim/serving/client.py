@@ -6,7 +6,9 @@ that no record has, such as half a category of a noisy copy, become the nearest 
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from fedsim.core.data import released
 from fedsim.core.data.released import ReleasedSchema, decode_rows
 from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.scenario.protection import OutputPolicy
 
 PATIENCE = 120.0
 """Longest wait, in seconds, that a service may ask for before the next request."""
@@ -25,7 +28,8 @@ class RemoteModel:
     """A released model behind a URL.
 
     schema: the table's columns, as the service tells them
-    queries: records that may still be asked about, None where there is no limit
+    policy: of the key's answers
+    queries: records that may still be asked about, also by the key's ε; None where there is no limit
     """
 
     def __init__(self, url: str, key: str, client: httpx.Client | None = None) -> None:
@@ -42,7 +46,8 @@ class RemoteModel:
             self.schema: ReleasedSchema = released.from_json(card["schema"])
             self.card: dict[str, Any] = card
             limits, spent = card["limits"], card["spent"]
-            self.queries = None if limits["queries"] is None else limits["queries"] - spent["queries"]
+            self.policy = OutputPolicy.model_validate(card["policy"])
+            self.queries = _left(self.policy, limits, spent)
             self._batch = int(limits["batch"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.url}: what answers there is no model served by fedsim") from error
@@ -108,3 +113,12 @@ class RemoteModel:
             detail = document.get("detail") if isinstance(document, dict) else None
             raise FedsimError(f"{self.url} refused ({response.status_code}): {detail or 'no reason given'}")
         return document
+
+
+def _left(policy: OutputPolicy, limits: Mapping[str, Any], spent: Mapping[str, Any]) -> int | None:
+    """Return how many records a key may still ask about: the fewer of its queries and of what its ε pays."""
+    left = [] if limits["queries"] is None else [int(limits["queries"]) - int(spent["queries"])]
+    if limits["epsilon"] is not None:
+        answers = (float(limits["epsilon"]) - float(spent["epsilon"])) / policy.epsilon
+        left.append(math.floor(answers + 1e-9))  # ten answers of ε = 0.1 are 1, whatever binary fractions say
+    return max(0, min(left)) if left else None

@@ -15,6 +15,7 @@ import numpy as np
 from fedsim.core import rng
 from fedsim.core.privacy.output import answered
 from fedsim.core.scenario.protection import OutputPolicy
+from fedsim.serving.state import Secret
 
 NOISY = ("noisy", "laplace", "gaussian")
 _NO_NOISE = rng.generator(0, "served answer")  # for policies that draw nothing
@@ -36,3 +37,13 @@ def stream(seed: int, policy: OutputPolicy, digest: bytes) -> np.random.Generato
     """Return the noise of one record's answer."""
     settings = policy.model_dump_json(exclude={"queries"})
     return rng.generator(seed, "served answer", party=f"{settings} {digest.hex()}")
+
+
+def record_digests(secret: Secret, features: np.ndarray) -> list[bytes]:
+    """Return 16 bytes a record of features (n, …) float32: another spelling of a value is no other record.
+
+    secret: the run's
+    """
+    own = Secret(secret.key("record digests"))
+    flat = features.reshape(len(features), -1) + np.float32(0)  # −0 and 0 are one value
+    return [own.digest(row.tobytes())[:16] for row in flat]

@@ -130,5 +130,7 @@ def test_a_wrong_key_no_service_and_a_spent_epsilon_are_named(made: Service) -> 
     http = remote(made, new_key(made, policy="laplace", epsilon=1.0, epsilon_budget=1.0))
     features = np.zeros((2, *http.schema.shape), dtype=np.float32)
     features[1, 0] = 1
+    assert http.queries == 1  # what ε pays for
+    http.queries = None
     with pytest.raises(FedsimError, match=r"refused \(429\): beyond the key's budget: epsilon"):
         http.ask(features)
