@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 
+from attacks import further
 from attacks.declaration import Attack, as_declared, declarations
+from attacks.further import FurtherAttack
 from attacks.shadows.plan import STRATEGIES
 from attacks.views import rounds
 from fedsim.core.errors import InputError, suggestion
@@ -43,6 +45,15 @@ BUILT_IN = (
 )
 """Modules that declare attacks, in the order of tables."""
 
+FURTHER = (
+    "attacks.attributes.inference",
+    "attacks.reconstruction.model",
+    "attacks.reconstruction.gradient",
+    "attacks.counts.members",
+    "attacks.counts.groups",
+)
+"""Modules that declare attacks beyond membership, likewise."""
+
 GROUP = "fedsim.attacks"
 """Entry points of installed packages."""
 
@@ -52,14 +63,24 @@ ALL = "all"
 @lru_cache(maxsize=1)
 def built_in() -> tuple[Attack, ...]:
     """Return fedsim's own attacks, in the order of their modules and in these of their functions."""
-    modules = [importlib.import_module(name) for name in BUILT_IN]
-    functions = [
+    return tuple(attack for function in _functions(BUILT_IN) for attack in declarations(function))
+
+
+@lru_cache(maxsize=1)
+def beyond_membership() -> tuple[FurtherAttack, ...]:
+    """Return the attacks that infer more than membership, in the order of their modules and functions."""
+    return tuple(attack for function in _functions(FURTHER) for attack in further.declarations(function))
+
+
+def _functions(names: Sequence[str]) -> list[object]:
+    """Return all functions that these modules define, in order."""
+    modules = [importlib.import_module(name) for name in names]
+    return [
         function
         for module in modules
         for function in vars(module).values()
         if getattr(function, "__module__", "") == module.__name__
     ]
-    return tuple(attack for function in functions for attack in declarations(function))
 
 
 @lru_cache(maxsize=1)

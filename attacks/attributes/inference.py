@@ -24,6 +24,8 @@ import numpy as np
 
 from attacks.attributes import imputation
 from attacks.attributes.problem import Options, Problem, pose
+from attacks.declaration import EVERY_MODEL, FINAL_LABELS, FINAL_MODEL, PULLED
+from attacks.further import IMPUTATION, RECORD_BUT_ONE, further
 from attacks.membership import update_regression
 from attacks.signals import gradients, outputs
 from attacks.views.participant import ParticipantView
@@ -40,11 +42,31 @@ def label_log_probability(view: ParticipantView, problem: Problem, t: int) -> np
     return problem.by_value(-outputs.loss(logits, filled.labels))
 
 
+@further(
+    "attribute",
+    "yeom",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=FINAL_MODEL,
+    assumes="the true value is fitted better than others",
+    baseline=IMPUTATION,
+    source="Yeom et al. 2018",
+)
 def yeom(view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return log prior(v) + log p_y(x_v) at the final model (Yeom et al. 2018, section 4)."""
     return np.log(prior) + label_log_probability(view, problem, view.final_round)
 
 
+@further(
+    "attribute",
+    "csmia",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=FINAL_MODEL,
+    assumes="the model is right, and surer, with the true value",
+    baseline=IMPUTATION,
+    source="Mehnaz et al. 2022",
+)
 def csmia(view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the confidence max_i p_i where the model is right, its negative where it is wrong.
 
@@ -58,6 +80,16 @@ def csmia(view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.ra
     return problem.by_value(np.where(right, confidence, -confidence))
 
 
+@further(
+    "attribute",
+    "lomia",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=FINAL_LABELS,
+    assumes="the model is right with the true value alone",
+    baseline=IMPUTATION,
+    source="Mehnaz et al. 2022",
+)
 def lomia(view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return 1 for the only value with which the model is right, elsewhere what a model of such records says.
 
@@ -83,6 +115,16 @@ def lomia(view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.ra
     return scores
 
 
+@further(
+    "attribute",
+    "loss-series",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=EVERY_MODEL,
+    assumes="the true value is fitted better than others",
+    baseline=IMPUTATION,
+    source="ours, after Yeom et al. 2018",
+)
 def loss_series(
     view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
@@ -94,6 +136,16 @@ def _mean_log_probability(view: ParticipantView, problem: Problem) -> np.ndarray
     return np.mean([label_log_probability(view, problem, t) for t in view.trained_rounds], axis=0)
 
 
+@further(
+    "attribute",
+    "update-cosine",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=EVERY_MODEL,
+    assumes=PULLED,
+    baseline=IMPUTATION,
+    source="ours, after Li et al. 2023",
+)
 def update_cosine(
     view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
@@ -114,6 +166,16 @@ def _alignment(view: ParticipantView, problem: Problem) -> np.ndarray:
     return problem.by_value(total)
 
 
+@further(
+    "attribute",
+    "update-regression",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=EVERY_MODEL,
+    assumes=PULLED,
+    baseline=IMPUTATION,
+    source="ours: all versions decoded together",
+)
 def update_regression_scores(
     view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
@@ -121,6 +183,16 @@ def update_regression_scores(
     return problem.by_value(update_regression.score(view, problem.filled(), rng))
 
 
+@further(
+    "attribute",
+    "white-box",
+    infers="a hidden column",
+    needs=RECORD_BUT_ONE,
+    sees=EVERY_MODEL,
+    assumes="members of its own show how members' values look",
+    baseline=IMPUTATION,
+    source="ours",
+)
 def white_box(
     view: ParticipantView, problem: Problem, prior: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attacks.counts.members import DRAWS, Count
+from attacks.declaration import EVERY_MODEL
+from attacks.further import further
 from attacks.membership.update_regression import gradient_gram
 from attacks.signals import gradients
 from attacks.views.settings import Weights
@@ -30,6 +32,16 @@ Step = tuple["torch.nn.Module", Weights]
 """The model w_{t−1} and the update made from it."""
 
 
+@further(
+    "count --column",
+    "group shares",
+    infers="the share of a group at a party, or at all others",
+    observers=("participant", "server"),
+    sees=EVERY_MODEL,
+    assumes="an update is made of mean gradients of groups as they are in its own records",
+    baseline="the share among its own records",
+    source="ours, after Ateniese et al. 2015",
+)
 def shares(
     steps: Sequence[Step], owned: Records, group: np.ndarray, groups: int, rng: np.random.Generator
 ) -> list[Count]:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, FEATURES_AND_LABEL
+from attacks.further import further
+
 DRAWS = 400
 """Bootstrap draws of a count's interval."""
 
@@ -53,6 +56,16 @@ def by_mean(scores: np.ndarray, members: np.ndarray, others: np.ndarray) -> floa
 ESTIMATORS: Mapping[str, Estimator] = {"threshold": by_threshold, "mean": by_mean}
 
 
+@further(
+    "count",
+    "members on a list",
+    infers="how many of a list are members",
+    needs=FEATURES_AND_LABEL,
+    sees=EVERY_MODEL,
+    assumes="scores of others' records are distributed as those of its own",
+    baseline="the public share of members",
+    source="Tong et al. 2025 (usage cardinality)",
+)
 def count(
     scores: np.ndarray,
     members: np.ndarray,

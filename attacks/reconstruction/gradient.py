@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from attacks.declaration import EVERY_UPDATE
+from attacks.further import further
 from attacks.reconstruction import analytic
 from attacks.reconstruction.rows import Rows
 from fedsim.core.data.layout import Layout
@@ -37,12 +39,22 @@ class LocalSteps:
     """What is public of the training behind an update: plain SGD on n records.
 
     A participant's or a secure sum's update is read as one party's with the records of all.
+    proximal_mu: μ of FedProx; l2, l1: weight decay and λ of L1; label_smoothing: see `DefenceSettings`
     """
 
     records: int
     batch: int
     epochs: int
     lr: float
+    proximal_mu: float = 0.0
+    l2: float = 0.0
+    l1: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a step's gradient has a part that depends on no record."""
+        return bool(self.proximal_mu or self.l2 or self.l1)
 
     @property
     def steps(self) -> int:
@@ -60,6 +72,36 @@ class Effort:
     rate: float = 0.1
 
 
+@further(
+    "reconstruct",
+    "analytic",
+    infers="the records of a batch",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes="the first layer is linear, and a unit responds to one record",
+    baseline="the nearest of its own records",
+    source="Phong et al. 2018; Geiping et al. 2020",
+)
+@further(
+    "reconstruct",
+    "dlg",
+    infers="the records of a batch",
+    observers=("server", "participant"),
+    sees="an update, or a sum of them",
+    assumes="plain SGD as the settings say; the number of records",
+    baseline="the nearest of its own records",
+    source="Zhu et al. 2019; Vero et al. 2023 (TabLeak)",
+)
+@further(
+    "reconstruct",
+    "geiping",
+    infers="the records of a batch",
+    observers=("server", "participant"),
+    sees="an update, or a sum of them",
+    assumes="plain SGD as the settings say; the number of records",
+    baseline="the nearest of its own records",
+    source="Geiping et al. 2020; Vero et al. 2023 (TabLeak)",
+)
 def invert(
     module: torch.nn.Module,
     update: Mapping[str, np.ndarray],
@@ -93,6 +135,16 @@ def invert(
     return _pooled(finished, rows, shape)
 
 
+@further(
+    "reconstruct",
+    "label counts",
+    infers="how many of a batch have each label",
+    observers=("server", "participant"),
+    sees="the last layer's update",
+    assumes="mean outputs on the batch are those on typical records",
+    baseline="none: labels of a baseline row are not guessed",
+    source="Yin et al. 2021; Wainakh et al. 2022",
+)
 def labels_of(
     module: torch.nn.Module, update: Mapping[str, np.ndarray], local: LocalSteps, typical: np.ndarray
 ) -> np.ndarray:
@@ -130,13 +182,21 @@ def _simulation(module: torch.nn.Module, local: LocalSteps, shape: tuple[int, ..
     weights = {name: value.detach() for name, value in module.named_parameters()}
 
     def loss(w: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(functional_call(module, w, (x.reshape(-1, *shape),)), y)
+        logits = functional_call(module, w, (x.reshape(-1, *shape),))
+        return torch.nn.functional.cross_entropy(logits, y, label_smoothing=local.label_smoothing)
+
+    def pulled(w: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        """Return μ(w − w_t) + λ₁ sign(w) + λ₂ w, as `fedsim.core.training.updates` adds it to a gradient."""
+        value = w[name]
+        return local.proximal_mu * (value - weights[name]) + local.l1 * value.sign() + local.l2 * value
 
     def moved(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
         w = weights
         for _ in range(local.epochs):
             for part, target in zip(x.split(local.batch), y.split(local.batch), strict=True):
                 slope = grad(loss)(w, part, target)
+                if local.penalised:
+                    slope = {name: value + pulled(w, name) for name, value in slope.items()}
                 w = {name: value - local.lr * slope[name] for name, value in w.items()}
         return {name: weights[name] - value for name, value in w.items()}
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attacks.declaration import EVERY_MODEL, EVERY_UPDATE
+from attacks.further import further
 from attacks.reconstruction.rows import Rows, neutral
 from fedsim.core.data.layout import Layout
 from fedsim.core.data.records import Records
@@ -35,6 +37,25 @@ class Descent:
     prior: float = 0.0
 
 
+@further(
+    "invert",
+    "model inversion",
+    infers="a class's typical record",
+    sees=EVERY_MODEL,
+    assumes="what the model is surest of resembles what it was trained on",
+    baseline="the class mean of its own records",
+    source="Fredrikson et al. 2015 (MIFace)",
+)
+@further(
+    "invert",
+    "model inversion of a party",
+    infers="a party's typical record",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes="a party's answer is surest of what is typical of its own records",
+    baseline="the class mean of the adversary's own records",
+    source="Fredrikson et al. 2015 (MIFace)",
+)
 def invert(
     modules: Sequence[torch.nn.Module],
     label: int,

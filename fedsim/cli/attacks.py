@@ -19,7 +19,7 @@ def attacks() -> None:
 
 @attacks.command("list")
 def list_attacks() -> None:
-    """List the attacks: what each needs, sees, assumes, and its source.
+    """List the attacks: what each needs, sees, assumes, and its source; then those beyond membership.
 
     \b
     Example:
@@ -29,3 +29,4 @@ def list_attacks() -> None:
     from fedsim.terminal import data_tables
 
     out().print(data_tables.attack_list(registry.known()))
+    out().print(data_tables.further_attacks(registry.beyond_membership()))

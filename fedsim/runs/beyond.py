@@ -39,7 +39,7 @@ from fedsim.evaluation.estimates import Estimate, mean
 from fedsim.evaluation.truth import read_truth
 from fedsim.runs import integrity
 from fedsim.runs.observers import observers_of, sight, victims_of
-from fedsim.runs.sent import SETTINGS, Setting, sent, training_records
+from fedsim.runs.sent import Setting, default_settings, sent, training_records
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +218,7 @@ BASELINE = "nearest own record"
 
 def gradient(
     run: RunDirectory,
-    settings: Sequence[Setting] = SETTINGS,
+    settings: Sequence[Setting] = (),
     repeats: int = 4,
     methods: Sequence[Method] = inversion.METHODS,
     round: int = 1,
@@ -228,13 +228,14 @@ def gradient(
     """Reconstruct batches of the victims' training records from the updates they would send in ``round``.
 
     The updates are made here, from the run's model w_{t−1} and its training settings, one per batch size,
-    number of steps and protection. Writes ``gradient.parquet``: method, protection, batch, epochs, metric
-    (rows, cells, labels: shares recovered), value, low, high, n (records).
+    number of steps and protection (default: `default_settings`). Writes ``gradient.parquet``: method,
+    protection, batch, epochs, metric (rows, cells, labels: shares recovered), value, low, high, n (records).
 
     Raises:
         InputError: the run does not train by plain SGD, or has no such round.
     """
     layout, played = read_layout(run.path), games_of(run)[0]
+    settings = settings or default_settings(run)
     module = _model_before(run, played, round)
     trains, owned = training_records(run, played.game), population(played.view)
     lines = []
@@ -262,11 +263,10 @@ def gradient(
 def _model_before(run: RunDirectory, played: PlayedGame, round: int) -> torch.nn.Module:
     """Return the model that a party is sent in ``round``, where its training can be simulated."""
     training = run.scenario.training
-    if training.optimizer != "sgd" or training.momentum or training.l2:
+    if training.optimizer != "sgd" or training.momentum:
         raise InputError(
-            f"{run.path}: gradient inversion simulates plain SGD, without momentum and weight decay; "
-            f"training.optimizer = '{training.optimizer}', momentum = {training.momentum:g}, "
-            f"l2 = {training.l2:g}"
+            f"{run.path}: gradient inversion simulates plain SGD, without momentum; "
+            f"training.optimizer = '{training.optimizer}', momentum = {training.momentum:g}"
         )
     if round - 1 not in played.view.models:
         raise InputError(

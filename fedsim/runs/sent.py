@@ -17,7 +17,9 @@ from fedsim.core.errors import InputError, suggestion
 from fedsim.core.models.weights import weights_of
 from fedsim.core.privacy.plan import make_plan
 from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.protection import DefenceSettings, DPSettings
+from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings, DPSettings
+from fedsim.core.scenario.settings import Scenario
+from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp, sgd, updates
 from fedsim.core.training.draws import PartyDraws
 from fedsim.core.training.steps import LocalTraining
@@ -39,20 +41,22 @@ class Setting:
     protection: str = "none"
 
 
-PROTECTIONS = ("none", "clipped", "sparsified", "ε = 8", "ε = 1", "secure sum", "participant")
-"""'secure sum': the server sees the sum of all parties; 'participant': a party, of all others."""
+PROTECTIONS = ("none", "own", "clipped", "sparsified", "ε = 8", "ε = 1", "secure sum", "participant")
+"""'own': what the party does in the run, DP and defences; 'secure sum': the server sees the sum of all;
+'participant': a party, of all others. FedProx's term, which is the server's, is in every one."""
 
 SETTINGS: tuple[Setting, ...] = (
     *(Setting(batch, epochs) for epochs in (1, 4) for batch in (1, 4, 16)),
     *(Setting(batch, 1, name) for name in PROTECTIONS[1:] for batch in (1, 4)),
 )
+"""What is asked by default (`default_settings`)."""
 
 CLIP, SPARSE, DELTA = 0.1, 0.1, 1e-5
 """Norm of a clipped update, share of entries that a sparsified one keeps, δ of the two ε."""
 
 
 def settings_of(batches: Sequence[int], epochs: Sequence[int], protections: Sequence[str]) -> list[Setting]:
-    """Return all combinations, with defaults for what is not chosen; where nothing is, `SETTINGS`.
+    """Return all combinations, with defaults for what is not chosen; none where nothing is.
 
     Raises:
         InputError: unknown protection.
@@ -61,7 +65,7 @@ def settings_of(batches: Sequence[int], epochs: Sequence[int], protections: Sequ
         if name not in PROTECTIONS:
             raise InputError(f"--protection {name}: no such protection{suggestion(name, PROTECTIONS)}")
     if not (batches or epochs or protections):
-        return list(SETTINGS)
+        return []
     return [
         Setting(batch, count, name)
         for name in protections or PROTECTIONS
@@ -76,6 +80,13 @@ def training_records(run: RunDirectory, game: int) -> dict[str, Records]:
     order = sorted(range(len(names)), key=lambda k: (k not in victims, names[k] == run.manifest["adversary"]))
     folders = ((names[k], run.party_folder(game, k, names[k])) for k in order)
     return {name: read_party(folder)[0].train for name, folder in folders}
+
+
+def default_settings(run: RunDirectory) -> list[Setting]:
+    """Return `SETTINGS`, without 'own' where no party of the run protects itself: it would be 'none'."""
+    scenario, names = run.scenario, list(run.manifest["parties"])
+    protected = any(scenario.dp_of(name) or scenario.defence_of(name) for name in names)
+    return [setting for setting in SETTINGS if protected or setting.protection != "own"]
 
 
 def sent(
@@ -94,43 +105,79 @@ def sent(
         name: trains[name].take(stream.permutation(len(trains[name]))[: setting.batch]) for name in senders
     }
     answers = [
-        _update(run, module, batch, setting, len(trains[name]), f"{purpose}/{name}")
+        _update(run, module, batch, _practice(run.scenario, name, setting), len(trains[name]), purpose)
         for name, batch in batches.items()
     ]
     update = {name: np.mean([one[name] for one in answers], axis=0) for name in answers[0]}
     together = sum(len(batch) for batch in batches.values())
-    local = LocalSteps(together, together, setting.epochs, run.scenario.training.lr)
-    return batches[victim], update, local
+    practice = _practice(run.scenario, victim, setting)
+    return batches[victim], update, practice.known(together, setting.epochs)
+
+
+@dataclass(frozen=True)
+class _Practice:
+    """How one party makes its update under a setting.
+
+    name: of the party; training: its own, ``epochs`` passes over one batch; dp: None where it trains openly
+    """
+
+    name: str
+    training: TrainingSettings
+    defence: DefenceSettings
+    dp: DPSettings | None
+    proximal_mu: float
+
+    def known(self, records: int, epochs: int) -> LocalSteps:
+        """Return what the server simulates of it. Dropout and mixup, which are drawn, are left out."""
+        return LocalSteps(
+            records, records, epochs, self.training.lr, self.proximal_mu,
+            self.training.l2, self.defence.l1, self.defence.label_smoothing,
+        )  # fmt: skip
+
+
+def _practice(scenario: Scenario, name: str, setting: Setting) -> _Practice:
+    shaping = {"clipped": {"clip_update": CLIP}, "sparsified": {"sparsify": SPARSE}}
+    defence = DefenceSettings(**shaping.get(setting.protection, {}))
+    training, private = scenario.training, None
+    if setting.protection.startswith("ε"):
+        private = DPSettings(epsilon=float(setting.protection.rpartition(" ")[2]), delta=DELTA)
+    if setting.protection == "own":
+        private, training = scenario.dp_of(name), scenario.training_of(name)
+        # One step follows another on the same few records: there is no epoch to stop after.
+        defence = (scenario.defence_of(name) or NO_DEFENCE).model_copy(update={"patience": None})
+    federation = scenario.federation
+    mu = federation.options.get("proximal_mu", 0.0) if federation.strategy == "fedprox" else 0.0
+    training = training.model_copy(update={"epochs": setting.epochs, "steps": None})
+    return _Practice(name, training, defence, private, float(mu))
 
 
 def _update(
-    run: RunDirectory, module: torch.nn.Module, batch: Records, setting: Setting, n: int, purpose: str
+    run: RunDirectory, module: torch.nn.Module, batch: Records, practice: _Practice, n: int, purpose: str
 ) -> dict[str, np.ndarray]:
     """Return the update that a party with ``n`` training records sends of one batch, by parameter name."""
     trained, before = copy.deepcopy(module), weights_of(module)
-    steps = {"batch": len(batch), "epochs": setting.epochs, "steps": None}
-    local = LocalTraining(run.scenario.training.model_copy(update=steps))
-    order, noise = (
-        rng.torch_generator(run.scenario.seed, f"{purpose}/{what}") for what in ("order", "noise")
-    )
-    draws = PartyDraws(order, noise)
-    if setting.protection.startswith("ε"):
-        epsilon = float(setting.protection.rpartition(" ")[2])
-        rounds = run.scenario.federation.rounds
-        plan = make_plan(DPSettings(epsilon=epsilon, delta=DELTA), run.scenario.training, n, rounds)
-        once = replace(
-            plan, sample_rate=1.0, expected_batch=float(len(batch)), steps_per_round=setting.epochs
-        )
+    training = practice.training.model_copy(update={"batch": len(batch)})
+    gradients = "auto" if practice.dp is None else practice.dp.gradients
+    local = LocalTraining(training, practice.defence, practice.proximal_mu, gradients=gradients)
+    draws = _draws(run.scenario.seed, f"{purpose}/{practice.name}")
+    if practice.dp is not None:
+        # The noise is that of the whole run; the batch, which Poisson sampling would draw, is given.
+        plan = make_plan(practice.dp, _in_the_run(run, practice), n, run.scenario.federation.rounds)
+        steps = practice.training.epochs
+        once = replace(plan, sample_rate=1.0, expected_batch=float(len(batch)), steps_per_round=steps)
         dp.train_private(trained, batch, local, once, draws)
     else:
         sgd.train(trained, batch, local, draws)
+    updates.shape_answer(trained, before, practice.defence, draws)
     after = weights_of(trained)
-    update = {name: after[name].astype(np.float64) - before[name] for name, _ in module.named_parameters()}
-    defence = {
-        "clipped": DefenceSettings(clip_update=CLIP),
-        "sparsified": DefenceSettings(sparsify=SPARSE),
-    }.get(setting.protection)
-    if defence is None:
-        return update
-    shaped = updates.shaped(update, defence, draws)
-    return {name: array.astype(np.float64) for name, array in shaped.items()}
+    return {name: after[name].astype(np.float64) - before[name] for name, _ in module.named_parameters()}
+
+
+def _in_the_run(run: RunDirectory, practice: _Practice) -> TrainingSettings:
+    own = practice.dp == run.scenario.dp_of(practice.name)
+    return run.scenario.training_of(practice.name) if own else run.scenario.training
+
+
+def _draws(seed: int, purpose: str) -> PartyDraws:
+    order, noise = (rng.torch_generator(seed, f"{purpose}/{what}") for what in ("order", "noise"))
+    return PartyDraws(order, noise, rng.generator(seed, f"{purpose}/rounding"))

@@ -1,8 +1,10 @@
-"""Tables of what follows membership, as rich tables."""
+"""Tables of what follows membership, as rich tables: a line per attack, a column per metric."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.markup import escape
@@ -11,18 +13,38 @@ from rich.table import Table
 from fedsim.terminal.formatting import new_table, number
 
 
-def results(table: pd.DataFrame, keys: Sequence[str], title: str, caption: str = "") -> Table:
-    """Return a table with a line per row of ``table``: its keys, then value and interval.
+def results(
+    table: pd.DataFrame, keys: Mapping[str, str], metrics: Mapping[str, str], title: str, caption: str = ""
+) -> Table:
+    """Return a table with a line per combination of ``keys`` and a column per metric, intervals below values.
 
-    keys: columns shown as they are; a value without an interval stands alone
+    table: columns metric, value, low, high and the keys; keys, metrics: name → heading. A key that a line has
+    in common with the line above is not repeated. Cells wrap, so that nothing is cut off at 80 columns.
     """
     shown = new_table(escape(title))
-    for key in keys:
-        shown.add_column(key, no_wrap=True)
-    shown.add_column("value", justify="right")
-    shown.add_column("95 % interval", justify="right", no_wrap=True)
-    for _, row in table.iterrows():
-        interval = "" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
-        shown.add_row(*(escape(str(row[key])) for key in keys), number(row["value"]), interval)
+    for key, heading in keys.items():
+        longest = max((len(str(name)) for name in table[key]), default=0)
+        shown.add_column(heading, overflow="fold", min_width=min(longest, 18))
+    for heading in metrics.values():
+        shown.add_column(heading, justify="right", overflow="fold")
+    rows = {(*(row[k] for k in keys), row["metric"]): row for row in table.to_dict("records")}
+    above: Sequence[Any] = [None] * len(keys)
+    for line in dict.fromkeys(key[:-1] for key in rows):
+        same = next((i for i, pair in enumerate(zip(line, above, strict=True)) if pair[0] != pair[1]), 0)
+        names = ["" if i < same else escape(str(name)) for i, name in enumerate(line)]
+        shown.add_row(*names, *(_cell(rows.get((*line, metric))) for metric in metrics))
+        above = line
     shown.caption, shown.caption_justify = caption, "left"
     return shown
+
+
+def _cell(row: Mapping[Any, Any] | None) -> str:
+    """Say value and interval on a line each, counts without decimals; '-' where there is none."""
+    if row is None or not math.isfinite(row["value"]):
+        return "-"
+    digits = 0 if max(abs(row[end]) for end in ("value", "high") if math.isfinite(row[end])) > 10 else 2
+    value = number(row["value"], digits and 3)
+    if not math.isfinite(row["low"]):
+        return value
+    between = " to " if row["low"] < 0 else "–"
+    return f"{value}\n[dim]{number(row['low'], digits)}{between}{number(row['high'], digits)}[/dim]"

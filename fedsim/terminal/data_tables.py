@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from attacks.declaration import Attack
+from attacks.further import FurtherAttack
 from fedsim.core.data.schema import Column
 from fedsim.core.data.sources import DataSet
 from fedsim.terminal.formatting import new_table
@@ -23,6 +26,17 @@ def attack_list(attacks: list[Attack]) -> Table:
         observer = attack.observers[0]
         cells = (observer, attack.name, attack.sees, attack.needs, attack.assumes, attack.source)
         table.add_row(*map(escape, cells))  # an attack may be a user's own, and say what it likes
+    return table
+
+
+def further_attacks(attacks: Sequence[FurtherAttack]) -> Table:
+    """Return, for each attack beyond membership, its command, what it finds out and what it has to beat."""
+    table = new_table("Beyond membership: of a finished run, fedsim COMMAND RUN")
+    for heading in ("command", "attack", "infers", "observer", "sees", "assumes", "baseline", "source"):
+        table.add_column(heading, overflow="fold")
+    for a in attacks:
+        cells = (a.command, a.name, a.infers, ", ".join(a.observers), a.sees, a.assumes, a.baseline, a.source)
+        table.add_row(*map(escape, cells))
     return table
 
 

@@ -289,3 +289,11 @@ def test_importing_and_listing_the_attacks_stays_cheap(
 ) -> None:
     heavy = "{'torch', 'flwr', 'sklearn', 'scipy', 'opacus'}"
     assert run_python(f"import sys; {program}; print({heavy} & set(sys.modules))").strip() == "set()"
+
+
+def test_every_attack_beyond_membership_says_what_it_has_to_beat() -> None:
+    attacks = registry.beyond_membership()
+    assert {a.command.split()[0] for a in attacks} >= {"attribute", "invert", "reconstruct", "count"}
+    assert len({(a.command, a.name) for a in attacks}) == len(attacks)
+    for attack in attacks:
+        assert attack.baseline and attack.sees and attack.assumes and attack.source, attack.name

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from support.runs import finished_run
 from support.truth import flip
 
+from attacks.reconstruction import gradient
 from attacks.reconstruction.gradient import Effort
 from attacks.reconstruction.model import Descent
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs import beyond
-from fedsim.runs.sent import Setting
+from fedsim.runs.sent import Setting, default_settings, sent, training_records
 
 QUICK = Effort(starts=1, dlg_iterations=40, geiping_iterations=60)
 ADVERSARY = {"attacks": ["loss"], "observers": ["participant", "server"]}
@@ -99,3 +103,30 @@ def test_only_plain_sgd_can_be_simulated(run: RunDirectory, tmp_path_factory: py
         beyond.gradient(other)
     with pytest.raises(InputError, match="no model of round 8"):
         beyond.gradient(run, round=9)
+
+
+PARTY_OWN = {"all": {"l1": 1e-3, "l2": 1e-2, "label_smoothing": 0.1, "epochs": 3}}
+
+
+def test_what_a_party_sends_is_what_the_server_simulates(tmp_path: Path) -> None:
+    """FedProx's pull and the party's own penalties included: on the true rows they are the same."""
+    federation = {"rounds": 1, "strategy": "fedprox", "options": {"proximal_mu": 0.5}}
+    run = finished_run(tmp_path, adversary=ADVERSARY, federation=federation, defences=PARTY_OWN)
+    played = beyond.games_of(run)[0]
+    module, trains = played.view.module(played.view.models[0]), training_records(run, 0)
+    batch, update, local = sent(run, module, Setting(4, 3, "own"), trains, "x", np.random.default_rng(0))
+    simulated = gradient._simulation(module, local, batch.shape)
+    rows = simulated(torch.tensor(batch.features), torch.tensor(batch.labels))
+    for name, array in update.items():
+        np.testing.assert_allclose(-rows[name].detach().numpy(), array, atol=1e-6)
+    plain = sent(run, module, Setting(4, 3), trains, "x", np.random.default_rng(0))[1]
+    assert any(np.abs(update[name] - plain[name]).max() > 1e-4 for name in plain)
+
+
+def test_a_party_that_clips_its_update_sends_a_clipped_one(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary=ADVERSARY, defences={"all": {"clip_update": 0.01}})
+    played = beyond.games_of(run)[0]
+    module, trains = played.view.module(played.view.models[0]), training_records(run, 0)
+    _, update, _ = sent(run, module, Setting(4, 1, "own"), trains, "x", np.random.default_rng(0))
+    assert sum(np.sum(array**2) for array in update.values()) ** 0.5 == pytest.approx(0.01, rel=1e-3)
+    assert "own" in {setting.protection for setting in default_settings(run)}
