@@ -75,7 +75,7 @@ class Laboratory:
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither
     cache: folder of earlier simulations (`cache.cache_folder`), or None; a request that one of them covers is
         read. Not for a 'module:callable', whose code may change.
-    progress: called with shadows done and in all
+    progress: called with shadows done and in all, the first time when the work begins
     max_bytes: roughly what training may take, over all workers, beside the result; each worker trains one
         shadow at the least
     """
@@ -186,6 +186,8 @@ def _train_missing(request: ShadowRequest, cached: Block, laboratory: Laboratory
     size = block_size(request.plan, records, total - done, workers, laboratory.max_bytes)
     starts = range(done, total, size)
     blocks: dict[int, Block] = {}
+    if laboratory.progress:
+        laboratory.progress(done, total)
     for start, block in _run(request, starts, size, min(workers, len(starts))):
         blocks[start] = block
         if laboratory.progress:

@@ -83,16 +83,23 @@ def record_candidates(folder: Path, candidates: Pool) -> None:
 def progress_note(folder: Path) -> Callable[[int, int], None]:
     """Return a function that notes (done, in all) in ``progress.json``, at most twice a second.
 
-    The adversary may work in a process of its own: whoever waits for it reads the note.
+    The adversary may work in a process of its own: whoever waits for it reads the note. Beside both numbers
+    it holds what was done when this work began (``first``: read from a cache), and the ``seconds`` since
+    then, so that the time left is reckoned from the start of the work and not of the program. Another
+    total, or a lower number, begins another work.
     """
-    last = 0.0
+    last, began, first, before = 0.0, time.monotonic(), 0, (0, 0)
 
     def note(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, began, first, before
         now = time.monotonic()
+        if total != before[1] or done < before[0]:
+            began, first, last = now, done, 0.0
+        before = done, total
         if now - last >= 0.5 or done == total:
             last = now
-            write_json(folder / PROGRESS, {"done": done, "total": total})
+            entry = {"done": done, "total": total, "first": first, "seconds": round(now - began, 3)}
+            write_json(folder / PROGRESS, entry)
 
     return note
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedsim.cli.common import err, line, out
+from fedsim.cli.common import err, json_option, line, out, print_json
 from fedsim.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--hidden", default="64,64", show_default=True, help="Hidden layers that it assumes.")
 @click.option("--seed", default=0, show_default=True, help="Of the outsider's noise and shadows.")
 @click.option("--out", "place", type=click.Path(path_type=Path), help="Folder for what it finds, as CSV.")
+@json_option
 def attack(
     folder: Path | None,
     attacks: str | None,
@@ -51,6 +52,7 @@ def attack(
     hidden: str,
     seed: int,
     place: Path | None,
+    as_json: bool,
 ) -> None:
     """Repeat the attacks of RUN offline, from what the adversary kept; or attack a released model.
 
@@ -69,7 +71,7 @@ def attack(
     if candidates is None:
         if url is not None or known_outsiders is not None:
             raise InputError("--candidates FILE is missing: persons whom the outsider asks about")
-        _again(_folder(folder), attacks, workers, rounds)
+        _again(_folder(folder), attacks, workers, rounds, as_json)
         return
     if attacks is not None or rounds:
         raise InputError(
@@ -86,7 +88,7 @@ def _folder(folder: Path | None) -> Path:
     return folder
 
 
-def _again(folder: Path, attacks: str | None, workers: int | None, rounds: str) -> None:
+def _again(folder: Path, attacks: str | None, workers: int | None, rounds: str, as_json: bool) -> None:
     from fedsim.cli.run import report_and_show
     from fedsim.core.run_directory import RunDirectory
     from fedsim.runs.attack import attack_again
@@ -96,7 +98,7 @@ def _again(folder: Path, attacks: str | None, workers: int | None, rounds: str) 
     names = [name.strip() for name in attacks.split(",")] if attacks else None
     with live.bar("shadow federations", err()) as progress:
         attack_again(directory, names, workers, progress, rounds)
-    report_and_show(directory)
+    report_and_show(directory, as_json)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ def _as_outsider(target: Target, options: _Options) -> None:
     with live.bar("shadow models", err()) as trained, live.bar("queries", err()) as spent:
         laboratory = Laboratory(options.workers or cores(), cache_folder(), trained)
         found = outsider.attack(target, asked, options.seed, settings, laboratory, spent)
-    _show(target, asked, found)
+    if as_json:
+        print_json(outsider.accusations(found))
+    else:
+        _show(target, asked, found)
     if options.place is not None:
         _write(options.place, found, asked)
 

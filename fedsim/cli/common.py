@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fedsim.cli.streams import console
+from fedsim.cli.streams import VERBOSITY, console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,7 @@ set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALU
 dp_option = click.option(
     "--dp", multiple=True, metavar="PARTY=ε", help="DP-SGD of a party; 'all=8', 'x=off'."
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 engine_option = click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
 
 
@@ -33,8 +35,34 @@ def out() -> Console:
 
 
 def err() -> Console:
-    """Return the console of standard error: progress and notices."""
-    return console("stderr")
+    """Return the console of standard error: progress and notices; silent where --quiet asks for it."""
+    stderr = console("stderr")
+    stderr.quiet = VERBOSITY.quiet
+    return stderr
+
+
+def print_json(data: object) -> None:
+    """Print data as JSON: tables as lists of rows, what is no finite number as null."""
+    import json
+
+    line(json.dumps(_plain(data), indent=2, ensure_ascii=False))
+
+
+def _plain(data: object) -> object:
+    """Return ``data`` in JSON's own types."""
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return [_plain(row) for row in data.to_dict("records")]
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple | set):
+        return [_plain(value) for value in data]
+    if hasattr(data, "item") and callable(data.item):
+        data = data.item()
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data if data is None or isinstance(data, bool | int | float) else str(data)
 
 
 def line(text: str, to: Console | None = None, style: str | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fedsim import __version__
-from fedsim.cli.streams import on_standard_streams, printable
+from fedsim.cli.streams import VERBOSITY, on_standard_streams, printable
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.parallel import stop_signals
 
@@ -26,7 +26,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 COMMANDS = {
     "run": ("run:run", "Run a scenario and show the result."),
-    "show": ("run:show", "Show the tables of a run: utility, guarantee and leakage."),
+    "show": ("run:show", "Show a run: the verdict, then leakage, guarantee and utility."),
     "report": ("run:report", "Write a run's report.html, one page that needs no network."),
     "runs": ("run:runs", "List the runs in a folder."),
     "attack": ("attack:attack", "Repeat a run's attacks, or attack a released model as an outsider."),
@@ -44,6 +44,27 @@ COMMANDS = {
     "scenario": ("scenario:scenario", "Scenario files: check one, or print the schema."),
 }
 """Command → where it stands in `fedsim.cli`, and what the list of commands says of it."""
+
+
+def with_verbosity(command: click.Command) -> click.Command:
+    """Return a command, and all below it, with --quiet and --verbose beside its own options."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            with_verbosity(below)
+    elif not any(option.name == "quiet" for option in command.params):
+        command.params += [_verbosity("quiet", "q", "Say errors only."),
+                           _verbosity("verbose", "v", "Say every step.")]  # fmt: skip
+    return command
+
+
+def _verbosity(name: str, letter: str, text: str) -> click.Option:
+    def note(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+        if asked:
+            setattr(VERBOSITY, name, True)
+
+    return click.Option(
+        [f"--{name}", f"-{letter}"], is_flag=True, expose_value=False, callback=note, help=text
+    )
 
 
 class LazyGroup(click.Group):
@@ -67,7 +88,7 @@ class LazyGroup(click.Group):
         module, _, attribute = self.lazy[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(f"fedsim.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
-        return command
+        return with_verbosity(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -92,6 +113,7 @@ class FedsimGroup(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line; standard streams may be closed, and may become so."""
+        VERBOSITY.quiet = VERBOSITY.verbose = False
         with on_standard_streams():
             try:
                 return super().main(*args, **kwargs)
@@ -117,8 +139,17 @@ class FedsimGroup(LazyGroup):
             _say(f"fedsim: cannot use {printable(_shortened(str(error.filename)))}: {error.strerror}")
             ctx.exit(InputError.exit_code)
         except KeyboardInterrupt:
-            _say("fedsim: stopped; go on with the same command and --resume")
+            _say(f"fedsim: stopped; {_after_stopping(ctx.invoked_subcommand)}")
             ctx.exit(130)
+
+
+def _after_stopping(command: str | None) -> str:
+    """Say what a command that was stopped has left behind."""
+    return {
+        "run": "go on with the same command and --resume",
+        "sweep": "go on with the same command",
+        "attack": "the run's tables are as they were before; repeat the command to attack again",
+    }.get(command or "", "what was there before is unchanged")
 
 
 def _say(sentence: str) -> None:

@@ -13,16 +13,20 @@ from fedsim.cli.common import (
     dp_option,
     engine_option,
     err,
+    json_option,
     line,
     notices,
     out,
+    print_json,
     read_scenario,
     set_option,
 )
+from fedsim.cli.streams import VERBOSITY
 from fedsim.core.errors import InputError
 
 if TYPE_CHECKING:
     from fedsim.core.run_directory import RunDirectory
+    from fedsim.core.scenario.settings import Scenario
 
 
 @click.command()
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     help="Processes for the parties, cores for the shadows. [default: 1, and all up to 4]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--quick", is_flag=True, help="Leave out attacks that simulate: a first answer in seconds.")
+@json_option
 def run(
     scenario: Path,
     overrides: tuple[str, ...],
@@ -47,12 +53,15 @@ def run(
     engine: str,
     workers: int | None,
     resume: bool,
+    quick: bool,
+    as_json: bool,
 ) -> None:
     """Run SCENARIO (a TOML file, or the folder of an earlier run) and show the result.
 
     \b
     Examples:
       fedsim run experiments/hospitals.toml
+      fedsim run experiments/hospitals.toml --quick
       fedsim run experiments/hospitals.toml --dp all=8 --dp hospital-2=3
       fedsim run experiments/banks.toml --data-dir data --workers 4
       fedsim run runs/banks --resume
@@ -62,29 +71,32 @@ def run(
     from fedsim.terminal import live
 
     play.check_engine(engine)
-    if resume and (overrides or dp):
-        raise InputError("--resume goes on with the run's own scenario; leave out --set and --dp")
+    if resume and (overrides or dp or quick):
+        raise InputError("--resume goes on with the run's own scenario; leave out --set, --dp and --quick")
     if resume:
         directory = ready(_resumable(scenario, folder), data_dir)
     else:
-        directory = _prepare(scenario, overrides, dp, data_dir, folder)
+        directory = _prepare(read_scenario(scenario, overrides, dp), data_dir, folder, quick)
     _header(directory)
-    with live.follow(directory, err()):
+    with live.follow(directory, err(), VERBOSITY.verbose):
         play.federate(directory, engine, workers)
-    report_and_show(directory)
+    report_and_show(directory, as_json)
 
 
-def _prepare(
-    path: Path, overrides: tuple[str, ...], dp: tuple[str, ...], data_dir: Path | None, folder: Path | None
-) -> RunDirectory:
+def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, quick: bool) -> RunDirectory:
     from fedsim.core.run_directory import new_run_path
     from fedsim.runs import prepare
+    from fedsim.runs.quick import without_simulations
+    from fedsim.terminal import check_table
 
-    scenario = read_scenario(path, overrides, dp)
+    if quick:
+        scenario = without_simulations(scenario)
     with err().status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
         notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
-        return prepare.prepare(prepared, folder or new_run_path(Path("runs"), scenario.name))
+        run = prepare.prepare(prepared, folder or new_run_path(Path("runs"), prepared.scenario.name))
+    line(f"{check_table.cost(prepared)}; less where shadows are kept from before", err())
+    return run
 
 
 def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:
@@ -106,13 +118,20 @@ def _header(directory: RunDirectory) -> None:
     notices(manifest["notices"])
 
 
-def report_and_show(directory: RunDirectory) -> None:
+def report_and_show(directory: RunDirectory, as_json: bool = False) -> None:
     """Write the report, then print the tables: what is kept does not depend on who looks on."""
-    from fedsim.terminal import run_tables
-
     page = _write_report(directory)
-    run_tables.show(directory, out())
-    line(f"Report: {page}")
+    _show(directory, False, as_json)
+    line(f"Report: {page}", err() if as_json else out())
+
+
+def _show(directory: RunDirectory, everything: bool, as_json: bool) -> None:
+    from fedsim.terminal import run_tables, summary
+
+    if as_json:
+        print_json(summary.document(directory))
+    else:
+        run_tables.show(directory, out(), everything)
 
 
 def _write_report(
@@ -121,22 +140,25 @@ def _write_report(
     from fedsim.report import write
 
     with err().status("Writing the report…"):
-        return write(directory, others, priors) if priors else write(directory, others)
+        return write(directory, others, priors)
 
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-def show(folder: Path) -> None:
-    """Show the tables of a run: utility, guarantee and leakage side by side.
+@click.option("--all", "everything", is_flag=True, help="All attacks, and each of them on each party.")
+@json_option
+def show(folder: Path, everything: bool, as_json: bool) -> None:
+    """Show a run: the verdict, the strongest attacks, and leakage, guarantee and utility of each party.
 
     \b
-    Example:
+    Examples:
       fedsim show runs/hospitals
+      fedsim show runs/hospitals --all
+      fedsim show runs/hospitals --json
     """
     from fedsim.runs.integrity import open_results
-    from fedsim.terminal import run_tables
 
-    run_tables.show(open_results(folder), out())
+    _show(open_results(folder), everything, as_json)
 
 
 @click.command()

@@ -7,6 +7,7 @@ from data cannot move the cursor: what was computed must not be lost to how it i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -19,6 +20,19 @@ from fedsim.core.errors import FedsimError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+@dataclasses.dataclass
+class Verbosity:
+    """How much standard error says: ``quiet`` nothing but errors, ``verbose`` a line for every step."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+VERBOSITY = Verbosity()
+"""Of this call of the command line."""
+
 
 # C0 and C1 controls but tab and line feed; marks that turn the direction of writing.
 _CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

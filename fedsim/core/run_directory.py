@@ -17,6 +17,9 @@
       scores.parquet     game, observer, attack, candidate, score, threshold
       leakage.parquet    observer, attack, party, game, metric, value, low, high, n_members, n_nonmembers,
                          note
+      strongest.parquet  party, observer, attack, attacks, value, low, high, n_members, n_nonmembers: the
+      attack
+                         with the largest AUC, with an interval that allows for having chosen it
       source_scores.parquet  game, observer, attack, candidate, party, score: which party is it a member of?
       sources.parquet    observer, attack, game, metric, value, low, high, n
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them

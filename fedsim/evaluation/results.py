@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from fedsim.core import rng
 from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation import comparison
 from fedsim.evaluation.leakage import evaluate, joined
 from fedsim.evaluation.sources import evaluate as evaluate_sources
 from fedsim.evaluation.truth import read_truth
@@ -26,6 +28,27 @@ def leakage(run: RunDirectory) -> pd.DataFrame:
         InputError: a file is missing or corrupt.
     """
     return evaluate(*_tables(run))
+
+
+def strongest(run: RunDirectory) -> pd.DataFrame:
+    """Return each observer's strongest attack: see `fedsim.evaluation.comparison.strongest` for the columns.
+
+    The participant's for all parties and for each of them; the other observers' for all parties together.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    scores = judged(run)
+    parts = []
+    for observer, rows in scores.groupby("observer", sort=False):
+        if observer == "participant":
+            stream = rng.generator(run.scenario.seed, "report: simultaneous intervals")
+        else:
+            stream = rng.generator(run.scenario.seed, f"report: simultaneous intervals of {observer}")
+            rows = rows.assign(party="all")
+        table = comparison.strongest(rows, stream)
+        parts.append(table.iloc[:1] if observer != "participant" else table)
+    return pd.concat(parts, ignore_index=True)
 
 
 def sources(run: RunDirectory) -> pd.DataFrame:

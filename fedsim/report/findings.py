@@ -19,29 +19,13 @@ from fedsim.core.scenario.adversary import OBSERVERS, Observer
 from fedsim.evaluation import comparison, guarantees
 from fedsim.evaluation.comparison import Comparison, Key
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS, ppv_table, roc_table
-from fedsim.evaluation.results import judged
+from fedsim.evaluation.results import judged, strongest
+from fedsim.report.verdicts import Leak, leaks_in
 
 PARTICIPANT: Observer = "participant"
 
 MOST_COMPARED = 8
 """Attacks whose TPR is compared with the strongest one's: the bootstrap costs up to a second each."""
-
-
-@dataclass(frozen=True)
-class Leak:
-    """An observer's strongest attack on some candidates, with an interval that allows for the choice.
-
-    value, low, high: of its AUC; attacks: how many it was chosen from
-    """
-
-    observer: str
-    attack: str
-    attacks: int
-    value: float
-    low: float
-    high: float
-    n_members: int
-    n_nonmembers: int
 
 
 @dataclass(frozen=True)
@@ -176,23 +160,24 @@ def gather(
     leakage = run.table("leakage")
     everyones = judged(run)
     own = everyones[everyones["observer"] == PARTICIPANT]
-    leaks = _leaks(run, own)
-    strongest = leaks["all"]
+    table = run.table("strongest") if run.has("strongest") else strongest(run)
+    leaks = leaks_in(table, PARTICIPANT)
+    overall = leaks["all"]
     attacks = _ranked(leakage)
     return Findings(
         run,
         _parties(run, rounds, leaks),
-        overall=strongest,
+        overall=overall,
         attacks=attacks,
         leakage=leakage,
         ppv=ppv_table(leakage[leakage["observer"] == PARTICIPANT], priors),
         roc=roc_table(own[own["attack"].isin(attacks[:6])]),
-        differences=_differences(run, own, strongest.attack, attacks),
-        records=comparison.vulnerability(own[own["attack"] == strongest.attack]),
+        differences=_differences(run, own, overall.attack, attacks),
+        records=comparison.vulnerability(own[own["attack"] == overall.attack]),
         matrix=_matrix(run, leakage, others),
         rounds=curves,
         troubles=troubles,
-        observers=_observers(run, everyones, leakage, strongest),
+        observers=_observers(everyones, leakage, table),
         sources=run.table("sources") if run.has("sources") else pd.DataFrame(),
         answers=_answers(run, everyones),
         conduct=conduct,
@@ -209,23 +194,15 @@ def _not_run(run: RunDirectory) -> pd.DataFrame:
     return grouped.agg(reason=("reason", "first"), games=("game", "size")).reset_index()
 
 
-def _observers(
-    run: RunDirectory, everyones: pd.DataFrame, leakage: pd.DataFrame, participant: Leak
-) -> list[Observed]:
-    """Return the observers in the order in which they see more."""
-    observers = []
-    for name in OBSERVERS:
-        rows = everyones[everyones["observer"] == name]
-        if len(rows):
-            leak = participant if name == PARTICIPANT else _strongest(run, rows, name)
-            observers.append(Observed(name, leak, _tpr(leakage, leak), _gain(everyones, leak, participant)))
-    return observers
-
-
-def _strongest(run: RunDirectory, rows: pd.DataFrame, observer: Observer) -> Leak:
-    stream = rng.generator(run.scenario.seed, f"report: simultaneous intervals of {observer}")
-    table = comparison.strongest(rows.assign(party="all"), stream)
-    return next(Leak(*row[1:]) for row in table.itertuples(index=False))
+def _observers(everyones: pd.DataFrame, leakage: pd.DataFrame, table: pd.DataFrame) -> list[Observed]:
+    """Return the observers in the order in which they see more; table: as ``strongest.parquet``."""
+    participant = leaks_in(table, PARTICIPANT)["all"]
+    leaks = {name: leaks_in(table, name).get("all") for name in OBSERVERS}
+    return [
+        Observed(name, leak, _tpr(leakage, leak), _gain(everyones, leak, participant))
+        for name, leak in leaks.items()
+        if leak is not None
+    ]
 
 
 def entries(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -305,11 +282,6 @@ def _conduct(rounds: pd.DataFrame) -> pd.DataFrame:
     shapes = sent.groupby("party", sort=False)[["update_norm", "update_cosine"]].agg(["median", "min", "max"])
     shapes.columns = ["_".join(pair).removeprefix("update_") for pair in shapes.columns]
     return shapes.reset_index()
-
-
-def _leaks(run: RunDirectory, own: pd.DataFrame) -> dict[str, Leak]:
-    table = comparison.strongest(own, rng.generator(run.scenario.seed, "report: simultaneous intervals"))
-    return {str(party): Leak(*rest) for party, *rest in table.itertuples(index=False)}
 
 
 def _ranked(leakage: pd.DataFrame) -> list[str]:

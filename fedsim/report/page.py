@@ -15,7 +15,7 @@ from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS
-from fedsim.report import figures, findings, svg, words
+from fedsim.report import figures, findings, svg, verdicts, words
 from fedsim.report.findings import Findings
 
 METRICS = {
@@ -31,16 +31,17 @@ METRICS = {
 }
 
 
-def write(run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = PRIORS) -> Path:
+def write(run: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = ()) -> Path:
     """Write ``report.html`` and ``figures/*.svg`` into the run's folder; return the page's path.
 
     others: finished runs of the same federation with other adversaries, for the exposure matrix.
-    priors: shares of members among those whom the adversary asks about. The same run gives the same bytes.
+    priors: shares of members among those whom the adversary asks about, `PRIORS` where none. The same run
+    gives the same bytes.
 
     Raises:
         InputError: a file is missing or corrupt, cannot be written, or another run does not fit.
     """
-    results = findings.gather(run, others, priors)
+    results = findings.gather(run, others, priors or PRIORS)
     drawn = draw(results)
     for name, picture in drawn.items():
         write_text(run.path / "figures" / f"{name}.svg", svg.standalone(picture))
@@ -112,6 +113,7 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         figures={name: Markup(picture) for name, picture in drawn.items()},
         gauge=lambda party: Markup(_gauge(party)),
         words=words,
+        verdict=verdicts.verdict,
         utility=findings.overall_utility(results),
         metrics=METRICS,
         leakage=_by_attack(results),

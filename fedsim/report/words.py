@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from attacks import deviation
 from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy
@@ -11,45 +10,16 @@ from fedsim.core.scenario.settings import Scenario
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.comparison import of_attacks
 from fedsim.report.findings import Findings, Leak, Party
+from fedsim.report.verdicts import Verdict, condition, headline, listed
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A judgement of one AUC; level: 'ok', 'warn' or 'bad' (its colour), never without the words."""
-
-    level: str
-    words: str
-    detail: str = ""
-
-
-def verdict(leak: Leak | None) -> Verdict:
-    """Judge by the interval first: only one that lies wholly above .5 shows a leak.
-
-    Its size goes by the value: 'slight' below .6, 'clear' below .75, 'severe' from there on.
-    """
-    if leak is None or math.isnan(leak.value):
-        return Verdict("ok", "not measured")
-    if leak.low <= 0.5:
-        return Verdict("ok", "no leak shown", f"an AUC up to {leak.high:.2f} is not ruled out")
-    size = "slight" if leak.value < 0.6 else "clear" if leak.value < 0.75 else "severe"
-    return Verdict("warn" if size == "slight" else "bad", f"{size} leak")
-
-
-def headline(findings: Findings) -> Verdict:
-    """Answer the first question in one line: over all parties together, else wherever a leak shows."""
-    if findings.overall is None:
-        return Verdict("ok", "Not measured yet: this run has no attack results")
-    overall = verdict(findings.overall)
-    judged = [(party.name, verdict(party.leak)) for party in findings.parties if party.leak]
-    exposed = [(name, judgement) for name, judgement in judged if judgement.level != "ok"]
-    if overall.level != "ok":
-        alone = "" if exposed else "; each party by itself has too few records to show it"
-        return Verdict(overall.level, f"Yes: over all parties, the adversary finds a {overall.words}{alone}")
-    if not exposed:
-        return Verdict("ok", "No leak shown at any party, which does not prove that there is none")
-    places = _listed([f"{name} ({judgement.words})" for name, judgement in exposed])
-    level = "bad" if any(judgement.level == "bad" for _, judgement in exposed) else "warn"
-    return Verdict(level, f"At some parties: {places}. Over all parties together, no leak is shown")
+def answer(findings: Findings, record: str) -> Verdict:
+    """Answer the first question in one sentence, with its condition inside."""
+    overall = findings.overall
+    holding = ""
+    if overall is not None:
+        holding = condition(findings.run.scenario.adversary, overall, findings.suite, record)
+    return headline(overall, {p.name: p.leak for p in findings.parties if p.leak is not None}, holding)
 
 
 def meaning(leak: Leak, record: str) -> str:
@@ -288,9 +258,7 @@ def sees(findings: Findings, observer: str) -> str:
     if observer == "outsider":
         return f"{SEES[observer]}: {policy_in_words(settings.output)}"
     if observer == "coalition":
-        return (
-            f"what {findings.run.manifest.get('adversary')} and {_listed(settings.coalition)} see, together"
-        )
+        return f"what {findings.run.manifest.get('adversary')} and {listed(settings.coalition)} see, together"
     if observer == "server" and settings.secure_aggregation:
         return "the sum of the updates of every round (secure aggregation)"
     return SEES[observer]
@@ -352,7 +320,7 @@ def outside(findings: Findings, record: str) -> list[str]:
     unprotected = [party.name for party in findings.parties if party.epsilon is None]
     points = []
     if unprotected:
-        names = _listed(unprotected)
+        names = listed(unprotected)
         points.append(
             f"Everything about the records of {names}: training there is without DP-SGD, and the exact "
             "training loss is reported."
@@ -402,11 +370,6 @@ def _model(scenario: Scenario) -> str:
 def _who(scenario: Scenario, parties: int) -> str:
     drawn = scenario.federation.participants(parties)
     return "every party" if drawn == parties else f"each of {drawn} parties, drawn at random,"
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _percent(share: float) -> str:

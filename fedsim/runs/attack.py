@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from attacks import registry
 from attacks.declaration import Attack
@@ -18,8 +18,10 @@ from fedsim.runs.observers import mount, note_attacks, observers_of
 
 
 def evaluate(run: RunDirectory) -> None:
-    """Join the scores with the truth and write ``leakage.parquet``, and ``sources.parquet`` where asked."""
+    """Join the scores with the truth and write ``leakage.parquet``, ``strongest.parquet``, and where asked
+    ``sources.parquet``."""
     run.write_table("leakage", results.leakage(run))
+    run.write_table("strongest", results.strongest(run))
     if run.has("source_scores"):
         run.write_table("sources", results.sources(run))
     integrity.note_tables(run)
@@ -44,6 +46,8 @@ def attack_again(
 ) -> None:
     """Repeat the attacks offline, from what the observers kept and nothing else, and evaluate them.
 
+    Where it is stopped, or fails, the run's tables are what they were before.
+
     names: attacks to run ('server:fedmia', or bare: the adversary's), default all of the scenario's; other
         attacks' scores are kept.
     workers, progress: of the shadow federations (`Laboratory`); None: `suite.cores`.
@@ -54,9 +58,20 @@ def attack_again(
     """
     integrity.verify_attacked(run)
     wanted = attacks_by_observer(run, names)
-    note_attacks(run, wanted)
     chosen = parse_rounds(rounds, run.scenario.federation.rounds) if rounds else []
     laboratory = Laboratory(workers or cores(), cache=cache_folder(), progress=progress)
+    with integrity.all_or_nothing(run):
+        note_attacks(run, wanted)
+        _attack_games(run, wanted, laboratory, chosen)
+        evaluate(run)
+
+
+def _attack_games(
+    run: RunDirectory,
+    wanted: Mapping[Observer, Sequence[Attack]],
+    laboratory: Laboratory,
+    chosen: Sequence[int],
+) -> None:
     for game in range(run.scenario.games):
         folder = run.observations(game)
         if not (folder / "candidates.safetensors").exists():
@@ -66,7 +81,6 @@ def attack_again(
             )
         for observer, attacks in wanted.items():
             mount(run, game, observer, attacks, laboratory, chosen)
-    evaluate(run)
 
 
 def attacks_by_observer(run: RunDirectory, names: list[str] | None = None) -> dict[Observer, list[Attack]]:

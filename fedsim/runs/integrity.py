@@ -7,6 +7,7 @@ copy; it is no signature.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from fedsim.core.scenario.settings import Scenario
 
 DIGESTS = "digests.json"
 
-TABLES = ("rounds", "attacks", "not_run", "scores", "leakage", "source_scores", "sources")
+TABLES = ("rounds", "attacks", "not_run", "scores", "leakage", "strongest", "source_scores", "sources")
 
 OBSERVED = ("models", "observations", "accomplices", "server_observations")
 
@@ -116,6 +117,22 @@ def own_modules(scenario: Scenario) -> list[Path]:
     references += [(file, scenario.data.folder) for file in scenario.data.files]
     files_of = (source_file(name, folder) for name, folder in references if is_reference(name))
     return sorted({file.resolve() for file in files_of if file is not None})
+
+
+@contextlib.contextmanager
+def all_or_nothing(run: RunDirectory) -> Iterator[None]:
+    """Put the tables of results, and their digests, back as they were where the body does not end well."""
+    paths = [*(run.path / f"{name}.parquet" for name in TABLES), run.path / DIGESTS]
+    before = {path: path.read_bytes() if path.exists() else None for path in paths}
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        for path, content in before.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                files.write_bytes(path, content)
+        raise
 
 
 def open_results(path: Path) -> RunDirectory:

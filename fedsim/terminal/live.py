@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -32,32 +32,56 @@ from fedsim.sweeps.points import Point, distinct
 _POLL_SECONDS = 0.2
 
 
-@contextmanager
-def follow(run: RunDirectory, console: Console) -> Iterator[None]:
-    """Print a line for each round that ``run`` completes while the body runs.
+LINES = 10
+"""Lines that the rounds of a game take, unless all are asked for."""
 
-    It watches ``rounds.parquet``, which every engine writes in the same way, from a thread.
+_SAY_EVERY = 10.0
+"""Seconds between two lines about simulations, where output is no terminal."""
+
+
+@contextmanager
+def follow(run: RunDirectory, console: Console, verbose: bool = False) -> Iterator[None]:
+    """Say what ``run`` completes while the body runs: a line for a tenth of the rounds, and the time left.
+
+    It watches ``rounds.parquet``, which every engine writes in the same way, from a thread. In a terminal one
+    more line, below these, says what goes on.
+
+    verbose: a line for every round
     """
     stop = threading.Event()
-    watcher = _Watcher(run, console)
-    thread = threading.Thread(target=watcher.watch, args=(stop,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=2)
+    with _status(console) as say:
+        watcher = _Watcher(run, console, say, verbose)
+        thread = threading.Thread(target=watcher.watch, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=2)
+
+
+@contextmanager
+def _status(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield a function that replaces the line below all others; it does nothing where nobody looks on."""
+    if not console.is_terminal or console.quiet:
+        yield lambda text: None
+        return
+    with console.status("starting…") as status:
+        yield status.update
 
 
 class _Watcher:
-    def __init__(self, run: RunDirectory, console: Console) -> None:
-        self.run, self.console = run, console
+    def __init__(
+        self, run: RunDirectory, console: Console, say: Callable[[str], None], verbose: bool = False
+    ) -> None:
+        self.run, self.console, self.say = run, console, say
+        self.every = 1 if verbose else math.ceil(run.scenario.federation.rounds / LINES)
         self.path = run.path / "rounds.parquet"
         self.seen = self._known()
         self.changed_at = self.path.stat().st_mtime_ns if self.path.exists() else 0
         self.printed = 0
-        self.started = time.monotonic()
-        self.simulating: tuple[int, int, float] | None = None  # game, done when first seen, when
+        self.started: float | None = None  # when the first model of this call was there
+        self.simulating: tuple[int, int, int] = (0, 0, 0)  # game, done, total as last said
         self.said = 0.0
 
     def _known(self) -> set[tuple[int, int]]:
@@ -72,27 +96,27 @@ class _Watcher:
         self.look()
 
     def look(self) -> None:
-        """Print what is new: rounds, and how far the adversary's simulations are."""
+        """Say what is new: rounds, and how far the adversary's simulations are."""
         self._look_at_rounds()
         self._look_at_simulations()
 
     def _look_at_simulations(self) -> None:
         game = max((game for game, _ in self.seen), default=0)
-        path = self.run.observations(game) / PROGRESS
         try:
-            note = read_json(path)
+            note = read_json(self.run.observations(game) / PROGRESS)
         except FedsimError:
             return
-        done, total, now = note["done"], note["total"], time.monotonic()
-        if self.simulating is None or self.simulating[0] != game:
-            self.simulating = (game, done, now)
+        done, total = note["done"], note["total"]
+        if done >= total or (game, done, total) == self.simulating:
+            return
+        text = f"adversary: {done} of {total} shadow federations simulated{time_left(note)}"
+        self.say(text)
+        now = time.monotonic()
+        begun = (game, total) != (self.simulating[0], self.simulating[2])
+        if not self.console.is_terminal and (begun or now - self.said >= _SAY_EVERY):
             self.said = now
-        _, first, since = self.simulating
-        if done > first and now - self.said >= 2 and done < total:
-            self.said = now
-            left = duration((total - done) * (now - since) / (done - first))
-            text = f"adversary: {done} of {total} shadow federations simulated  [dim]{left} left[/dim]"
             self.console.print(text, highlight=False)
+        self.simulating = (game, done, total)
 
     def _look_at_rounds(self) -> None:
         """A file in the middle of a kill or a clean-up is looked at again later."""
@@ -104,13 +128,25 @@ class _Watcher:
         except (OSError, FedsimError):
             return
         self.changed_at = changed_at
+        self.started = self.started or time.monotonic()
         whole = rounds[rounds["party"] == "all"].sort_values(["game", "round"])
         for game, round in zip(whole["game"], whole["round"], strict=True):
             if (game, round) not in self.seen:
-                rows = rounds[(rounds["game"] == game) & (rounds["round"] == round)]
-                self.seen.add((game, round))
-                self.printed += round > 0
-                self.console.print(self._line(game, round, rows), highlight=False)
+                self._take(
+                    int(game), int(round), rounds[(rounds["game"] == game) & (rounds["round"] == round)]
+                )
+
+    def _take(self, game: int, round: int, rows: pd.DataFrame) -> None:
+        """Say a new round where it is its turn, is the last, or something went wrong in it."""
+        self.seen.add((game, round))
+        self.printed += round > 0
+        line = self._line(game, round, rows)
+        self.say(line)
+        last = round == self.run.scenario.federation.rounds
+        if round % self.every == 0 or last or _troubles(rows):
+            self.console.print(line, highlight=False)
+        if last:
+            self.say("the attacks…")
 
     def _line(self, game: int, round: int, rows: pd.DataFrame) -> str:
         scenario = self.run.scenario
@@ -125,11 +161,12 @@ class _Watcher:
         parts += _troubles(rows)
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"[dim]{duration(left)} left[/dim]")
+            of_what = "" if scenario.games > 1 else " of training"
+            parts.append(f"[dim]{duration(left)}{of_what} left[/dim]")
         return "  ".join(part for part in parts if part)
 
     def _seconds_left(self) -> float | None:
-        if not self.printed:
+        if not self.printed or self.started is None:
             return None
         scenario = self.run.scenario
         done = sum(1 for _, round in self.seen if round > 0)
@@ -161,6 +198,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def time_left(note: Mapping[str, float]) -> str:
+    """Say the time that a simulation has left, from `observations.progress_note`; '' before it can be
+    told."""
+    begun = note["done"] - note["first"]
+    if begun <= 0:
+        return ""
+    left = (note["total"] - note["done"]) * note["seconds"] / begun
+    return f"  [dim]{duration(left)} left[/dim]"
 
 
 @contextmanager

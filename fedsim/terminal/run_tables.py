@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attacks import deviation
 from attacks.membership import outsider
-from clients.sectors import SECTORS
 from fedsim.core.errors import InputError
 from fedsim.core.privacy import output
 from fedsim.core.run_directory import FORMAT, RunDirectory
 from fedsim.core.scenario.protection import CentralDPSettings
 from fedsim.evaluation.comparison import of_attacks
+from fedsim.report.verdicts import Leak
+from fedsim.terminal import summary
 from fedsim.terminal.formatting import METRICS, cell, new_table, number
 
 _BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
@@ -26,34 +26,70 @@ _BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
 _MANY_VICTIMS = 6
 
 
-def show(run: RunDirectory, console: Console) -> None:
-    """Print utility and guarantee per party, leakage per attack, and leakage per attack and party."""
+SHOWN = 5
+"""Attacks that are shown unless all are asked for: the strongest."""
+
+
+def show(run: RunDirectory, console: Console, everything: bool = False) -> None:
+    """Print the verdict, the strongest attacks, and every party's leakage, guarantee and utility.
+
+    everything: all attacks, and each of them on each party
+    """
     console.print()
-    console.print(_utility(run))
-    central = run.scenario.federation.central_dp
-    if central is not None:
-        console.print(_central(run, central), highlight=False)
-    if run.has("leakage"):
-        leakage = run.table("leakage")
-        console.print(_leakage(leakage))
-        console.print(_exposure(leakage))
-        for part in _observers(run, leakage):
-            console.print(part, highlight=False)
-        for sentence in _not_run(run):
-            console.print(sentence, style="yellow", highlight=False, markup=False)
-        console.print(f"[dim]{escape(_assumptions(run))}[/dim]", highlight=False)
-    else:
-        console.print("No leakage yet: the run is not finished (go on with --resume).")
+    if not run.has("leakage"):
+        _unfinished(run, console)
+        return
+    leakage, leaks = run.table("leakage"), summary.strongest(run)
+    level = {"bad": "bold red", "warn": "bold yellow"}.get(summary.verdict(run, leaks).level, "bold")
+    for place, sentence in enumerate(summary.sentences(run, leaks)):
+        console.print(sentence, style="" if place else level, highlight=False, markup=False)
+    ranked = summary.ranked(leakage)
+    shown = ranked if everything else ranked[:SHOWN]
+    console.print(_leakage(of_attacks(leakage, shown), [key for key in ranked if key in shown]))
+    if len(shown) < len(ranked):
+        rest = f"The other {len(ranked) - len(shown)} attacks, and each attack on each party: "
+        console.print(f"{rest}fedsim show {run.path} --all", style="dim", markup=False, soft_wrap=True)
+    console.print(_parties(run, leaks))
+    _more(run, console, leakage, everything)
+    names = [attack for observer, attack in shown if observer == "participant"]
+    console.print(f"[dim]{escape(summary.assumptions(run, names))}[/dim]", highlight=False)
+    _folder(run, console)
+
+
+def _unfinished(run: RunDirectory, console: Console) -> None:
+    console.print(summary.progress(run), style="yellow", highlight=False)
+    if run.has("rounds"):
+        console.print(_parties(run, {}))
+    console.print("Go on with: fedsim run", str(run.path), "--resume", markup=False, soft_wrap=True)
+    _folder(run, console)
+
+
+def _folder(run: RunDirectory, console: Console) -> None:
     console.print(f"\nRun folder: [bold]{escape(str(run.path))}[/bold]", highlight=False, soft_wrap=True)
 
 
-def _utility(run: RunDirectory) -> Table:
+def _more(run: RunDirectory, console: Console, leakage: pd.DataFrame, everything: bool) -> None:
+    """Print central DP, each attack on each party where all is asked for, observers, and what was not run."""
+    central = run.scenario.federation.central_dp
+    if central is not None:
+        console.print(_central(run, central), highlight=False)
+    if everything:
+        console.print(_exposure(leakage))
+    for part in _observers(run, leakage):
+        console.print(part, highlight=False)
+    for sentence in _not_run(run):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
+
+
+def _parties(run: RunDirectory, leaks: dict[str, Leak]) -> Table:
+    """Return a row per party: guarantee, the strongest attack on its records, the final model."""
     rounds = run.table("rounds")
     last = rounds.sort_values("round", kind="stable").groupby(["game", "party"], as_index=False).last()
-    record = SECTORS[run.scenario.parties.sector].record
-    table = new_table(f"{run.scenario.name}: the final model on held-out {record}s")
-    for heading in ("party", "DP-SGD", "accuracy", "AUC", "loss", "held out"):
-        table.add_column(heading, justify="left" if heading in ("party", "DP-SGD") else "right")
+    table = new_table(
+        "Party by party: guarantee, AUC of the strongest attack, final model on held-out records"
+    )
+    for heading in ("party", "DP-SGD", "leakage\n(AUC)", "accuracy", "AUC", "loss", "held out"):
+        table.add_column(heading, justify="left" if heading in ("party", "DP-SGD") else "right", no_wrap=True)
     names = [*run.manifest.get("parties", {}), "all"]
     for name in [name for name in names if name in set(last["party"])]:
         rows = last[last["party"] == name]
@@ -63,11 +99,18 @@ def _utility(run: RunDirectory) -> Table:
         table.add_row(
             shown,
             "" if name == "all" else guarantee(run, name, rows),
+            _leak(leaks.get(name)),
             *(number(rows[column].mean()) for column in ("accuracy", "auc", "loss")),
             f"{rows['n_heldout'].mean():.0f}",
             end_section=name == names[-2],
         )
     return table
+
+
+def _leak(leak: Leak | None) -> str:
+    if leak is None or not math.isfinite(leak.value):
+        return ""
+    return f"{number(leak.value)}\n[dim]{number(leak.low, 2)}-{number(leak.high, 2)}[/dim]"
 
 
 def guarantee(run: RunDirectory, party: str, rows: pd.DataFrame) -> str:
@@ -88,26 +131,34 @@ def _central(run: RunDirectory, central: CentralDPSettings) -> str:
     )
 
 
-def _leakage(leakage: pd.DataFrame) -> Table:
+def _leakage(leakage: pd.DataFrame, order: list[tuple[str, str]]) -> Table:
+    """Return a row per attack in ``order``, (observer, attack) each."""
     overall = _over_games(leakage)
     overall = overall[overall["party"] == "all"]
-    sizes = overall[overall["metric"] == "auc"].iloc[0]
-    title = (
-        f"Leakage to the adversary on {sizes['n_members']:.0f} members and "
-        f"{sizes['n_nonmembers']:.0f} held-out records, with 95 % intervals"
-    )
-    table = new_table(title)
+    table = new_table("Strongest attacks over all parties, with 95 % intervals")
     several = _add_attack_columns(table, overall)
-    for heading in METRICS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for (observer, attack), rows in overall.groupby(["observer", "attack"], sort=False):
-        cells = [cell(rows[rows["metric"] == metric]) for metric in METRICS]
-        table.add_row(*([escape(str(observer))] if several else []), escape(str(attack)), *cells)
+    metrics, too_few = _resolvable(of_attacks(overall, order))
+    for metric in metrics:
+        table.add_column(METRICS[metric], justify="right", no_wrap=True)
+    for observer, attack in order:
+        rows = of_attacks(overall, [(observer, attack)])
+        cells = [cell(rows[rows["metric"] == metric]) for metric in metrics]
+        table.add_row(*([escape(observer)] if several else []), escape(attack), *cells)
     table.caption = (
         "Balanced accuracy and realised FPR: at the threshold that the adversary sets on its own records."
+        + too_few
     )
     table.caption_justify = "left"
     return table
+
+
+def _resolvable(rows: pd.DataFrame) -> tuple[list[str], str]:
+    """Return the metrics that the records can resolve for some attack, and a sentence about the others."""
+    known = {metric for metric in METRICS if rows.loc[rows["metric"] == metric, "value"].notna().any()}
+    missing = [" ".join(METRICS[metric].split()) for metric in METRICS if metric not in known]
+    n = int(rows["n_nonmembers"].max())
+    sentence = f" Too few held-out records ({n}) for {', '.join(missing)}." if missing else ""
+    return [metric for metric in METRICS if metric in known], sentence
 
 
 def _add_attack_columns(table: Table, rows: pd.DataFrame) -> bool:
@@ -226,21 +277,6 @@ def _sources(sources: pd.DataFrame) -> list[Table | str]:
 
 def _over_games(leakage: pd.DataFrame) -> pd.DataFrame:
     return leakage[leakage["game"] == "all"]
-
-
-def _assumptions(run: RunDirectory) -> str:
-    scenario = run.scenario
-    settings = scenario.adversary
-    attacks = run.table("attacks")
-    attacks = attacks[attacks["observer"] == "participant"]
-    assumed = "; ".join(dict.fromkeys(text for text in attacks["assumes"] if text))
-    kind = "a participant that deviates" if settings.active else "an ordinary participant"
-    return (
-        f"Adversary: {run.manifest.get('adversary')}, {kind}. {deviation.assumption(settings)}"
-        "It sees every global model that it is sent, its own records and updates, and the public settings. "
-        "It is assumed to hold the candidate records, not knowing who trained on them. "
-        f"Its attacks rest on: {assumed}."
-    )
 
 
 def runs(directories: list[RunDirectory]) -> Table:

@@ -41,13 +41,14 @@ def write_scenario(folder: Path, **sections: object) -> str:
 def test_run_show_attack_runs(tmp_path: Path) -> None:
     result = fedsim("run", write_scenario(tmp_path))
     assert result.exit_code == 0, result.output
-    for word in ("round 3/3", "hospital-2", "update-cosine", "10 + 10", "Run folder"):
+    for word in ("round 3/3", "hospital-2", "Strongest attacks", "Rough estimate", "Run folder"):
         assert word in result.output
     run = RunDirectory.open(tmp_path / "runs" / "tiny")
     assert run.manifest["complete"]
     before = run.table("scores")
     shown = fedsim("show", "runs/tiny")
-    assert shown.exit_code == 0 and "AUC per attack and victim party" in shown.output
+    assert shown.exit_code == 0 and "The other" in shown.output
+    assert "AUC per attack and victim party" in fedsim("show", "runs/tiny", "--all").output
     assert fedsim("attack", "runs/tiny", "--attacks", "loss").exit_code == 0
     assert run.table("scores").equals(before), "the same attack offline gives the same scores"
     listed = fedsim("runs")
@@ -73,6 +74,41 @@ def test_shadows_take_several_cores_unasked(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "c"))
     assert fedsim("attack", "b").exit_code == 0
     assert taken == [3, 3] and RunDirectory.open(tmp_path / "b").table("scores").equals(scores[0])
+
+
+def test_a_quick_run_simulates_nothing(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path, adversary={"attacks": ["lira", "round-decoding", "loss"]})
+    result = fedsim("run", path, "--quick", "--json")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert {row["attack"] for row in shown["leakage"]} == {"loss"} and shown["verdict"]["words"]
+    assert_refused(fedsim("run", path, "--quick", "--set", 'adversary.attacks=["lira"]'), "--quick")
+
+
+def test_quiet_says_results_alone_and_verbose_every_round(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path, federation={"rounds": 20}, adversary={"attacks": ["loss"]})
+    quiet, verbose = fedsim("run", path, "-q"), fedsim("run", path, "--verbose")
+    assert quiet.stderr == "" and "Report: " in quiet.stdout
+    assert verbose.stderr.count("round ") == 21
+    assert fedsim("run", path).stderr.count("round ") == 11, "verbosity is of one call"
+    assert_refused(fedsim("show", "nowhere", "--quiet"), "nowhere is not a run")
+
+
+def test_stopped_attacks_leave_the_tables_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path, adversary={"attacks": ["loss", "gap"]})
+    before = {path.name: path.read_bytes() for path in run.path.glob("*.parquet")}
+
+    def stop(*arguments: object) -> None:
+        run.write_table("scores", run.table("scores").assign(score=0.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsim.runs.attack._attack_games", stop)
+    result = fedsim("attack", str(run.path))
+    assert result.exit_code == 130 and "as they were before" in result.output
+    assert {path.name: path.read_bytes() for path in run.path.glob("*.parquet")} == before
+    assert fedsim("show", str(run.path)).exit_code == 0
 
 
 def test_options_reach_the_scenario(tmp_path: Path) -> None:

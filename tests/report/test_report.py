@@ -20,8 +20,9 @@ from fedsim.core.privacy import gaussian
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.report import findings, words
-from fedsim.report.findings import Findings, Leak, Party
+from fedsim.report.findings import Findings, Party
 from fedsim.report.page import number
+from fedsim.report.verdicts import Leak
 from fedsim.runs import play
 
 LIGHT_ATTACKS = {"attacks": ["loss", "confidence", "loss-series"]}
@@ -161,7 +162,7 @@ def test_a_failed_party_is_named(tmp_path: Path) -> None:
 def test_names_that_look_like_markup_stay_text(tmp_path: Path) -> None:
     run = finished_run(tmp_path, adversary=LIGHT_ATTACKS)
     run.update_manifest(notices=["<script>alert(1)</script>"])
-    for name in ("leakage", "scores"):
+    for name in ("leakage", "scores", "strongest"):
         table = run.table(name)
         run.write_table(name, table.assign(attack=table["attack"].replace("loss", "<b>loss</b>")))
     page = page_of(run)
@@ -343,34 +344,6 @@ def leak(value: float, low: float, high: float) -> Leak:
 def party(name: str, found: Leak | None, epsilon: float | None = None) -> Party:
     delta = None if epsilon is None else 1e-5
     return Party(name, 100, found is None, epsilon, delta, False, 0.7, 0.8, 0.5, found)
-
-
-@pytest.mark.parametrize(
-    ("found", "level", "said"),
-    [
-        (None, "ok", "not measured"), (leak(math.nan, math.nan, math.nan), "ok", "not measured"),
-        (leak(0.7, 0.49, 0.9), "ok", "no leak shown"), (leak(0.58, 0.51, 0.64), "warn", "slight leak"),
-        (leak(0.7, 0.6, 0.8), "bad", "clear leak"), (leak(0.9, 0.8, 0.95), "bad", "severe leak"),
-    ],
-)  # fmt: skip
-def test_only_an_interval_above_one_half_is_a_leak(found: Leak | None, level: str, said: str) -> None:
-    judged = words.verdict(found)
-    assert (judged.level, judged.words) == (level, said)
-
-
-def test_the_headline_follows_the_whole_and_then_the_parties(mixed: RunDirectory) -> None:
-    nothing, some = leak(0.52, 0.45, 0.6), leak(0.8, 0.7, 0.9)
-
-    def headline(overall: Leak | None, *leaks: Leak) -> words.Verdict:
-        parties = [party(f"h{number}", found) for number, found in enumerate(leaks)]
-        return words.headline(Findings(mixed, parties, overall))
-
-    assert headline(None).words.startswith("Not measured")
-    assert headline(nothing, nothing, nothing).words.startswith("No leak shown at any party")
-    partly = headline(nothing, nothing, some)
-    assert partly.level == "bad" and partly.words.startswith("At some parties: h1 (severe leak)")
-    assert "too few records" in headline(some, nothing, nothing).words
-    assert "too few records" not in headline(some, some, nothing).words
 
 
 def test_a_guarantee_that_limits_nothing_is_not_called_a_limit() -> None:

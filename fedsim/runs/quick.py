@@ -1,0 +1,26 @@
+"""A scenario without what takes long: its attacks that simulate nothing, for a first answer within
+seconds."""
+
+from __future__ import annotations
+
+from attacks import registry
+from fedsim.core.errors import InputError
+from fedsim.core.scenario.settings import Scenario
+
+
+def without_simulations(scenario: Scenario) -> Scenario:
+    """Return the scenario with those of the participant's attacks that train no shadows and simulate nothing.
+
+    Raises:
+        InputError: it asks for no such attack.
+    """
+    wanted = [a for a in registry.attacks_of(scenario) if not (a.shadows or a.simulates)]
+    names = [attack.origin or attack.name for attack in wanted if attack.infers == "membership"]
+    if not names:
+        raise InputError(
+            f"--quick: every attack of adversary.attacks = {scenario.adversary.attacks!r} simulates the "
+            "federation; leave --quick out, or name one that does not, such as 'loss'"
+        )
+    others = [text for text in scenario.adversary.attacks if text.partition(":")[0] in ("outsider", "server")]
+    adversary = scenario.adversary.model_copy(update={"attacks": [*names, *others]})
+    return scenario.model_copy(update={"adversary": adversary})
