@@ -78,7 +78,7 @@ def attack(
             "--attacks and --rounds are of a run's own attacks; leave them out with --candidates"
         )
     target = _target(folder, url, key, budget, seed)
-    options = _Options(candidates, known_outsiders, truth, shadows, hidden, seed, workers, place)
+    options = _Options(candidates, known_outsiders, truth, shadows, hidden, seed, workers, place, as_json)
     _as_outsider(target, options)
 
 
@@ -111,6 +111,7 @@ class _Options:
     seed: int
     workers: int | None
     place: Path | None
+    as_json: bool
 
 
 def _target(folder: Path | None, url: str | None, key: str | None, budget: int | None, seed: int) -> Target:
@@ -142,7 +143,7 @@ def _as_outsider(target: Target, options: _Options) -> None:
     with live.bar("shadow models", err()) as trained, live.bar("queries", err()) as spent:
         laboratory = Laboratory(options.workers or cores(), cache_folder(), trained)
         found = outsider.attack(target, asked, options.seed, settings, laboratory, spent)
-    if as_json:
+    if options.as_json:
         print_json(outsider.accusations(found))
     else:
         _show(target, asked, found)
