@@ -13,7 +13,7 @@ from clients import dp, messages
 from clients.draws import draws_of
 from clients.party import Party
 from fedsim.core.models import private, weights
-from fedsim.core.training import sgd
+from fedsim.core.training import distillation
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.metrics import evaluate as measure
 from fedsim.core.training.steps import LocalTraining
@@ -67,10 +67,11 @@ def _local_training(party: Party, message: Message) -> LocalTraining:
         device=party.scenario.device,
         stop_on=party.stop_on,
         gradients="auto" if party.dp is None else party.dp.gradients,
+        transfer=party.transfer,
     )
 
 
 def _train_openly(party: Party, local: LocalTraining, draws: Draws) -> dict[str, float]:
-    report = sgd.train(party.module, party.records.train, local, draws)
+    report = distillation.train(party.module, party.records.train, local, draws)
     assert report.loss is not None
     return {"epsilon": math.inf, "train-loss": report.loss}

@@ -64,6 +64,11 @@ class Party:
             return None
         return self.records.heldout if self.defence.stop_on == "held-out" else read_public(self.folder)
 
+    @property
+    def transfer(self) -> Records | None:
+        """The public records on which its students are trained, None where they are not."""
+        return read_public(self.folder) if self.defence.distil == "dmp" else None
+
 
 def party_of(context: Context) -> Party:
     """Return the party whose partition id and run the Flower context names."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from attacks.shadows.cohort import Cohort
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams
 from fedsim.core.errors import InputError
+from fedsim.core.scenario.protection import DefenceSettings
+from fedsim.core.training.slopes import Shaping
 from fedsim.core.training.stacked.batches import Batches, Mixed, Parameters, PoolTensors, Stack
 from fedsim.core.training.stacked.noise import uniform
 from fedsim.core.training.stacked.regularisation import Regularisation
@@ -30,11 +33,14 @@ class CohortRegularisation:
         self, plan: FederationPlan, cohort: Cohort, stack: Stack, pool: PoolTensors, key: Key
     ) -> None:
         defences = [party.defence for party in plan.parties]
-        smoothing = cohort.per_model(lambda k: defences[k].label_smoothing)
+        smoothing = cohort.per_model(lambda k: defences[k].smoothing_of(plan.classes))
         dropout = cohort.per_model(lambda k: defences[k].dropout)
         self._regularisation = Regularisation(pool, plan.classes, smoothing, dropout)
         self._softens = self._regularisation.smooths or cohort.partner is not None
         self._drops = self._regularisation.drops
+        self._shaping = (
+            _Shapes(plan, cohort) if any(defences[k].shapes_slope for k in cohort.parties) else None
+        )
         self._cohort, self._stack, self._key = cohort, stack, key
 
     def applied_to(self, batches: Batches, step: int) -> Batches:
@@ -46,7 +52,7 @@ class CohortRegularisation:
             hidden = sum(self._stack.hidden_widths)
             numbers = uniform(self._key, self._cohort.dropout[step, :n], width * hidden)
             batches = self._regularisation.dropping(batches, numbers.view(n, width, hidden))
-        return batches
+        return batches if self._shaping is None else replace(batches, shaping=self._shaping.at(step, n))
 
     def _mixed(self, step: int, n: int, width: int) -> Mixed | None:
         cohort = self._cohort
@@ -55,14 +61,29 @@ class CohortRegularisation:
         return Mixed(cohort.partner[step, :n, :width], cohort.share[step, :n])
 
 
+class _Shapes:
+    """RelaxLoss and HAMP of the models of a cohort."""
+
+    def __init__(self, plan: FederationPlan, cohort: Cohort) -> None:
+        defences = [party.defence for party in plan.parties]
+        self._target_loss = cohort.per_model(lambda k: defences[k].relaxloss)[:, None, None]
+        self._bonus = cohort.per_model(lambda k: defences[k].hamp_weight)[:, None, None]
+        self._per_epoch = cohort.per_model(lambda k: float(plan.batches_per_epoch(k)))[:, None, None]
+
+    def at(self, step: int, n: int) -> Shaping:
+        """Return what the first n models follow in a step, (n, 1, 1) each."""
+        ascends = torch.div(step, self._per_epoch[:n], rounding_mode="floor") % 2 == 0
+        return Shaping(self._target_loss[:n], self._bonus[:n], ascends)
+
+
 def draw_heldout(
     plan: FederationPlan, members: np.ndarray, records: int, streams: Sequence[Streams]
 ) -> dict[int, np.ndarray]:
-    """Draw the records on which parties that stop early measure their loss: party → (S, R) rows of the pool.
+    """Draw the records that parties stop early or train a student on: party → (S, R) rows of the pool.
 
-    An adversary does not know a party's held-out records, nor public ones that it stops on. In their place
-    stand as many records of the pool that are in no party of the shadow; where there are enough, no two
-    parties look at the same ones.
+    An adversary does not know a party's held-out records, nor public ones that it uses. In their place stand
+    records of the pool that are in no party of the shadow, as many as the party has; where there are enough,
+    no two parties look at the same ones.
 
     members: (S, parties, largest size) int, rows of the pool, −1 after a smaller party's
     records: in the pool
@@ -70,18 +91,24 @@ def draw_heldout(
     Raises:
         InputError: no record of the pool is left over.
     """
-    stopping = [k for k, party in enumerate(plan.parties) if party.defence.patience is not None]
-    if not stopping:
+    looking = [k for k, party in enumerate(plan.parties) if _looks_beside(party.defence)]
+    if not looking:
         return {}
-    firsts = np.concatenate([[0], np.cumsum(plan.sizes[stopping])])
+    firsts = np.concatenate([[0], np.cumsum(plan.sizes[looking])])
     orders = []
     for rows, stream in zip(members, streams, strict=True):
         free = np.setdiff1d(np.arange(records), rows)
         if len(free) == 0:
-            raise InputError("defences: no record is left over for a simulated party to stop early on")
+            raise InputError(
+                "defences: no record is left over for a simulated party to look at beside its own"
+            )
         orders.append(np.resize(stream.heldout.permutation(free), firsts[-1]))
     dealt = np.stack(orders)
-    return {k: dealt[:, a:b] for k, a, b in zip(stopping, firsts, firsts[1:], strict=False)}
+    return {k: dealt[:, a:b] for k, a, b in zip(looking, firsts, firsts[1:], strict=False)}
+
+
+def _looks_beside(defence: DefenceSettings) -> bool:
+    return defence.patience is not None or defence.distil == "dmp"
 
 
 def early_stopping(

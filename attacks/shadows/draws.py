@@ -6,6 +6,7 @@ and uniform numbers from the tables of `fedsim.core.training.stacked.noise`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.shadows.schedule import Schedule
+from fedsim.core import rng
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training.stacked.clipping import noise_source
@@ -105,6 +107,12 @@ class ShadowDraws:
         """Fill ``piece`` from the noise table: the number after those of the step's noise."""
         flat = self._numbers.normal(self._schedule.noise[0, self._party, step])
         piece.fill_(flat[-1] * deviation)
+
+    def seed(self, purpose: str) -> int:
+        """Return a hash of the round's own batches, which no other party, round or shadow has."""
+        batches = np.ascontiguousarray(self._schedule.batches[self._party][0], dtype=np.int64)
+        digest = hashlib.sha256(batches.tobytes()).digest()
+        return rng.integer(int.from_bytes(digest[:8]), purpose, party=str(self._party))
 
     def rounding(self, sizes: Sequence[int]) -> list[np.ndarray]:
         """Return the uniform table's numbers, parameter after parameter."""

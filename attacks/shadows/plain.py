@@ -23,7 +23,7 @@ from attacks.shadows.schedule import Schedule, Streams, draw_schedule
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import exchanged, load_weights, weights_of
-from fedsim.core.training import dp, sgd
+from fedsim.core.training import distillation, dp
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.stacked.batches import Parameters
 from fedsim.core.training.steps import LocalTraining
@@ -97,10 +97,16 @@ class _Shadow:
 class _Party:
     """A simulated party; what outlives a round is the clipping norm, where it adapts."""
 
-    def __init__(self, plan: FederationPlan, party: int, records: Records, stop_on: Records | None) -> None:
+    def __init__(self, plan: FederationPlan, party: int, records: Records, beside: Records | None) -> None:
+        """Beside: records that it stops early on, or trains a student on."""
         self._records, self._dp = records, plan.parties[party].dp
+        defence = plan.parties[party].defence
         self._local = LocalTraining(
-            plan.training_of(party), plan.parties[party].defence, plan.proximal_mu, stop_on=stop_on
+            plan.training_of(party),
+            defence,
+            plan.proximal_mu,
+            stop_on=beside if defence.patience is not None else None,
+            transfer=beside if defence.distil == "dmp" else None,
         )
         self._norm: float | None = None
 
@@ -108,7 +114,7 @@ class _Party:
         """Train ``module`` in place for one round, and shape its update."""
         sent = weights_of(module)
         if self._dp is None:
-            sgd.train(module, self._records, self._local, draws)
+            distillation.train(module, self._records, self._local, draws)
         else:
             report = dp.train_private(
                 module, self._records, self._local, self._dp, draws, clipping_norm=self._norm

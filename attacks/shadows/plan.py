@@ -83,8 +83,8 @@ class FederationPlan:
             raise InputError(f"federation.strategy = '{self.strategy}': no shadow can follow it{hint}")
         if not 1 <= self.participants <= len(self.parties):
             raise ValueError(f"{self.participants} participants of {len(self.parties)} parties")
-        if any(self.parties[k].defence.mixup for k in self.private):
-            raise ValueError("mixup mixes records: under DP-SGD no gradient would be of one record alone")
+        for key in (key for k in self.private for key in self.parties[k].defence.mixes_records):
+            raise ValueError(f"{key} mixes records: under DP-SGD no gradient would be of one record alone")
 
     @property
     def sizes(self) -> np.ndarray:

@@ -317,9 +317,13 @@ def _stack(plan: FederationPlan) -> Stack | None:
     from fedsim.core.training.stacked.stack import stack_of
 
     stack = stack_of(zoo.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
-    drops = any(party.defence.dropout for party in plan.parties)
+    defences = [party.defence for party in plan.parties]
+    if stack is None or any(defence.distil for defence in defences):
+        return None  # teachers and students are trained one after the other
     # Of a module's hidden units only the module itself knows: it drops them by torch's own stream.
-    return None if stack is not None and drops and not stack.hidden_widths else stack
+    drops = any(defence.dropout for defence in defences) and not stack.hidden_widths
+    shapes = any(defence.shapes_slope for defence in defences) and not stack.rounds_alike
+    return None if drops or shapes else stack
 
 
 BLOCK_BYTES = 4 * 2**20

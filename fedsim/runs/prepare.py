@@ -194,7 +194,7 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)
         defence = run.scenario.defence_of(name)
-        if prepared.encoded.public is not None and defence is not None and defence.stop_on == "public":
+        if prepared.encoded.public is not None and defence is not None and defence.reads_public:
             write_public(folder, prepared.encoded.public)
         if name == prepared.adversary:
             write_pool(folder, AUXILIARY, game.auxiliary)

@@ -27,6 +27,9 @@ DEFENCES = [
     {"clip_update": 0.05},
     {"sparsify": 0.2},
     {"quantise": 2},
+    {"relaxloss": 2.0},
+    {"hamp_entropy": 0.7, "hamp_weight": 0.1},
+    {"distil": "selena", "teachers": 3, "left_out": 1},
 ]
 
 
@@ -135,6 +138,22 @@ def test_stopping_on_public_records_under_dp_spends_the_steps_made(source: str, 
     assert any("ε of hospital-2 counts the steps" in notice for notice in runs[0].manifest["notices"])
 
 
+def test_students_of_public_records_are_replayed_by_shadows(tmp_path: Path) -> None:
+    """DMP needs public records; a shadow's student learns from records that no party of it holds."""
+    data = dict(document(tmp_path)["data"]) | {
+        "public": str(write_table(tmp_path / "public.csv", 40, seed=9))
+    }
+    sections = {
+        "data": data,
+        "defences": {"hospital-2": {"distil": "dmp", "teachers": 2}},
+        "federation": {"rounds": 2},
+        "adversary": {"attacks": ["lira"], "shadows": 16},
+    }
+    runs = [finished_run(tmp_path, out=out, **sections) for out in "ab"]
+    assert final_sha(runs[0]) == final_sha(runs[1])
+    assert set(runs[0].table("scores")["attack"]) == {"lira"}
+
+
 def write_unlabelled(folder: Path) -> str:
     table = pd.read_csv(write_table(folder / "public.csv", 30, seed=5)).drop(columns="ill")
     table.to_csv(folder / "public.csv", index=False)
@@ -148,6 +167,14 @@ def write_unlabelled(folder: Path) -> str:
         (
             {"defences": {"all": {"mixup": 0.2}}, "dp": {"hospital-2": DP}},
             r"defences\.all\.mixup = 0\.2: .*dp\.hospital-2",
+        ),
+        (
+            {"defences": {"all": {"relaxloss": 1.0}}, "dp": {"hospital-2": DP}},
+            r"defences\.all\.relaxloss = 1\.0: .*dp\.hospital-2",
+        ),
+        (
+            {"defences": {"all": {"distil": "dmp"}}},
+            r"defences\.all\.distil = 'dmp': there are no public records",
         ),
         (
             {"defences": {"hospital-2": {"patience": 2}}, "dp": {"all": DP}},

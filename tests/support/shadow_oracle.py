@@ -27,6 +27,7 @@ from fedsim.core.training.stacked.batches import Stack
 from fedsim.core.training.stacked.clipping import noise_source
 from fedsim.core.training.stacked.noise import uniform
 from fedsim.core.training.stacked.stack import layout_of
+from support.defences import defended_loss
 
 Data = tuple[Tensor, Tensor]
 
@@ -134,7 +135,7 @@ class _Party:
             step.zero_grad()
             with self._dropping(module, layout, schedule, i):
                 if self._dp is None:
-                    functional.cross_entropy(module(x), targets).backward()
+                    defended_loss(module(x), targets, defence, i // plan.batches_per_epoch(k)).backward()
                 else:
                     self._write_private_gradient(module, layout, x, targets, schedule.noise[0, k, i])
             for name, p in trained.items():
@@ -163,7 +164,8 @@ class _Party:
         return x, share * targets + (1 - share) * self._targets(self._data[1][other])
 
     def _targets(self, labels: Tensor) -> Tensor:
-        classes, smoothing = self._plan.classes, self._defence.label_smoothing
+        classes = self._plan.classes
+        smoothing = self._defence.smoothing_of(classes)
         return (1 - smoothing) * functional.one_hot(labels, classes).float() + smoothing / classes
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -85,6 +86,27 @@ class DefenceSettings(Settings):
     mixup: NonNegative = Field(
         0.0, description="α of mixup: records are trained on in pairs, mixed by a share from Beta(α, α)"
     )
+    relaxloss: NonNegative = Field(
+        0.0, description="α of RelaxLoss, in nats: a batch whose mean loss is below it is not fitted further"
+    )
+    hamp_entropy: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="γ of HAMP: labels are softened until their entropy is this share of the largest"
+    )
+    hamp_weight: NonNegative = Field(
+        0.0, description="α of HAMP: by how much the entropy of the model's answers is rewarded"
+    )
+    distil: Literal["selena", "dmp"] | None = Field(
+        None,
+        description="the party answers with a student of teachers that it trains in each round: 'selena' on "
+        "its own records, each labelled by teachers that did not train on it; 'dmp' on public records",
+    )
+    teachers: Annotated[int, Field(ge=1)] = Field(5, description="teachers of a distillation, K")
+    left_out: Annotated[int, Field(ge=1)] = Field(
+        2, description="teachers of 'selena' that do not train on a record, L, and label it"
+    )
+    distil_temperature: Positive = Field(
+        1.0, description="temperature at which teachers label: above 1, labels are softer"
+    )
     epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of training.epochs")
     patience: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -104,6 +126,38 @@ class DefenceSettings(Settings):
         None, description="bits per entry of the update that is sent"
     )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> DefenceSettings:
+        if self.relaxloss and self.mixup:
+            raise ValueError("'relaxloss' flattens the answer to one label, 'mixup' has two; set one of them")
+        if self.hamp_entropy and self.label_smoothing:
+            raise ValueError("'hamp_entropy' and 'label_smoothing' both soften labels; set one of them")
+        if self.distil == "selena" and not self.left_out < self.teachers:
+            raise ValueError("'left_out' is less than 'teachers': each record is trained on by one at least")
+        return self
+
+    @property
+    def reads_public(self) -> bool:
+        """Whether the party's training looks at public records."""
+        return self.stop_on == "public" or self.distil == "dmp"
+
+    @property
+    def shapes_slope(self) -> bool:
+        """Whether a step follows another slope than the cross-entropy's."""
+        return bool(self.relaxloss or self.hamp_weight)
+
+    @property
+    def mixes_records(self) -> list[str]:
+        """The keys under which no gradient is of one record alone, as DP-SGD needs it, or is not clipped."""
+        keys = ("mixup", "relaxloss", "hamp_weight", "distil")
+        return [key for key in keys if getattr(self, key)]
+
+    def smoothing_of(self, classes: int) -> float:
+        """Return the share of a label's weight that is spread over all classes."""
+        if not self.hamp_entropy:
+            return self.label_smoothing
+        return smoothing_for_entropy(self.hamp_entropy, classes)
+
     @property
     def changes_update(self) -> bool:
         """Whether the update that is sent is another than the one that training brought."""
@@ -116,6 +170,22 @@ class DefenceSettings(Settings):
 
 
 NO_DEFENCE = DefenceSettings()
+
+
+def smoothing_for_entropy(share: float, classes: int) -> float:
+    """Return the least s at which (1 − s)·one-hot + s/K has ``share`` of the entropy log K, in [0, 1).
+
+    HAMP's high-entropy labels (Chen & Pattabiraman 2024, §IV-A): the true class keeps p, the others share
+    1 − p, p as large as the entropy allows. Found by bisection; the entropy grows with s.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        other = middle / classes
+        top = 1 - middle + other
+        entropy = -top * math.log(top) - (classes - 1) * other * (math.log(other) if other else 0.0)
+        low, high = (middle, high) if entropy < share * math.log(classes) else (low, middle)
+    return min(high, 1 - 1e-9)
 
 
 class OutputPolicy(Settings):

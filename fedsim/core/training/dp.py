@@ -98,15 +98,15 @@ def train_private(
     """
     if len(records) == 0:
         raise ValueError("a party without records cannot train")
-    if local.defence.mixup:
-        raise ValueError("mixup mixes records: no gradient would be of one record alone")
+    if local.defence.mixes_records:
+        raise ValueError(f"{local.defence.mixes_records[0]}: no gradient would be of one record alone")
     module.to(local.device).train()
     norm = AdaptiveNorm(plan, clipping_norm or plan.clipping_norm)
     round = _Round(local, plan, draws, norm, watch, epoch=-(-len(records) // local.settings.batch))
     data = tensors(records, local.device)
     layers = None if local.gradients == "per-sample" else linear_stack(module)
     if layers:
-        data = for_stack(*data, layers[-1].out_features, local.defence.label_smoothing)
+        data = for_stack(*data, layers[-1].out_features, local.defence.smoothing_of(layers[-1].out_features))
         steps = _stack_steps(module, data, round)
     else:
         ghost = takes_ghost(module, records.shape, plan.expected_batch, local.gradients)

@@ -58,6 +58,9 @@ class Draws(Protocol):
     def rounding(self, sizes: Sequence[int]) -> list[np.ndarray]:
         """Return one array (size,) float64 per parameter, uniform on [0, 1): how quantisation rounds."""
 
+    def seed(self, purpose: str) -> int:
+        """Return an integer below 2⁶³ for a stream of its own, another for every purpose and round."""
+
 
 class PartyDraws:
     """A party's draws, from streams of its own for one round.
@@ -148,8 +151,12 @@ class PartyDraws:
             raise ValueError("quantisation needs a stream to round with")
         return [self._rounding.random(size) for size in sizes]
 
+    def seed(self, purpose: str) -> int:
+        """Return a hash of the seed of ``order``; see `Draws`."""
+        return rng.integer(self._order.initial_seed(), purpose)
+
     def _global_seed(self) -> int:
-        return rng.integer(self._order.initial_seed(), "global torch stream")
+        return self.seed("global torch stream")
 
     def _noise_for(self, device: torch.device) -> torch.Generator | None:
         if self._noise is None or device.type == "cpu":

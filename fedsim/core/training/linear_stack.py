@@ -15,9 +15,12 @@ from fedsim.core.training.losses import soft_targets
 def for_stack(
     features: Tensor, labels: Tensor, classes: int, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return what `LinearStack` is fed: features and a column of ones (n, d + 1), `soft_targets` (n, K)."""
+    """Return what `LinearStack` is fed: features and a column of ones (n, d + 1), `soft_targets` (n, K).
+
+    labels: (n,) int64, or targets (n, K) float32, which stay as they are
+    """
     inputs = torch.cat([features.flatten(1), features.new_ones(len(features), 1)], 1)
-    return inputs, soft_targets(labels, classes, smoothing)
+    return inputs, labels if labels.dim() == 2 else soft_targets(labels, classes, smoothing)
 
 
 class LinearStack:

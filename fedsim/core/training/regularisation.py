@@ -27,11 +27,15 @@ def mixed(batches: Batches, alpha: float, draws: Draws) -> Batches:
 
 
 def targets_for(module: nn.Module, data: tuple[Tensor, Tensor], defence: DefenceSettings) -> Tensor:
-    """Return what the cross-entropy is taken against: `soft_targets`, or labels where these suffice."""
+    """Return what the cross-entropy is taken against: `soft_targets`, or labels where these suffice.
+
+    data: features (n, …) with labels (n,), or with targets (n, K), which stay as they are
+    """
     features, labels = data
-    if defence.label_smoothing == 0 and defence.mixup == 0:
+    plain = defence.label_smoothing == 0 and defence.hamp_entropy == 0 and defence.mixup == 0
+    if labels.dim() == 2 or (plain and not defence.shapes_slope):
         return labels
     with torch.no_grad():
         classes = module.eval()(features[:1]).shape[1]
     module.train()
-    return soft_targets(labels, classes, defence.label_smoothing)
+    return soft_targets(labels, classes, defence.smoothing_of(classes))

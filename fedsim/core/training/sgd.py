@@ -16,7 +16,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.models import layers
 from fedsim.core.models.layers import linear_stack
 from fedsim.core.scenario.training import TrainingSettings
-from fedsim.core.training import losses
+from fedsim.core.training import losses, slopes
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.linear_stack import LinearStack, for_stack
 from fedsim.core.training.metrics import tensors
@@ -26,11 +26,21 @@ from fedsim.core.training.steps import Batches, LocalTraining, TrainingReport, m
 from fedsim.core.training.stopping import EarlyStopping, early_stopping
 
 
-def train(module: nn.Module, records: Records, local: LocalTraining, draws: Draws) -> TrainingReport:
+def train(
+    module: nn.Module,
+    records: Records,
+    local: LocalTraining,
+    draws: Draws,
+    *,
+    soft: np.ndarray | None = None,
+) -> TrainingReport:
     """Train ``module`` in place on ``records`` for one round, the optimizer's state starting fresh.
 
     Minimises the cross-entropy plus FedProx's proximal term, as `LocalTraining` says. No step is private:
     see `core.training.dp.train_private`.
+
+    soft: (n, K) float32, rows of sum 1, what the cross-entropy is taken against instead of the labels; they
+        are not smoothed
 
     Raises:
         ValueError: there are no records to train on, or none to stop on where that is asked for.
@@ -41,7 +51,9 @@ def train(module: nn.Module, records: Records, local: LocalTraining, draws: Draw
     epoch = -(-len(records) // local.settings.batch)
     stop = early_stopping(module, local.stop_on, local.defence, epoch, local.device)
     run = _train_any if linear_stack(module) is None else _train_stack
-    return run(module, tensors(records, local.device), local, draws, stop)
+    features, labels = tensors(records, local.device)
+    target = labels if soft is None else torch.from_numpy(soft).to(local.device)
+    return run(module, (features, target), local, draws, stop)
 
 
 def minibatches(data: tuple[Tensor, Tensor], settings: TrainingSettings, draws: Draws) -> Batches:
@@ -64,11 +76,16 @@ def _train_any(
     start = [p.detach().clone() for p in parameters]
     optimizer = torch_optimizer(settings, parameters)
     batch_losses, sizes = [], []
+    per_epoch = -(-len(data[0]) // settings.batch)
 
     def step(number: int, x: Tensor, target: Tensor) -> None:
         optimizer.zero_grad()
-        loss = losses.mean(module(x), target)
-        loss.backward()
+        logits = module(x)
+        loss = losses.mean(logits, target)
+        if defence.shapes_slope:
+            logits.backward(slopes.slope(logits.detach(), target, defence, number, per_epoch))
+        else:
+            loss.backward()
         for p, sent in zip(parameters, start, strict=True):
             if p.grad is not None:
                 add_penalties(p.grad, p.detach(), sent, local.proximal_mu, defence.l1)
@@ -96,17 +113,20 @@ def _train_stack(
         start = stack.flat.clone()
         update = flat_optimizer(stack.flat, settings)
         outputs, targets = [], []
+        per_epoch = -(-len(data[0]) // settings.batch)
 
         def step(number: int, x: Tensor, target: Tensor) -> None:
             logits = stack.forward(x, stack.masks(draws, number, len(x)))
             # The gradient is that of the batch's mean loss.
-            stack.backward(losses.slope(logits, target).div_(len(x)))
+            stack.backward(slopes.slope(logits, target, defence, number, per_epoch))
             add_penalties(stack.gradient, stack.flat, start, local.proximal_mu, defence.l1)
             update(stack.gradient)
             outputs.append(logits)
             targets.append(target)
 
-        batches = minibatches(for_stack(*data, stack.classes, defence.label_smoothing), settings, draws)
+        batches = minibatches(
+            for_stack(*data, stack.classes, defence.smoothing_of(stack.classes)), settings, draws
+        )
         steps = make_steps(mixed(batches, defence.mixup, draws), step, stop, store=stack.store)
         loss = losses.mean(torch.cat(outputs), torch.cat(targets))
     return TrainingReport(steps, loss.item())

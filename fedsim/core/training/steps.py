@@ -29,6 +29,7 @@ class LocalTraining:
         entry
     device: torch's name of where the arithmetic is done
     stop_on: the records that early stopping looks at, where the defence has a patience
+    transfer: public records on which a student is trained, where the defence distils on such
     gradients: under DP, 'per-sample' takes Opacus' per-sample gradients whatever the module; 'ghost' and
         'auto' see `DPSettings`
     """
@@ -39,6 +40,7 @@ class LocalTraining:
     device: str = "cpu"
     stop_on: Records | None = None
     gradients: Gradients = "auto"
+    transfer: Records | None = None
 
 
 @dataclass(frozen=True)

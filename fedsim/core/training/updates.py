@@ -12,9 +12,11 @@ A step on a batch x (B, …), y (B,) of K classes:
    else divided by 1 − p; drawn anew per record and step; off whenever a model is evaluated.
 4. g = the gradient of the batch's mean of −Σ_k t_ik log softmax(f(x_i))_k; under DP-SGD, of which all the
    above is a part of the record's own loss, the noisy clipped sum over the expected batch.
+   Without DP, HAMP and RelaxLoss follow another slope (`core.training.slopes`).
 5. g + μ(w − w_t) + λ₁ sign(w) + λ₂ w goes to the optimizer: FedProx's term, then L1 with sign(0) = 0, then
    weight decay, biases included. None of these is clipped: they tell nothing of the records.
 
+Where a party distils (`core.training.distillation`), all of this is how its teachers and its student train.
 Early stopping (`core.training.stopping`) ends a round; `shaped` is applied to the update w − w_t that it
 brought.
 """

@@ -89,10 +89,16 @@ def _defence_problem(settings: DefenceSettings, scenario: Scenario, party: str, 
         )
     if settings.dropout and not _has_hidden_units(scenario, encoded):
         return f"dropout = {settings.dropout:g}: model '{scenario.model.name}' has no activation layer"
-    if settings.mixup and private:
+    if settings.mixes_records and private:
+        key = settings.mixes_records[0]
         return (
-            f"mixup = {settings.mixup:g}: no gradient is of one record alone where records are mixed, as "
-            f"dp.{party} needs it; switch one of them off"
+            f"{key} = {getattr(settings, key)!r}: no gradient is of one record alone where records meet, "
+            f"as dp.{party} needs it; switch one of them off"
+        )
+    if settings.distil == "dmp" and encoded.public is None:
+        return (
+            "distil = 'dmp': there are no public records with a label; name a table that has the column of "
+            "the label in data.public"
         )
     if settings.patience is not None and settings.stop_on == "public" and encoded.public is None:
         return (

@@ -95,6 +95,21 @@ SETTINGS = {
         },
         "hidden": (6, 7), "classes": 3, "training": {"momentum": 0.5},
     },
+    "relaxloss": {
+        "defences": {0: {"relaxloss": 0.8}, 2: {"relaxloss": 2.0}}, "classes": 3, "training": {"epochs": 3},
+    },
+    "hamp": {
+        "defences": {0: {"hamp_entropy": 0.6, "hamp_weight": 0.2}, 1: {"hamp_weight": 0.5}}, "classes": 3,
+    },
+    "relaxloss, hamp and dropout": {
+        "defences": {
+            1: {"relaxloss": 1.0, "hamp_weight": 0.1, "hamp_entropy": 0.3, "dropout": 0.2, "l1": 0.01},
+        },
+        "private": (0,), "classes": 3,
+    },
+    "relaxloss of a cnn": {
+        "defences": {0: {"relaxloss": 1.0}}, "model": CNN, "input_shape": (1, 6, 6), "classes": 3,
+    },
     "adaptive": {"private": (0, 2), "adaptive": (0,)},
     "adaptive, two take part": {
         "private": (0, 1, 2), "adaptive": (0, 1), "participants": 2, "hidden": (6, 7),

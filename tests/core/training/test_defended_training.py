@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.defences import defended_loss
 from support.open_training import assert_close, draws, some_records, stream, trained
 from support.training import Hidden, mlp
 from torch import nn
@@ -28,6 +29,13 @@ DEFENCES = [
     {"label_smoothing": 0.2},
     {"mixup": 0.4},
     {"mixup": 3.0, "label_smoothing": 0.1, "l1": 0.01},
+]
+
+SLOPES = [
+    {"relaxloss": 0.9},
+    {"hamp_weight": 0.3},
+    {"hamp_entropy": 0.8, "hamp_weight": 0.05},
+    {"relaxloss": 1.1, "hamp_weight": 0.1, "hamp_entropy": 0.2},
 ]
 
 
@@ -67,6 +75,45 @@ def test_regularised_steps_equal_the_losses_of_the_papers(defence: dict, options
     actual = trained(wrap(module), records, settings, defence=DefenceSettings(**defence))
     assert_close({name.removeprefix("module."): array for name, array in actual.items()}, expected)
     assert not np.allclose(expected["linear1.weight"], trained(module, records, settings)["linear1.weight"])
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, Hidden], ids=["stack", "any"])
+@pytest.mark.parametrize("defence", SLOPES, ids=str)
+def test_steps_on_other_slopes_equal_the_losses_of_the_papers(defence: dict, wrap) -> None:
+    settings = TrainingSettings(batch=16, epochs=12, lr=0.4)
+    module, records, own = mlp(), some_records(), DefenceSettings(**defence)
+    twin = copy.deepcopy(module)
+    optimizer, smoothing = optimizers.torch_optimizer(settings, list(twin.parameters())), own.smoothing_of(3)
+    batches = sgd.minibatches(metrics.tensors(records), settings, PartyDraws(stream(), None))
+    for step, (x, y) in enumerate(batches):
+        optimizer.zero_grad()
+        targets = (1 - smoothing) * functional.one_hot(y, 3) + smoothing / 3
+        defended_loss(twin(x), targets, own, step // 3).backward()
+        optimizer.step()
+    actual = trained(wrap(module), records, settings, defence=own)
+    assert_close({name.removeprefix("module."): array for name, array in actual.items()}, weights_of(twin))
+    assert not np.allclose(
+        weights_of(twin)["linear1.weight"], trained(module, records, settings)["linear1.weight"]
+    )
+
+
+def test_relaxloss_keeps_the_loss_near_its_target() -> None:
+    """What it is for: trained long, the loss of members stays near α instead of going to 0."""
+    module, records, settings = mlp(), some_records(), TrainingSettings(batch=16, epochs=150, lr=0.3)
+    for target in (0.0, 0.5):
+        made = copy.deepcopy(module)
+        local = LocalTraining(settings, DefenceSettings(relaxloss=target))
+        sgd.train(made, records, local, draws())
+        loss = metrics.evaluate(made, records)["loss"]
+        assert loss < 0.1 if target == 0 else 0.2 < loss < 0.9
+
+
+@given(share=st.floats(0.01, 0.99), classes=st.integers(2, 40))
+def test_hamp_s_labels_have_the_entropy_that_is_asked(share: float, classes: int) -> None:
+    smoothing = DefenceSettings(hamp_entropy=share).smoothing_of(classes)
+    p = np.full(classes, smoothing / classes)
+    p[0] += 1 - smoothing
+    assert -(p * np.log(p)).sum() == pytest.approx(share * np.log(classes), rel=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.data.records import Records
+from fedsim.core.training.slopes import Shaping
 
 Parameters = list[Tensor]  # one (M, …) float32 tensor per parameter of the architecture
 
@@ -81,6 +82,7 @@ class Batches:
     mixed: records that those of the batch are mixed with
     unit_scale: (M, B, hidden units) float32, by what the hidden units' outputs are multiplied, layer after
         layer: inverted dropout; for stacked layers only
+    shaping: another slope than the cross-entropy's, (M, 1, 1) each; for stacked layers only, without clipping
     """
 
     rows: Tensor
@@ -91,6 +93,7 @@ class Batches:
     targets: Tensor | None = None
     mixed: Mixed | None = None
     unit_scale: Tensor | None = None
+    shaping: Shaping | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fedsim.core.data.records import Records
 from fedsim.core.models.layers import linear_stack
+from fedsim.core.training import slopes
 from fedsim.core.training.stacked.batches import SIGNAL_ROWS, Batches, Noise, Parameters, PoolTensors, up
 
 
@@ -263,11 +264,14 @@ class LayerPass:
                 active.mul_(unit_scales[i])
         torch.bmm(self._last, self._last_input, out=self._logits)  # (M, classes, inputs)(M, inputs, B)
         # ∂ℓ/∂logits = softmax − target (`core.training.losses.slope`), with classes in the middle.
-        error = torch.softmax(self._real_logits, 1, out=self._probabilities)  # (M, classes, B)
-        if batches.targets is None:
-            error.scatter_add_(1, batches.labels[:, None], self._minus_one)
+        if batches.shaping is not None:
+            error = self._shaped(batches)
         else:
-            error.sub_(batches.targets.mT)
+            error = torch.softmax(self._real_logits, 1, out=self._probabilities)  # (M, classes, B)
+            if batches.targets is None:
+                error.scatter_add_(1, batches.labels[:, None], self._minus_one)
+            else:
+                error.sub_(batches.targets.mT)
         if batches.clipping_norm is None:
             torch.mul(error, batches.weight[:, None], out=self._real_error)
             self._propagate(unit_scales)
@@ -277,6 +281,15 @@ class LayerPass:
             self._propagate(unit_scales)
             self._clip(batches.weight, batches.clipping_norm)
         self._noise = batches.noise
+
+    def _shaped(self, batches: Batches) -> Tensor:
+        """Return another slope than the cross-entropy's, (M, classes, B)."""
+        assert batches.shaping is not None
+        targets, classes = batches.targets, self._real_logits.shape[1]
+        if targets is None:
+            targets = functional.one_hot(batches.labels, classes).float()
+        weight = batches.weight[:, None]  # (M, 1, B)
+        return slopes.shaped(self._real_logits, targets.mT, weight, batches.shaping, dim=-2)
 
     def _propagate(self, unit_scales: Sequence[Tensor] | None) -> None:
         for i, (factors, error, real, active) in reversed(list(enumerate(self._back))):
