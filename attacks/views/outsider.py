@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.core.privacy.output import answered, softmax
+from fedsim.core.privacy.output import NO_BACKING, Backing, answered, softmax
 from fedsim.core.scenario.protection import OutputPolicy
 
 
@@ -29,11 +29,13 @@ class ReleasedModel:
     """A model that answers through an output policy.
 
     logits: features (n, …) float32 → (n, classes) float64. They stay behind the policy.
+    backing: what the policy needs besides
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
     classes: int
     policy: OutputPolicy
+    backing: Backing = NO_BACKING
 
     def view(self, rng: np.random.Generator) -> OutsiderView:
         """Return the view of one who can ask the model within the policy's query budget.
@@ -50,6 +52,6 @@ class ReleasedModel:
                         f"{len(features)} queries, but {left} of {self.policy.queries} are left"
                     )
                 left -= len(features)
-            return answered(softmax(self.logits(features)), self.policy, rng)
+            return answered(softmax(self.logits(features)), self.policy, rng, self.backing)
 
         return OutsiderView(ask, self.classes, self.policy.queries)

@@ -102,8 +102,9 @@ def keys() -> None:
 @click.option("--top", type=int, help="Probabilities of 'top-k'.")
 @click.option("--noise", type=float, help="Standard deviation of 'noisy'.")
 @click.option("--temperature", type=float, help="Of 'temperature'.")
-@click.option("--epsilon", type=float, help="ε of one answer of 'laplace' or 'gaussian'.")
+@click.option("--epsilon", type=float, help="ε of one answer of 'laplace', 'gaussian' or 'votes'.")
 @click.option("--delta", type=float, help="δ of one answer of 'gaussian'.")
+@click.option("--distortion", type=float, help="How far 'memguard' moves an answer, in expectation.")
 @click.option("--epsilon-budget", type=click.FloatRange(0, min_open=True), help="ε of all answers.")
 @click.option("--queries", type=click.IntRange(1), help="Records in all. [default: no limit]")
 @click.option(
@@ -123,7 +124,7 @@ def add(
     per_minute: int,
     expires: str | None,
     role: str,
-    **policy: Any,
+    **options: Any,
 ) -> None:
     """Make a key for NAME to ask the model of RUN; it is shown once.
 
@@ -140,11 +141,13 @@ def add(
         raise InputError(f"--role {role}: no such role{suggestion(role, service_keys.ROLES)}")
     run, place = _opened(folder)
     now = time.time()
+    policy = _policy(run, options)
+    _check_policy(run, policy)
     key, text = service_keys.add(
         state.Database(place / "keys.sqlite"),
         state.secret(place),
         name,
-        _policy(run, policy),
+        policy,
         service_keys.Limits(per_minute or None, queries, epsilon_budget),
         now,
         role=role,
@@ -296,6 +299,14 @@ def _policy(run: RunDirectory, options: dict[str, Any]) -> OutputPolicy:
     except ValidationError as error:
         problem = error.errors()[0]
         raise InputError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg'].lower()}") from error
+
+
+def _check_policy(run: RunDirectory, policy: OutputPolicy) -> None:
+    """Refuse a policy that the run's release cannot have; to know it takes the model."""
+    if policy.policy in ("memguard", "votes"):
+        from fedsim.core.models import released
+
+        released.load(run).backing(policy, run)
 
 
 def _duration(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from attacks import deviation
-from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy
+from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy, ReleaseSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.comparison import of_attacks
@@ -195,9 +195,22 @@ def policy_in_words(policy: OutputPolicy) -> str:
         "laplace": f"probabilities with Laplace noise: ε = {policy.epsilon:g} an answer",
         "gaussian": f"probabilities with Gaussian noise: ε = {policy.epsilon:g}, δ = {delta(policy.delta)} "
         "an answer",
+        "hamp": "the probabilities of a random record, in the order of its own (HAMP)",
+        "memguard": f"probabilities moved by {policy.distortion:g} in expectation (MemGuard)",
+        "votes": f"the winner of the members' votes with Laplace noise: ε = {policy.epsilon:g} an answer",
         "temperature": f"probabilities at temperature {policy.temperature:g}",
     }
     return by_policy[policy.policy] + budget
+
+
+def release_in_words(release: ReleaseSettings) -> str:
+    """Describe what is served in place of the final model."""
+    if release.of == "federation":
+        members = f"the last {release.members} global models"
+    else:
+        members = f"{release.members} model(s) of each party, trained apart"
+    what = "an ensemble" if release.kind == "ensemble" else "a student, on public records, of an ensemble"
+    return f"{what} of {members}"
 
 
 def protections(findings: Findings) -> list[tuple[str, str]]:
@@ -222,6 +235,8 @@ def protections(findings: Findings) -> list[tuple[str, str]]:
         protections_on.append(
             ("Secure aggregation", "against the server alone: participants receive the aggregate")
         )
+    if scenario.release.kind != "final":
+        protections_on.append(("Release", f"{release_in_words(scenario.release)}; against outsiders alone"))
     if scenario.adversary.output.policy != "full" or scenario.adversary.output.queries is not None:
         policy = policy_in_words(scenario.adversary.output)
         protections_on.append(("Answers of the released model", f"{policy}; against outsiders alone"))

@@ -25,7 +25,7 @@ DIGESTS = "digests.json"
 
 TABLES = ("rounds", "attacks", "not_run", "scores", "leakage", "strongest", "source_scores", "sources")
 
-OBSERVED = ("models", "observations", "accomplices", "server_observations")
+OBSERVED = ("models", "observations", "accomplices", "server_observations", "release")
 
 FREE = ("progress.json",)
 """Files in noted folders that say nothing of a result."""
@@ -45,7 +45,7 @@ def note(run: RunDirectory, *parts: str) -> None:
 def note_prepared(run: RunDirectory) -> None:
     """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
     candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
-    note(run, "scenario.toml", "truth.parquet", "schema.json", LAYOUT, "parties", *candidates)
+    note(run, "scenario.toml", "truth.parquet", "schema.json", LAYOUT, "parties", "release", *candidates)
     code = {str(path): _digest(path) for path in own_modules(run.scenario)}
     files.write_json(run.path / DIGESTS, _known(run) | code)
 

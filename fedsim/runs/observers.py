@@ -56,7 +56,7 @@ def sight(run: RunDirectory, game: int, observer: Observer, rounds: Sequence[int
         return view
     if observer == "coalition":
         return _coalition(run, game, view)
-    return _released(run, view) if observer == "outsider" else _server(run, game, view)
+    return _released(run, game, view) if observer == "outsider" else _server(run, game, view)
 
 
 def _coalition(run: RunDirectory, game: int, view: ParticipantView) -> ParticipantView:
@@ -68,10 +68,14 @@ def _coalition(run: RunDirectory, game: int, view: ParticipantView) -> Participa
     return unite(view, accomplices)
 
 
-def _released(run: RunDirectory, view: ParticipantView) -> ReleasedModel:
-    module = view.module(view.final_model)
+def _released(run: RunDirectory, game: int, view: ParticipantView) -> ReleasedModel:
+    from fedsim.core.models import released
+
     policy = run.scenario.adversary.output
-    return ReleasedModel(lambda features: outputs.logits(module, features), view.settings.classes, policy)
+    made = released.load(run, game)
+    module, backing = made.module(policy), made.backing(policy, run)
+    classes = view.settings.classes
+    return ReleasedModel(lambda features: outputs.logits(module, features), classes, policy, backing)
 
 
 def _server(run: RunDirectory, game: int, view: ParticipantView) -> ServerView:

@@ -11,7 +11,7 @@ from attacks.shadows import cache
 from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
-from fedsim.runs import integrity
+from fedsim.runs import integrity, release
 from fedsim.runs.attack import evaluate, observe
 
 ENGINES = ("inprocess", "ray")
@@ -41,6 +41,7 @@ def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
         integrity.verify_unfinished(run, game)
         started = time.monotonic()
         _run_game(run, game, engine, workers or 1)
+        release.make(run, game)
         observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)

@@ -32,6 +32,7 @@ from fedsim.runs.checks.parties import (
     defence_notices,
     delta_notices,
 )
+from fedsim.runs.checks.release import check_release, release_notices
 from fedsim.runs.observers import observers_of
 
 
@@ -92,7 +93,9 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     check_model(scenario, encoded)
     check_private_training(scenario, encoded, rows)
     check_defences(scenario, encoded, rows)
+    check_release(scenario, list(rows), encoded.public)
     notices = *delta_notices(scenario, rows), *defence_notices(scenario, rows), *protection_notices(scenario)
+    notices = *notices, *release_notices(scenario)
     encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
@@ -158,6 +161,8 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
         schema = released.release_schema(encoded.schema, scenario.data, encoded.readings)
         released.write_schema(run.path, schema)
     layout.write_layout(run.path, layout.of(encoded))
+    if scenario.release.kind == "student" and encoded.public is not None:
+        write_public(run.path / "release", encoded.public)
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from fedsim.core.errors import InputError, suggestion
-from fedsim.core.scenario.protection import OutputPolicy
+from fedsim.core.scenario.protection import STATES_EPSILON, OutputPolicy
 from fedsim.serving.state import Database, Secret
 
 Role = Literal["client", "operator"]
@@ -80,11 +80,11 @@ def add(
     Raises:
         InputError: the name is taken by an active key, or the policy states an ε and the limits do not.
     """
-    if policy.policy in ("laplace", "gaussian") and limits.epsilon is None:
+    if policy.policy in STATES_EPSILON and limits.epsilon is None:
         raise InputError(f"policy '{policy.policy}' spends ε at every answer: give the key a budget of it")
-    if policy.policy not in ("laplace", "gaussian") and limits.epsilon is not None:
+    if policy.policy not in STATES_EPSILON and limits.epsilon is not None:
         raise InputError(
-            f"policy '{policy.policy}' states no ε; 'laplace' and 'gaussian' have a budget of it"
+            f"policy '{policy.policy}' states no ε; a budget of it is for {', '.join(STATES_EPSILON)}"
         )
     if any(key.name == name and key.state(now) == "active" for key in everyone(database)):
         raise InputError(f"there is an active key named '{name}'; choose another name or revoke it first")

@@ -32,7 +32,8 @@ class OfflineModel:
         """Return what an outsider is told of features (n, …) float32, (n, classes) float64; NaN: not told."""
         said = self.release.encode(decode_rows(self.release.schema, features))
         digests = policy.record_digests(self.secret, said)
-        return policy.answer(self.release.probabilities(said), self.stated, digests, self.seed)
+        p, backing = self.release.probabilities(said, self.stated), self.release.backing(self.stated)
+        return policy.answer(p, self.stated, digests, self.seed, backing)
 
 
 def opened(

@@ -13,23 +13,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsim.core import rng
-from fedsim.core.privacy.output import answered
+from fedsim.core.privacy import memguard
+from fedsim.core.privacy.output import NO_BACKING, Backing, answered
 from fedsim.core.scenario.protection import OutputPolicy
 from fedsim.serving.state import Secret
 
-NOISY = ("noisy", "laplace", "gaussian")
+NOISY = ("noisy", "laplace", "gaussian", "hamp", "memguard", "votes")
 _NO_NOISE = rng.generator(0, "served answer")  # for policies that draw nothing
 
 
-def answer(p: np.ndarray, policy: OutputPolicy, digests: Sequence[bytes], seed: int) -> np.ndarray:
+def answer(
+    p: np.ndarray,
+    policy: OutputPolicy,
+    digests: Sequence[bytes],
+    seed: int,
+    backing: Backing = NO_BACKING,
+) -> np.ndarray:
     """Return what ``policy`` tells of probabilities p, (n, classes) float64; NaN where nothing is told.
 
+    p: of the released model; shares of votes under 'votes'
     digests: of the records' features, in their order
     seed: of the noise. A service's is secret; a given one makes a run of it repeatable.
+    backing: what the policy needs besides
     """
     if policy.policy not in NOISY:
         return answered(p, policy, _NO_NOISE)
-    rows = [answered(row[None], policy, stream(seed, policy, d)) for row, d in zip(p, digests, strict=True)]
+    streams = [stream(seed, policy, digest) for digest in digests]
+    if policy.policy == "memguard" and backing.guard is not None:
+        # The search for the noise is common to a batch; each record has a coin of its own.
+        coins = np.array([own.random() for own in streams])
+        return memguard.guarded(p, backing.guard, policy.distortion, coins)
+    rows = [answered(row[None], policy, own, backing) for row, own in zip(p, streams, strict=True)]
     return np.concatenate(rows) if rows else p
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,15 @@ from torch import nn
 from fedsim.core.data.records import Records
 from fedsim.core.data.released import Cell, ReleasedSchema, encode_rows, read_schema
 from fedsim.core.errors import InputError
-from fedsim.core.models.weights import load_weights
-from fedsim.core.models.zoo import build
-from fedsim.core.privacy.output import softmax
+from fedsim.core.files import read_json
+from fedsim.core.models import released
+from fedsim.core.models.released import Released
+from fedsim.core.privacy.output import Backing, softmax
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.protection import OutputPolicy
 from fedsim.core.training import metrics
+
+FULL = OutputPolicy()
 
 BATCH = 512
 """Records at a time: other batches give products of matrices other last bits, and attacks use this one."""
@@ -26,11 +30,15 @@ BATCH = 512
 
 @dataclass(frozen=True)
 class Release:
-    """A model in evaluation mode, how its records are read, and what may be said of it."""
+    """What is served, how its records are read, and what may be said of it."""
 
-    module: nn.Module
+    made: Released
+    run: RunDirectory
     schema: ReleasedSchema
     card: Mapping[str, Any]
+    # Made when the first key of such a policy asks.
+    _modules: dict[bool, nn.Module] = field(default_factory=dict, repr=False)
+    _backings: dict[str, Backing] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -41,10 +49,23 @@ class Release:
         """Return the features of raw records, (n, *shape) float32; see `encode_rows`."""
         return encode_rows(self.schema, rows)
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Return (n, classes) float64. They stay behind an output policy."""
+    def probabilities(self, features: np.ndarray, policy: OutputPolicy = FULL) -> np.ndarray:
+        """Return (n, classes) float64, shares of votes under 'votes'. They stay behind an output policy."""
+        votes = policy.policy == "votes"
+        if votes not in self._modules:
+            self._modules[votes] = self.made.module(policy)
         records = Records(features, np.zeros(len(features), dtype=np.int64))
-        return softmax(metrics.logits(self.module, records, batch=BATCH))
+        return softmax(metrics.logits(self._modules[votes], records, batch=BATCH))
+
+    def backing(self, policy: OutputPolicy) -> Backing:
+        """Return what the policy needs besides.
+
+        Raises:
+            InputError: the run does not have it.
+        """
+        if policy.policy not in self._backings:
+            self._backings[policy.policy] = self.made.backing(policy, self.run)
+        return self._backings[policy.policy]
 
 
 def load(run: RunDirectory, game: int = 0) -> Release:
@@ -60,14 +81,7 @@ def load(run: RunDirectory, game: int = 0) -> Release:
             f"{run.scenario.federation.rounds}); finish it with `fedsim run {run.path} --resume`"
         )
     schema = read_schema(run.path)
-    module = build(run.scenario.model, tuple(run.manifest["input_shape"]), len(run.manifest["classes"]))
-    try:
-        load_weights(module, run.read_model(game, last))
-    except ValueError as error:
-        raise InputError(
-            f"{run.model_path(game, last)} does not fit the scenario's model: {error}"
-        ) from error
-    return Release(module.eval(), schema, model_card(run, game))
+    return Release(released.load(run, game), run, schema, model_card(run, game))
 
 
 def model_card(run: RunDirectory, game: int = 0) -> dict[str, Any]:
@@ -79,13 +93,18 @@ def model_card(run: RunDirectory, game: int = 0) -> dict[str, Any]:
     rounds = run.table("rounds")
     rounds = rounds[rounds["game"] == game]
     model = scenario.model.name
+    about = released.folder_of(run, game) / "about.json"
+    accuracy = _final(rounds[rounds["party"] == "all"], "accuracy")
+    if scenario.release.kind != "final":
+        accuracy = read_json(about)["accuracy"]
     return {
         "name": scenario.name,
+        "release": scenario.release.kind,
         "data": sorted(manifest["data_sha256"]) if scenario.data.name is None else [scenario.data.name],
         "record": manifest["record"],
         "model": "custom" if ":" in model else model,
         "rounds": int(rounds["round"].max()),
-        "accuracy": _final(rounds[rounds["party"] == "all"], "accuracy"),
+        "accuracy": accuracy,
         "parties": [_party(run, rounds, name) for name in manifest["parties"]],
         "created": manifest["created"],
         "fedsim": manifest["versions"]["fedsim"],

@@ -377,6 +377,21 @@ def _numbers(block: np.ndarray, column: Column, dated: bool) -> list[Cell]:
     return [None if gone else value for value, gone in zip(said, missing, strict=True)]
 
 
+def random_rows(released: ReleasedSchema, n: int, stream: np.random.Generator) -> list[dict[str, Cell]]:
+    """Return raw records whose cells are drawn apart from each other, uniformly on what a column can say."""
+    columns: list[list[Cell]] = []
+    for column in released.schema.columns:
+        if column.kind == "category":
+            known = column.categories or ()
+            columns.append([known[i] for i in stream.integers(len(known), size=n)] if known else [None] * n)
+            continue
+        low, high = column.bounds or (0.0, 1.0)
+        values = stream.uniform(low, high, n).tolist()
+        columns.append([iso_date(value) for value in values] if released.is_date(column.name) else values)
+    names = released.schema.names
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
 def iso_date(days: float) -> str:
     """Return days since 1970-01-01 as ISO 8601, in UTC, to the microsecond."""
     within = min(max(days, -719_162.0), 2_932_896.0)  # the years 1 to 9999

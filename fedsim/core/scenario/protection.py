@@ -188,18 +188,52 @@ def smoothing_for_entropy(share: float, classes: int) -> float:
     return min(high, 1 - 1e-9)
 
 
+PolicyName = Literal[
+    "full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature", "hamp", "memguard",
+    "votes",
+]  # fmt: skip
+
+STATES_EPSILON: tuple[PolicyName, ...] = ("laplace", "gaussian", "votes")
+"""Policies of which every answer has an ε."""
+
+
+class ReleaseSettings(Settings):
+    """What is served after the federation. Participants were sent the global models whatever it is."""
+
+    kind: Literal["final", "ensemble", "student"] = Field(
+        "final",
+        description="the final global model; an ensemble, whose members' probabilities are averaged; or a "
+        "student of that ensemble, trained on public records",
+    )
+    of: Literal["parties", "federation"] = Field(
+        "parties",
+        description="an ensemble of models that the parties train apart, each on a part of its records, or "
+        "of the federation's last global models",
+    )
+    members: Annotated[int, Field(ge=1)] = Field(
+        1, description="models that each party trains; or how many of the last global models"
+    )
+
+    @property
+    def votes(self) -> bool:
+        """Whether one record can have changed one member alone, as the noise of votes assumes."""
+        return self.kind == "ensemble" and self.of == "parties"
+
+
 class OutputPolicy(Settings):
     """What the released model answers to an outsider; participants hold the weights."""
 
-    policy: Literal["full", "rounded", "top-k", "label", "noisy", "laplace", "gaussian", "temperature"] = (
-        Field("full", description="all probabilities as they are, or what is left of them")
-    )
+    policy: PolicyName = Field("full", description="all probabilities as they are, or what is left of them")
     digits: Annotated[int, Field(ge=0)] = Field(2, description="decimals of a 'rounded' answer")
     top: Annotated[int, Field(ge=1)] = Field(1, description="probabilities in a 'top-k' answer")
     noise: Positive = Field(0.05, description="standard deviation of what a 'noisy' answer adds to each")
     epsilon: Positive = Field(
         1.0,
-        description="ε of one answer of 'laplace' or 'gaussian', whose noise hides any change of the model",
+        description="ε of one answer of 'laplace' or 'gaussian', whose noise hides any change of the model, "
+        "or of 'votes', whose noise hides one record of one party",
+    )
+    distortion: Positive = Field(
+        0.2, description="how far 'memguard' moves an answer, in expectation: the sum of all changes"
     )
     delta: Share = Field(1e-5, description="δ of one 'gaussian' answer")
     temperature: Positive = Field(

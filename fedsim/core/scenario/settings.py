@@ -8,7 +8,7 @@ when the data are read, still before any work starts.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from fedsim.core.errors import suggestion
 from fedsim.core.imports import is_reference
 from fedsim.core.scenario.adversary import AdversarySettings
 from fedsim.core.scenario.base import Positive, Settings, Share
-from fedsim.core.scenario.protection import CentralDPSettings, DefenceSettings, DPSettings
+from fedsim.core.scenario.protection import CentralDPSettings, DefenceSettings, DPSettings, ReleaseSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
 Sector = Literal["hospital", "bank", "employer"]
@@ -235,7 +235,14 @@ class Scenario(Settings):
     defences: dict[str, DefenceSettings | Literal["off"]] = Field(
         {}, description="other defences by party name; 'all' holds for every party without its own entry"
     )
+    release: ReleaseSettings = ReleaseSettings()
     adversary: AdversarySettings = AdversarySettings()
+
+    @field_validator("release", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        """Take ``release = "student"`` for its kind."""
+        return {"kind": value} if isinstance(value, str) else value
 
     def defence_of(self, party: str) -> DefenceSettings | None:
         """Return what the party does beside DP-SGD, or None where that is nothing."""
