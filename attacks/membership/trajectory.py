@@ -63,15 +63,20 @@ def gradients_in_a_step(settings: PublicSettings, own_size: int) -> float:
 
     A party of n records makes S steps of size η on means over its batches, so that each record adds
     −η g S / n to its answer, which has the weight n / N among the participants' N records: c = N / (η S).
-    Momentum m makes a step 1 / (1 − m) times as long. Exact for plain SGD while the gradient stays as it was,
-    a convention for Adam.
+    Momentum m makes a step 1 / (1 − m) times as long. Of parties with and without DP-SGD, which train
+    differently, η S is the mean. Exact for plain SGD while the gradient stays as it was, a convention for
+    Adam, and under DP-SGD as far as g is not clipped.
     own_size: stands for every party's n where the sizes are not public.
     """
-    training = settings.training
     sizes = settings.sizes or (own_size,) * settings.parties
     per_party = sum(sizes) / len(sizes)
-    steps = steps_per_round(training, round(per_party))
-    return per_party * settings.participants * (1 - training.momentum) / (training.lr * steps)
+
+    def way(private: bool) -> float:  # η S / (1 − m)
+        training = settings.training.under_dp() if private else settings.training
+        return training.lr * steps_per_round(training, round(per_party)) / (1 - training.momentum)
+
+    ways = [way(plan is not None) for plan in settings.privacy or (None,)]
+    return per_party * settings.participants / (sum(ways) / len(ways))
 
 
 @attack("confidence-series", sees=EVERY_MODEL, assumes=LIKE_ITS_OWN, source="Gu et al. 2022")

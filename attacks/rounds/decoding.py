@@ -157,8 +157,8 @@ def _affordable(
 
     Signatures are measured in pairs where one round of that can be paid for, or gradients do not apply.
     """
-    training = experiment.plan.training
-    plain = effort.gradients and training.optimizer == "sgd" and training.momentum == 0
+    trainings = [experiment.plan.training_of(k) for k in experiment.knowledge.others]
+    plain = effort.gradients and all(each.optimizer == "sgd" and not each.momentum for each in trainings)
     measured = effort.repeats > 0 and (experiment.cost(True) <= effort.federations or not plain)
     kinds = ["paired"] * measured + ["gradient"] * plain
     price = experiment.cost(measured)

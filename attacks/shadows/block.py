@@ -189,7 +189,7 @@ def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     # (S, …) → (M, …): each model starts from its own shadow's w_t, in buffers that are used again.
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
-    update = optimizer(local, plan.training, _penalties(plan, cohort))
+    update = optimizer(local, plan.training_of(cohort.parties[0]), _penalties(plan, cohort))
     clipping = _clipping(block, cohort)
     regularisation = CohortRegularisation(plan, cohort, stack, pool, block.key)
     stopping = early_stopping(plan, cohort, stack, pool, block.heldout)

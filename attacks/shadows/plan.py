@@ -56,7 +56,7 @@ class FederationPlan:
     """The public settings of a federation.
 
     input_shape: of one record's features
-    training: common to all parties, see `training_of`
+    training: common to all parties, see `training_of`; private_training: of those with DP, where it differs
     participants: number of parties that train in a round
     options: of the strategy, by Flower's names; what is missing has Flower's default
     ascent: of the adversary, where it ascends
@@ -76,6 +76,7 @@ class FederationPlan:
     strategy: str = "fedavg"
     options: Mapping[str, float] = field(default_factory=dict)
     ascent: Ascent | None = None
+    private_training: TrainingSettings | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -122,7 +123,8 @@ class FederationPlan:
 
     def training_of(self, party: int) -> TrainingSettings:
         """Return the training of a party, with its own weight decay and epochs."""
-        return self.parties[party].defence.applied_to(self.training)
+        private = self.private_training if self.parties[party].dp is not None else None
+        return self.parties[party].defence.applied_to(private or self.training)
 
     def steps(self, party: int) -> int:
         """Return the number of optimizer steps of the party in a round, unless it stops early."""
@@ -137,7 +139,7 @@ class FederationPlan:
 
     def batches_per_epoch(self, party: int) -> int:
         """Return ⌈n / batch⌉."""
-        return -(-self.parties[party].size // self.training.batch)
+        return -(-self.parties[party].size // self.training_of(party).batch)
 
     def resized(self, sizes: Sequence[int]) -> FederationPlan:
         """Return the plan for other party sizes; DP keeps its sample rate and expected batch."""

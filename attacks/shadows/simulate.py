@@ -357,15 +357,16 @@ def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
     """Return an upper estimate of what training one more shadow takes, in bytes."""
     from fedsim.core.training.stacked.batches import SIGNAL_ROWS
 
-    training = plan.training
+    trainings = [plan.training_of(k) for k in range(len(plan.parties))]
     defences = [party.defence for party in plan.parties]
-    copies = 2 + 3 * (training.optimizer == "adam") + (training.momentum > 0) + (plan.proximal_mu > 0)
+    copies = 2 + 3 * any(training.optimizer == "adam" for training in trainings) + (plan.proximal_mu > 0)
+    copies += any(training.momentum for training in trainings)
     copies += any(defence.patience for defence in defences) + 2 * any(
         defence.l1 or defence.l2 for defence in defences
     )
     copies += 12 * any(defence.changes_update for defence in defences)  # float64, sorted
     poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
-    width = max(training.batch, *poisson, 1)
+    width = max(plan.training.batch if plan.plain else 1, *poisson, 1)
     step = stack.floats(width, bool(plan.private))
     step += 3 * width * sum(stack.hidden_widths) * any(defence.dropout for defence in defences)
     step += 4 * width * plan.classes * any(defence.mixup or defence.label_smoothing for defence in defences)

@@ -146,6 +146,7 @@ def federation_plan(view: ParticipantView, rounds: int) -> FederationPlan:
         strategy=settings.strategy,
         options=settings.options,
         ascent=None if view.raised is None else _ascent(view, rounds),
+        private_training=settings.training.under_dp(),
     )
 
 

@@ -7,6 +7,7 @@ import math
 from attacks import deviation
 from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy, ReleaseSettings
 from fedsim.core.scenario.settings import Scenario
+from fedsim.core.scenario.training import PrivateTrainingSettings, TrainingSettings
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.comparison import of_attacks
 from fedsim.report.findings import Findings, Leak, Party
@@ -134,7 +135,6 @@ def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str, 
     """Describe the experiment: who, what, how, and who attacks; record: what one is called."""
     records = sum(party.records for party in parties)
     federation, training = scenario.federation, scenario.training
-    work = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
     games = "This was run once."
     if scenario.games > 1:
         games = (
@@ -146,12 +146,22 @@ def scenario_in_words(scenario: Scenario, parties: list[Party], adversary: str, 
         f"{_source(scenario)}. Each trains on {_percent(scenario.parties.member_share)} of its records (the "
         "members) and holds the others out (the non-members).",
         f"Together they train a {_model(scenario)} for {federation.rounds} rounds with "
-        f"{federation.strategy}: in each round {_who(scenario, len(parties))} trains for {work} by "
-        f"{training.optimizer.upper()} (learning rate {training.lr:g}, batches of {training.batch}) and "
-        "sends its model to the server, which combines them.",
+        f"{federation.strategy}: in each round {_who(scenario, len(parties))} trains for "
+        f"{_work(training)} and sends its model to the server, which combines them."
+        + (f" Under DP-SGD it trains for {_work(training.private)}." if scenario.dp else ""),
         f"{adversary} is {_character(scenario)}, keeps every model that it is sent, and then asks of each "
         "candidate record of the other parties: was it used for training? " + games,
     ]
+
+
+def _work(training: TrainingSettings | PrivateTrainingSettings) -> str:
+    """Describe the local training of a round."""
+    passes = f"{training.epochs} epoch" + "s" * (training.epochs > 1)
+    return (
+        (f"{training.steps} steps" if training.steps else passes)
+        + f" by {training.optimizer.upper()} (learning rate {training.lr:g}, "
+        + ("all its records at once)" if training.batch == "all" else f"batches of {training.batch})")
+    )
 
 
 def _character(scenario: Scenario) -> str:

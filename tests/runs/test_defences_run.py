@@ -122,7 +122,7 @@ def test_stopping_on_heldout_records_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["table", "set aside"])
 def test_stopping_on_public_records_under_dp_spends_the_steps_made(source: str, tmp_path: Path) -> None:
     sections = SHORT | {
-        "training": {"epochs": 30, "batch": 8, "lr": 2.0},
+        "training": {"private": {"epochs": 30, "batch": 8, "lr": 2.0}},
         "dp": {"hospital-2": DP},
         "defences": {"hospital-2": {"patience": 1, "stop_on": "public"}},
     }

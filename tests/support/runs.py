@@ -39,7 +39,7 @@ def document(folder: Path, n: int = 60, **sections: object) -> dict[str, object]
         "parties": {"count": 3},
         "model": {"name": "mlp", "hidden": [8]},
         "federation": {"rounds": 3},
-        "training": {"epochs": 2, "batch": 8},
+        "training": {"epochs": 2, "batch": 8, "private": {"epochs": 2, "batch": 8, "lr": 0.1}},
     }
     return base | sections
 

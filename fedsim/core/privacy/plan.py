@@ -121,7 +121,7 @@ def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -
         noise_multiplier=noise,
         rounds=rounds,
         delta=dp.delta,
-        clipping_norm=dp.clipping_norm,
+        clipping_norm=dp.clipping_norm or training.private.clipping_norm,
         accountant=dp.accountant,
         epsilon=Ledger().add(noise, rate, total).epsilon(dp.delta, dp.accountant),
         budget=dp.budget or dp.epsilon or math.inf,

@@ -40,7 +40,10 @@ class DPSettings(Settings):
     )
     noise_multiplier: Positive | None = Field(None, description="noise multiplier σ, instead of a target ε")
     delta: Share = Field(1e-5, description="δ of the guarantee")
-    clipping_norm: Positive = Field(1.0, description="bound C on the norm of a per-sample gradient")
+    clipping_norm: Positive | None = Field(
+        None,
+        description="bound C on the norm of a per-sample gradient; default: training.private.clipping_norm",
+    )
     budget: Positive | None = Field(
         None, description="ε at which the party stops training; default: the target ε"
     )

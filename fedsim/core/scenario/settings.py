@@ -179,7 +179,7 @@ STRATEGIES = (
 class FederationSettings(Settings):
     """Rounds and aggregation."""
 
-    rounds: Annotated[int, Field(ge=1)] = Field(40, description="number of rounds T")
+    rounds: Annotated[int, Field(ge=1)] = Field(20, description="number of rounds T")
     strategy: str = Field(
         "fedavg",
         description=f"one of {', '.join(STRATEGIES)}, or your own as 'module:callable'",
@@ -250,11 +250,15 @@ class Scenario(Settings):
         return None if isinstance(settings, str) else settings
 
     def training_of(self, party: str) -> TrainingSettings:
-        """Return how the party trains: as everyone does, but for what its defence replaces."""
+        """Return how the party trains: as all with or without DP-SGD, but for what its defence replaces."""
         defence = self.defence_of(party)
-        return self.training if defence is None else defence.applied_to(self.training)
+        training = self.training if self.dp_of(party) is None else self.training.under_dp()
+        return training if defence is None else defence.applied_to(training)
 
     def dp_of(self, party: str) -> DPSettings | None:
         """Return the party's DP-SGD settings, or None where it is off."""
         settings = self.dp.get(party, self.dp.get("all", "off"))
-        return None if isinstance(settings, str) else settings
+        if isinstance(settings, str):
+            return None
+        norm = settings.clipping_norm or self.training.private.clipping_norm
+        return settings.model_copy(update={"clipping_norm": norm})
