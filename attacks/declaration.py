@@ -39,6 +39,7 @@ ALIKE_PARTIES = "parties are alike, so that others show how a record looks that 
 
 Kind = Literal["view", "matrix", "answers", "measurements"]
 Shadows = Literal["whole", "early"]
+Reads = Literal["table", "text", "any"]
 Score = Callable[..., np.ndarray]
 Function = TypeVar("Function", bound=Score)
 
@@ -68,6 +69,7 @@ class Attack:
     active: what the adversary must have done in the federation; '' where it need only have watched
     isolates: whether it needs the parties' answers apart, which secure aggregation hides
     simulates: whether it simulates rounds of single parties by itself, without shadows
+    reads: the records that it can score: of a table, letters ('text'), or any
     origin: 'module:callable' where a scenario named it so
     """
 
@@ -85,6 +87,7 @@ class Attack:
     active: str = ""
     isolates: bool = False
     simulates: bool = False
+    reads: Reads = "table"
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -134,6 +137,7 @@ def attack(
     active: str = "",
     isolates: bool = False,
     simulates: bool = False,
+    reads: Reads = "table",
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -146,7 +150,7 @@ def attack(
     def declare(function: Function) -> Function:
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
-            threshold, active, isolates, simulates,
+            threshold, active, isolates, simulates, reads,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

@@ -20,6 +20,7 @@ from attacks.shadows.plan import STRATEGIES
 from attacks.views import rounds
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.imports import accepts, load, short
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.scenario.adversary import AdversarySettings, Observer, is_own, parse_attack
 from fedsim.core.scenario.settings import FederationSettings, Scenario
 
@@ -41,6 +42,7 @@ BUILT_IN = (
     "attacks.matrix.joint.parts",
     "attacks.membership.outsider",
     "attacks.membership.server",
+    "attacks.text.membership",
     "attacks.source.inference",
 )
 """Modules that declare attacks, in the order of tables."""
@@ -203,17 +205,19 @@ def applicable(
     federation: FederationSettings,
     observer: Observer = "participant",
     victims: int | None = None,
+    text: bool = False,
 ) -> list[Attack]:
     """Return the attacks that ``names`` ask for and that can be run on such a federation.
 
     victims: parties that a candidate may be of, None where that is not known yet
+    text: whether the records are letters
 
     Raises:
         InputError: a name is unknown, or the attack that it names cannot be run.
     """
     attacks = []
     for attack in select(names, observer, adversary.folder):
-        obstacle = _obstacle(attack, adversary, federation, victims)
+        obstacle = _cannot_read(attack, text) or _obstacle(attack, adversary, federation, victims)
         if not obstacle:
             attacks.append(attack)
         elif any(_names(text, attack, observer) for text in names):
@@ -246,15 +250,22 @@ def attacks_of(
     theirs = [text for text in wanted if parse_attack(text)[0] == observer]
     if names is None and observer in ("outsider", "server") and not theirs:
         wanted.append(f"{observer}:{ALL}")
-    attacks = applicable(wanted, settings, federation, observer, victims)
+    text = scenario.model.name in LANGUAGE
+    attacks = applicable(wanted, settings, federation, observer, victims, text)
     if names is None and any(attack.inside for attack in attacks):
-        extra = applicable([f"{observer}:{ALL}"], settings, federation, observer, victims)
+        extra = applicable([f"{observer}:{ALL}"], settings, federation, observer, victims, text)
         attacks += [a for a in extra if a.infers == "source" and a.shadows and a not in attacks]
     if names is None and observer == "participant" and not any(a.infers == "membership" for a in attacks):
         raise InputError(
             f"adversary.attacks = {settings.attacks!r} leaves the participant no attack; name one, or 'all'"
         )
     return attacks
+
+
+def _cannot_read(attack: Attack, text: bool) -> str:
+    if attack.reads == "any" or (attack.reads == "text") == text or attack.origin:
+        return ""
+    return "reads records of a table, and these are letters" if text else "reads letters, and these are none"
 
 
 def _obstacle(

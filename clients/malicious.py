@@ -25,6 +25,7 @@ from attacks.views.settings import PublicSettings, Weights
 from clients import messages, participant
 from clients.party import Party
 from fedsim.core import rng
+from fedsim.core.data import text
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
 from fedsim.core.errors import FedsimError
@@ -67,6 +68,7 @@ def _public_settings(party: Party) -> PublicSettings:
         defences=tuple(scenario.defence_of(name) for name in party.names),
         central_dp=federation.central_dp,
         own=party.partition,
+        vocabulary=text.read_document(party.folder),
     )
 
 

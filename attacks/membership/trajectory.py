@@ -15,7 +15,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.privacy.plan import steps_per_round
 
 
-@attack("loss-series", sees=EVERY_MODEL, assumes=FITTED, source="Zhu et al. 2025 (baseline)")
+@attack("loss-series", sees=EVERY_MODEL, assumes=FITTED, source="Zhu et al. 2025 (baseline)", reads="any")
 def loss_series(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return the mean of −ℓ(w_t; z) over the rounds t ≥ 1 seen, (n,) float64 (baseline of Zhu et al. 2025).
 

@@ -31,6 +31,7 @@ class PublicSettings:
     strategy's. sizes: training records of each party, in the order of partition ids; privacy: each party's
     DP-SGD, None where it is off; defences: what each party does beside it, None where that is nothing;
     central_dp: the server's, under which all parties weigh the same; own: the adversary's partition id.
+    vocabulary: the tokenizer of letters, '' of tables.
     ``training`` is common to all: see `DefenceSettings.applied_to`.
     """
 
@@ -48,6 +49,7 @@ class PublicSettings:
     defences: tuple[DefenceSettings | None, ...] = ()
     central_dp: CentralDPSettings | None = None
     own: int = 0
+    vocabulary: str = ""
 
     @property
     def own_share(self) -> float:

@@ -34,6 +34,7 @@ COMMANDS = {
     "attribute": ("beyond:attribute", "Infer a hidden column of a run's records."),
     "invert": ("beyond:invert", "Reconstruct the typical record of each class from a run's models."),
     "reconstruct": ("beyond:reconstruct", "Reconstruct training records from the updates of a run."),
+    "extract": ("letters:extract", "Secrets that a run's language models memorised and give away."),
     "count": ("beyond:count", "Count a run's members and shares of groups: how many, not who."),
     "audit": ("audit:audit", "Audit a party's DP: the ε that can be shown to be spent."),
     "serve": ("serve:serve", "Serve the final model of a run over HTTP."),

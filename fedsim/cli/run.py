@@ -80,6 +80,7 @@ def run(
     _header(directory)
     with live.follow(directory, err(), VERBOSITY.verbose):
         play.federate(directory, engine, workers)
+    _ask_for_secrets(directory)
     report_and_show(directory, as_json)
 
 
@@ -87,16 +88,20 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
     from fedsim.core.run_directory import new_run_path
     from fedsim.runs import prepare
     from fedsim.runs.quick import without_simulations
-    from fedsim.terminal import check_table
+    from fedsim.terminal import check_table, live
 
     if quick:
         scenario = without_simulations(scenario)
     with err().status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
         notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
-        run = prepare.prepare(prepared, folder or new_run_path(Path("runs"), prepared.scenario.name))
     line(f"{check_table.cost(prepared)}; less where shadows are kept from before", err())
-    return run
+    place = folder or new_run_path(Path("runs"), prepared.scenario.name)
+    if prepared.scenario.model.pretrain is None:
+        with err().status("Dealing the records…"):
+            return prepare.prepare(prepared, place)
+    with live.bar("epochs of pretraining", err()) as progress:
+        return prepare.prepare(prepared, place, progress)
 
 
 def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:
@@ -112,10 +117,23 @@ def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:
 def _header(directory: RunDirectory) -> None:
     manifest, scenario = directory.manifest, directory.scenario
     sizes = ", ".join(f"{name} ({n})" for name, n in manifest["parties"].items())
-    source = scenario.data.name or scenario.data.path
+    source = scenario.data.name or scenario.data.path or scenario.data.text
     line(f"{scenario.name}: {source}; {sizes}", err())
     line(f"Adversary: {manifest['adversary']}; run folder: {directory.path}", err())
     notices(manifest["notices"])
+
+
+def _ask_for_secrets(directory: RunDirectory) -> None:
+    """Ask the language models of a run on letters for the secrets in them, where there are any."""
+    from fedsim.evaluation.secrets import holds_secrets
+
+    if not holds_secrets(directory.path):
+        return
+    from fedsim.runs import letters
+    from fedsim.terminal import live
+
+    with live.bar("models asked for secrets", err()) as progress:
+        letters.memorise(directory, progress=progress)
 
 
 def report_and_show(directory: RunDirectory, as_json: bool = False) -> None:
@@ -126,12 +144,14 @@ def report_and_show(directory: RunDirectory, as_json: bool = False) -> None:
 
 
 def _show(directory: RunDirectory, everything: bool, as_json: bool) -> None:
-    from fedsim.terminal import run_tables, summary
+    from fedsim.terminal import letter_tables, run_tables, summary
 
     if as_json:
         print_json(summary.document(directory))
-    else:
-        run_tables.show(directory, out(), everything)
+        return
+    run_tables.show(directory, out(), everything)
+    if directory.has("memorisation"):
+        letter_tables.show(directory, out())
 
 
 def _write_report(

@@ -121,6 +121,9 @@ _MANIFEST = TypeAdapter(Manifest)
 
 _DEALT = ("truth.parquet", "schema.json")
 
+INITIAL = "initial.safetensors"
+"""w_0 where it was trained on public records; each game begins with it."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -277,6 +280,11 @@ class RunDirectory:
     def read_model(self, game: int, round: int) -> dict[str, np.ndarray]:
         """Read the global model after ``round`` rounds."""
         return files.read_arrays(self.model_path(game, round))
+
+    def read_initial(self) -> dict[str, np.ndarray] | None:
+        """Return the w_0 that was trained on public records, None where there is none."""
+        path = self.path / INITIAL
+        return files.read_arrays(path) if path.exists() else None
 
     def last_round(self, game: int) -> int:
         """Return the number of the last global model kept, -1 where there is none."""

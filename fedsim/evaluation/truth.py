@@ -60,6 +60,8 @@ def draw_game(
     settings.candidates: at most this many, half of them members as nearly as there are enough. Of a person
         with several records at most one is a candidate: more would be no independent evidence.
     settings.coalition: parties whose records are no candidates, whoever observes.
+    A canary is trained on where its person is a member; it is no candidate, and held out for nobody: what is
+    planted to be memorised is kept apart from what is measured on ordinary records.
 
     Raises:
         InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
@@ -95,6 +97,8 @@ def _sides(
     encoded: Encoded, name: str, own_rows: np.ndarray, member: np.ndarray, share: float
 ) -> PartyRecords:
     train, heldout = own_rows[member[own_rows]], own_rows[~member[own_rows]]
+    if encoded.secret is not None:
+        heldout = heldout[encoded.secret[heldout] == ""]
     if min(len(train), len(heldout)) < MIN_PER_SIDE:
         raise InputError(
             f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
@@ -176,6 +180,9 @@ def _others(
     others = [name for name in rows if name != adversary]
     record = np.concatenate([rows[name] for name in others])
     party = np.repeat(np.array(others, dtype=object), [len(rows[name]) for name in others])
+    if encoded.secret is not None:  # a canary is nobody's candidate
+        ordinary = encoded.secret[record] == ""
+        record, party = record[ordinary], party[ordinary]
     return pd.DataFrame(
         {"record": record, "party": party, "member": member[record], "label": encoded.labels[record]}
     )

@@ -56,7 +56,8 @@ def draw(results: Findings) -> dict[str, str]:
     if len(results.rounds):
         utility = results.rounds
         drawn["accuracy"] = figures.utility(utility, "accuracy", "held-out accuracy")
-        drawn["auc"] = figures.utility(utility, "auc", "held-out AUC")
+        if utility["auc"].notna().any():  # of letters, which have no classes, there is none
+            drawn["auc"] = figures.utility(utility, "auc", "held-out AUC")
         private = {party.name for party in results.parties if party.epsilon is not None}
         if private:
             drawn["epsilon"] = figures.epsilon(utility[utility["party"].isin(private)])

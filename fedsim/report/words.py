@@ -376,6 +376,8 @@ def _source(scenario: Scenario) -> str:
     data = scenario.data
     if data.name is not None:
         return f"the named data set '{data.name}'"
+    if data.text is not None:
+        return "letters of their own"
     return "their own tables" if isinstance(data.path, dict) else "a table of their own"
 
 

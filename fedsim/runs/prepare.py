@@ -7,6 +7,7 @@ import datetime
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import numpy as np
 from attacks import deviation, registry
 from clients.sectors import SECTORS
 from fedsim.core import rng
-from fedsim.core.data import catalogue, encode, layout, parties, released
+from fedsim.core.data import catalogue, encode, layout, parties, released, text
 from fedsim.core.data.encode import Encoded
 from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, write_pool, write_public
 from fedsim.core.errors import InputError, suggestion
-from fedsim.core.run_directory import RunDirectory
-from fedsim.core.scenario.settings import STRATEGIES, Scenario
-from fedsim.evaluation import truth
+from fedsim.core.files import write_arrays
+from fedsim.core.models import shapes
+from fedsim.core.run_directory import INITIAL, RunDirectory
+from fedsim.core.scenario.settings import STRATEGIES, DataSettings, Scenario
+from fedsim.core.scenario.training import ModelSettings
+from fedsim.evaluation import secrets, truth
 from fedsim.runs import integrity
 from fedsim.runs.checks import limits
 from fedsim.runs.checks.adversary import check_observers, protection_notices
@@ -34,6 +38,8 @@ from fedsim.runs.checks.parties import (
 )
 from fedsim.runs.checks.release import check_release, release_notices
 from fedsim.runs.observers import observers_of
+
+Progress = Callable[[int, int], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,36 @@ def with_sector_defaults(scenario: Scenario) -> Scenario:
     """Fill in what the sector decides: its first table and its model, where the scenario is silent."""
     sector = SECTORS[scenario.parties.sector]
     changes: dict[str, Any] = {}
-    if scenario.data.name is None and scenario.data.path is None:
+    if scenario.data.name is None and scenario.data.path is None and scenario.data.text is None:
         changes["data"] = scenario.data.model_copy(update={"name": sector.tables[0]})
     if "model" not in scenario.model_fields_set:
-        changes["model"] = sector.model
+        changes["model"] = ModelSettings(name="gpt") if _is_text(scenario.data) else sector.model
     return scenario.model_copy(update=changes)
+
+
+def _is_text(data: DataSettings) -> bool:
+    return data.text is not None or (data.name is not None and catalogue.get(data.name).schema.is_text)
+
+
+def _with_vocabulary(scenario: Scenario, encoded: Encoded) -> Scenario:
+    """Fill in the size of the vocabulary that public letters decided; model and text must go together.
+
+    Raises:
+        InputError: the records are letters and the model reads none, or nothing is there to pretrain on.
+    """
+    model = scenario.model
+    if model.pretrain is not None and encoded.public is None:
+        raise InputError(
+            "model.pretrain: there are no public records with a label; name a table of them in data.public"
+        )
+    if not encoded.vocabulary:
+        return scenario
+    if model.name not in shapes.LANGUAGE and not shapes.is_custom(model):
+        raise InputError(f"model.name = '{model.name}' reads a table, and the records are letters; use 'gpt'")
+    size = text.Vocabulary(encoded.vocabulary).size
+    if model.vocabulary not in (None, size):
+        raise InputError(f"model.vocabulary = {model.vocabulary}: public letters give {size}; leave it out")
+    return scenario.model_copy(update={"model": model.model_copy(update={"vocabulary": size})})
 
 
 def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = None) -> Prepared:
@@ -74,6 +105,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     deviation.check(scenario.adversary, scenario.federation.rounds)
     _check_strategy(scenario)
     encoded = read_records(scenario, data_dir) if encoded is None else encoded
+    scenario = _with_vocabulary(scenario, encoded)
     private = any(switch != "off" for switch in scenario.dp.values()) or bool(scenario.federation.central_dp)
     encoded = encode.under_dp(encoded) if private else encoded
     encoded = encode.deduplicate(encoded, within_parties=private)
@@ -122,6 +154,8 @@ def read_records(scenario: Scenario, data_dir: Path | None) -> Encoded:
     data = scenario.data
     source = catalogue.open_table(data, data_dir)
     stream = rng.generator(scenario.seed, "public records")
+    if source.schema.is_text:
+        return text.encode(source, data, stream)
     bounds = SECTORS[scenario.parties.sector].bounds
     return encode.encode(source, data, stream, sector_bounds=bounds)
 
@@ -135,10 +169,13 @@ def _check_names(scenario: Scenario, rows: dict[str, np.ndarray], adversary: str
                 raise InputError(f"{section}.{name}: no such party{suggestion(name, ['all', *rows])}")
 
 
-def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
+def prepare(
+    prepared: Prepared, place: Path | RunDirectory, progress: Progress = lambda done, total: None
+) -> RunDirectory:
     """Fill the run's folder: each party's own records of every game, the candidates, the truth.
 
     place: of a new run, or a run that was stopped before its records were dealt
+    progress: called with the epochs done and all epochs of pretraining, where there is any
     """
     scenario, encoded = prepared.scenario, prepared.encoded
     games = [
@@ -157,12 +194,18 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
-    if encoded.schema is not None:
+    if encoded.secret is not None:
+        secrets.write_secrets(run.path, secrets.planted(encoded, prepared.rows, scenario))
+    if encoded.vocabulary:
+        text.Vocabulary(encoded.vocabulary).write(run.path)
+    elif encoded.schema is not None:
         schema = released.release_schema(encoded.schema, scenario.data, encoded.readings)
         released.write_schema(run.path, schema)
     layout.write_layout(run.path, layout.of(encoded))
     if scenario.release.kind == "student" and encoded.public is not None:
         write_public(run.path / "release", encoded.public)
+    if scenario.model.pretrain is not None:
+        _pretrain(run, prepared, progress)
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,
@@ -178,6 +221,23 @@ def prepare(prepared: Prepared, place: Path | RunDirectory) -> RunDirectory:
     )
     integrity.note_prepared(run)
     return run
+
+
+def _pretrain(run: RunDirectory, prepared: Prepared, progress: Progress) -> None:
+    """Train w_0, which every game begins with, on the public records, and write it."""
+    from fedsim.core.models import zoo
+    from fedsim.core.models.weights import weights_of
+    from fedsim.core.training.pretrain import pretrain
+    from fedsim.core.training.stacked.batches import single_thread
+
+    scenario, public = prepared.scenario, prepared.encoded.public
+    assert scenario.model.pretrain is not None and public is not None  # `check` has seen to it
+    seed = rng.integer(scenario.seed, "initial weights")
+    module = zoo.build(scenario.model, public.shape, len(prepared.encoded.classes), seed=seed)
+    order = rng.torch_generator(scenario.seed, "pretraining")
+    with single_thread():
+        pretrain(module, public, scenario.model.pretrain, order, progress, scenario.device)
+    write_arrays(run.path / INITIAL, weights_of(module.to("cpu")))
 
 
 def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.Game) -> None:
@@ -198,6 +258,8 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
         )
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)
+        if prepared.encoded.vocabulary:
+            text.Vocabulary(prepared.encoded.vocabulary).write(folder)
         defence = run.scenario.defence_of(name)
         if prepared.encoded.public is not None and defence is not None and defence.reads_public:
             write_public(folder, prepared.encoded.public)

@@ -130,6 +130,9 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         finished = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
         federation.rows.extend(cast(list[dict[str, Any]], finished.to_dict("records")))
         return ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
+    pretrained = run.read_initial()
+    if pretrained is not None:
+        return ordered(pretrained), 0
     manifest = run.manifest
     module = zoo.build(
         federation.scenario.model,

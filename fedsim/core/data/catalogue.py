@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedsim.core.data import table
+from fedsim.core.data import table, text
 from fedsim.core.data.sets import SETS
 from fedsim.core.data.sources import DataSet, File, obtain
 from fedsim.core.data.table import Table, frame_sha256, sha256
@@ -68,6 +68,8 @@ def open_table(settings: DataSettings, data_dir: Path | None = None) -> Table:
     Raises:
         InputError: see `load` and `table.read`.
     """
+    if settings.text is not None:
+        return text.read(settings)
     if settings.path is not None:
         return table.read(settings)
     return load(settings.name or DEFAULT, data_dir)

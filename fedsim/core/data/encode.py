@@ -52,6 +52,8 @@ class Encoded:
     from_private: what was decided by private records, a sentence with its key each: no party may be under DP
     schema: by which the records were encoded, every column declared or learnt from public records
     readings: column → how its text is read; see `columns.read_columns`
+    vocabulary: of text, the tokenizer as JSON (`fedsim.core.data.text`); '' of tables
+    secret: (n,) objects (text), the secret that a canary holds, '' of other records; None where none has one
     """
 
     features: np.ndarray
@@ -72,6 +74,8 @@ class Encoded:
     from_private: tuple[str, ...] = ()
     schema: Schema | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    vocabulary: str = ""
+    secret: np.ndarray | None = None
 
     @property
     def feature_columns(self) -> tuple[Column, ...]:
@@ -93,6 +97,7 @@ class Encoded:
             labels=self.labels[index],
             party=None if self.party is None else self.party[index],
             person=None if self.person is None else self.person[index],
+            secret=None if self.secret is None else self.secret[index],
             owner_notices=(*self.owner_notices, *notices),
         )
 

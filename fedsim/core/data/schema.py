@@ -16,7 +16,7 @@ from fedsim.core.errors import InputError, suggestion
 if TYPE_CHECKING:
     from fedsim.core.scenario.settings import DataSettings
 
-Kind = Literal["number", "category"]
+Kind = Literal["number", "category", "text"]
 Bounds = tuple[float, float]
 
 
@@ -57,6 +57,7 @@ class Schema:
     classes: the label's values, in the order of the class indices.
     party, person: columns that name the party and the person of a record.
     image: (channels, height, width) where the columns are pixels in row-major order, else None.
+    secret: column of the secret that a canary's text holds, '' in any other record.
     """
 
     columns: tuple[Column, ...]
@@ -65,6 +66,12 @@ class Schema:
     party: str | None = None
     person: str | None = None
     image: tuple[int, int, int] | None = None
+    secret: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a record is a text, and its features token ids."""
+        return [column.kind for column in self.columns] == ["text"]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedsim.core.models.custom import build_custom
-from fedsim.core.models.shapes import check_input
+from fedsim.core.models.shapes import LANGUAGE, check_input
 
 if TYPE_CHECKING:
     from fedsim.core.scenario.training import ModelSettings
@@ -30,6 +30,8 @@ def build(model: ModelSettings, input_shape: tuple[int, ...], classes: int, seed
         if ":" in model.name:
             return build_custom(model, input_shape, classes)
         check_input(model, input_shape)
+        if model.name in LANGUAGE:
+            return _language(model, input_shape)
         return _BUILDERS[model.name](model.hidden, input_shape, classes)
 
 
@@ -65,6 +67,15 @@ def _cnn(hidden: list[int], input_shape: tuple[int, ...], classes: int) -> nn.Mo
     layers["flatten"] = nn.Flatten()
     layers["output"] = nn.Linear(channels * height * width, classes)
     return nn.Sequential(layers)
+
+
+def _language(model: ModelSettings, input_shape: tuple[int, ...]) -> nn.Module:
+    from fedsim.core.models import language
+
+    assert model.vocabulary is not None  # `check_input` has seen to it
+    if model.name == "lstm":
+        return language.Lstm(model.vocabulary, model.hidden)
+    return language.Gpt(model.vocabulary, model.hidden[0], len(model.hidden), input_shape[0])
 
 
 _BUILDERS: dict[str, Callable[[list[int], tuple[int, ...], int], nn.Module]] = {

@@ -189,6 +189,7 @@ def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scena
     if any(map(is_reference, data.files)):
         data = data.model_copy(update={"folder": absolute(data.folder or ".", "data.folder")})
     public = absolute(data.public, "data.public") if data.public else None
+    text = absolute(data.text, "data.text") if data.text else None
     model = scenario.model
     if ":" in model.name:
         model = model.model_copy(update={"folder": absolute(model.folder or ".", "model.folder")})
@@ -199,7 +200,7 @@ def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scena
     if adversary.own_attacks:
         where = absolute(adversary.folder or ".", "adversary.folder")
         adversary = adversary.model_copy(update={"folder": where})
-    data = data.model_copy(update={"path": path, "public": public})
+    data = data.model_copy(update={"path": path, "public": public, "text": text})
     sections = {"data": data, "model": model, "federation": federation, "adversary": adversary}
     return scenario.model_copy(update=sections)
 

@@ -46,6 +46,15 @@ class DataSettings(Settings):
     folder: str | None = Field(
         None, description="where to import 'module:callable' from; default: the scenario's folder"
     )
+    text: str | None = Field(
+        None,
+        description="your own letters, for a language model: JSON lines with 'text', and 'party', 'person', "
+        "'secret' where there are such",
+    )
+    tokens: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="of text: tokens of a letter")
+    merges: Annotated[int, Field(ge=0, le=50_000)] = Field(
+        200, description="of text: byte pairs that the vocabulary merges"
+    )
     label: str | None = Field(None, description="the column to predict")
     party: str | None = Field(None, description="the column that names the party of a record")
     person: str | None = Field(None, description="the column that names the person of a record")
@@ -141,8 +150,9 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _own_table_needs_a_label(self) -> DataSettings:
-        if self.name is not None and self.path is not None:
-            raise ValueError("both 'name' and 'path' are set; keep one of them")
+        sources = [key for key in ("name", "path", "text") if getattr(self, key) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"both '{sources[0]}' and '{sources[1]}' are set; keep one of them")
         if self.path == {}:
             raise ValueError("'path' names no file; give it one per party, {north = 'north.csv', …}")
         if self.path is not None and self.label is None:

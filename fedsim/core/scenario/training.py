@@ -11,13 +11,32 @@ from fedsim.core.errors import suggestion
 from fedsim.core.scenario.base import NonNegative, Positive, Settings
 
 
+class PretrainSettings(Settings):
+    """How the first global model is trained on public records (Adam)."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(10, description="passes over the public records")
+    lr: Positive = Field(3e-3, description="learning rate")
+    batch: Annotated[int, Field(ge=1)] = Field(16, description="batch size")
+
+
 class ModelSettings(Settings):
     """The torch model that the parties train together."""
 
-    name: str = Field("mlp", description="'logistic', 'mlp', 'cnn', or your own factory as 'module:callable'")
+    name: str = Field(
+        "mlp",
+        description="'logistic', 'mlp', 'cnn'; of text 'gpt' or 'lstm'; or your own factory as "
+        "'module:callable'",
+    )
     hidden: list[Annotated[int, Field(ge=1)]] = Field(
-        default_factory=lambda given: [64, 64] if given.get("name") == "cnn" else [64],
-        description="widths of the MLP's hidden layers, [64] by default; channels of the CNN, [64, 64]",
+        default_factory=lambda given: [64] if given.get("name") in ("mlp", "logistic") else [64, 64],
+        description="widths of the MLP's hidden layers, [64] by default; of the GPT's blocks or the LSTM's "
+        "layers, and channels of the CNN, [64, 64]",
+    )
+    vocabulary: Annotated[int, Field(ge=3)] | None = Field(
+        None, description="token ids of a language model; learnt from public text, so leave it out"
+    )
+    pretrain: PretrainSettings | None = Field(
+        None, description="training of w_0 on the public records, before the first round; default: none"
     )
     folder: str | None = Field(
         None, description="where to import 'module:callable' from; default: the scenario's folder"
@@ -26,7 +45,7 @@ class ModelSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        choices = ("logistic", "mlp", "cnn")
+        choices = ("logistic", "mlp", "cnn", "gpt", "lstm")
         if name not in choices and not re.fullmatch(r"[\w.]+:\w+", name):
             raise ValueError(f"unknown model{suggestion(name, choices)} (or 'module:callable')")
         return name

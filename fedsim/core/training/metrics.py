@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.data.records import Records
+from fedsim.core.models.language import LanguageModel, token_accuracy
 from fedsim.core.training import losses
 
 
@@ -23,13 +24,17 @@ def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dic
     """Return accuracy, loss (mean cross-entropy, nats), auc and n of ``module`` on ``records``.
 
     auc: area under the ROC curve; for more than two classes the mean of the one-against-the-rest areas.
-    NaN where a class is absent. All but n are NaN on no records.
+    NaN where a class is absent. All but n are NaN on no records. Of a language model accuracy is the share of
+    tokens that it finds the likeliest, and exp of the loss its perplexity.
     """
     if len(records) == 0:
         return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "n": 0}
     scores = logits(module, records, device=device)
+    right = (scores.argmax(1) == records.labels).mean()
+    if isinstance(module, LanguageModel):
+        right = token_accuracy(module, tensors(records, device)[0])
     return {
-        "accuracy": float((scores.argmax(1) == records.labels).mean()),
+        "accuracy": float(right),
         "loss": mean_loss(scores, records.labels),
         "auc": auc(np.exp(log_probabilities(scores)), records.labels),
         "n": len(records),

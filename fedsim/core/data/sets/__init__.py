@@ -9,6 +9,7 @@ from __future__ import annotations
 from fedsim.core.data.sets.finance import CREDIT, GERMAN, MARKETING
 from fedsim.core.data.sets.health import BREAST_CANCER, DIABETES_130, HEART, PROGRESSION
 from fedsim.core.data.sets.images import DIGITS, MNIST
+from fedsim.core.data.sets.letters import CLINIC_LETTERS
 from fedsim.core.data.sets.people import ADULT, LOCATION
 from fedsim.core.data.sources import DataSet
 
@@ -26,5 +27,6 @@ SETS: dict[str, DataSet] = {
         ADULT,
         LOCATION,
         MNIST,
+        CLINIC_LETTERS,
     )
 }

@@ -1,0 +1,1 @@
+"""What language models give away: membership of letters, exposure of secrets, extraction."""
