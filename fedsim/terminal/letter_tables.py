@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +17,8 @@ HEADINGS = (
     "likely in\n100 draws", "unasked",
 )  # fmt: skip
 METRICS = ("exposure", "auc", "extracted", "discoverable in 100 draws")
+
+UNASKED = ("from own letters", "by repetition")
 
 SHOWN = 5
 """Secrets that are shown as they came out."""
@@ -34,9 +39,9 @@ def memorisation(table: pd.DataFrame, bits: float) -> Table:
     for heading in HEADINGS:
         shown.add_column(heading, justify="right", no_wrap=True)
     for (t, letters), rows in table.groupby(["round", "letters"]):
-        by_metric = rows.set_index("metric")
-        unasked = by_metric.loc[["from own letters", "by repetition"], "value"].max()
-        cells = [_cell(by_metric, metric) for metric in METRICS]
+        by_metric = {row["metric"]: row for row in rows.to_dict("records")}
+        unasked = max(by_metric[metric]["value"] for metric in UNASKED)
+        cells = [_cell(by_metric.get(metric), 1 if metric == "exposure" else 2) for metric in METRICS]
         count = str(letters) if letters else "never"
         shown.add_row(str(t), count, str(rows["n"].iloc[0]), *cells, number(unasked))
     shown.caption = (
@@ -48,12 +53,10 @@ def memorisation(table: pd.DataFrame, bits: float) -> Table:
     return shown
 
 
-def _cell(by_metric: pd.DataFrame, metric: str) -> str:
-    if metric not in by_metric.index:
+def _cell(row: dict[Hashable, Any] | None, digits: int = 2) -> str:
+    if row is None:
         return "-"
-    value, low, high = by_metric.loc[metric, ["value", "low", "high"]].astype(float).tolist()
-    digits = 1 if metric == "exposure" else 2
-    return f"{number(value, digits)}\n[dim]{number(low, digits)}-{number(high, digits)}[/dim]"
+    return f"{number(row['value'], digits)}\n[dim]{number(row['low'], digits)}-{number(row['high'], digits)}[/dim]"
 
 
 def sentences(last: pd.DataFrame, show_secrets: bool) -> list[str]:
