@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,8 @@ MAX_ROWS = 60
 OPERATIONS = 1e9
 # The same where many models of linear layers, or other modules, are stacked, as shadows are.
 STACKED_OPERATIONS = 2e10, 2e9
+# The same of a language model, whose products are larger.
+TOKEN_OPERATIONS = 2e10
 # What importing PyTorch, Flower and the rest takes, in bytes.
 BASE_MEMORY = 600 << 20
 
@@ -27,7 +30,10 @@ def show(prepared: Prepared, console: Console) -> None:
     encoded = prepared.encoded
     if encoded.columns:
         console.print(columns(list(encoded.columns)))
-    console.print(classes(prepared))
+    if encoded.vocabulary:
+        console.print(letters(prepared), markup=False, highlight=False)
+    else:
+        console.print(classes(prepared))
     if len(encoded.flow) > 1:
         steps = " → ".join(f"{count} {why}" for why, count in encoded.flow)
         console.print(f"Records: {steps}", markup=False, highlight=False)
@@ -52,6 +58,18 @@ def columns(facts: list[ColumnFacts]) -> Table:
     if len(facts) > MAX_ROWS:
         table.add_row("…", *[""] * 6, f"and {len(facts) - MAX_ROWS} more")
     return table
+
+
+def letters(prepared: Prepared) -> str:
+    """Return how long letters are, and how many hold a secret."""
+    encoded, settings = prepared.encoded, prepared.scenario.data
+    padding = int(encoded.features.max())
+    lengths = (encoded.features != padding).sum(1)
+    canaries = 0 if encoded.secret is None else int((encoded.secret != "").sum())
+    return (
+        f"Letters: {len(encoded)}, of {np.median(lengths):.0f} tokens (median), {settings.tokens} at most; "
+        f"{padding + 1} tokens in the vocabulary; {canaries} letters hold a secret"
+    )
 
 
 def classes(prepared: Prepared) -> Table:
@@ -92,7 +110,10 @@ def estimate(prepared: Prepared) -> tuple[float, float]:
     models = 4.0 * weights * (scenario.federation.rounds + 1)
     stacked = STACKED_OPERATIONS[scenario.model.name not in ("logistic", "mlp")]
     # As many operations again go into shadows of the first rounds.
-    seconds = operations / OPERATIONS + 2 * shadows * operations / stacked
+    rate = OPERATIONS
+    if scenario.model.name in shapes.LANGUAGE:  # each token is a row of large products
+        operations, rate = operations * encoded.features.shape[1], TOKEN_OPERATIONS
+    seconds = operations / rate + 2 * shadows * operations / stacked
     return seconds + 5, BASE_MEMORY + 3.0 * data + models
 
 

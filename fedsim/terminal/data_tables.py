@@ -48,7 +48,7 @@ def data_list(entries: list[DataSet]) -> Table:
         table.add_column(heading, justify="right" if heading in ("records", "classes") else "left")
     for entry in entries:
         source = "embedded" if entry.embedded else "download"
-        classes = str(len(entry.schema.classes))
+        classes = "text" if entry.schema.is_text else str(len(entry.schema.classes))
         table.add_row(entry.name, entry.title, str(entry.rows), classes, entry.licence, source)
     return table
 
@@ -61,7 +61,7 @@ def data_set(entry: DataSet, console: Console) -> None:
         "origin": entry.origin,
         "licence": entry.licence,
         "records": f"{entry.rows}, each a {entry.record}",
-        "label": f"{schema.label}: {_some(schema.classes)}",
+        "label": "" if schema.is_text else f"{schema.label}: {_some(schema.classes)}",
         "party": schema.party or "none",
         "person": schema.person or "none",
         "notes": entry.notes,

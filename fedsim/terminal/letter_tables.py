@@ -56,7 +56,8 @@ def memorisation(table: pd.DataFrame, bits: float) -> Table:
 def _cell(row: dict[Hashable, Any] | None, digits: int = 2) -> str:
     if row is None:
         return "-"
-    return f"{number(row['value'], digits)}\n[dim]{number(row['low'], digits)}-{number(row['high'], digits)}[/dim]"
+    value, low, high = (number(row[key], digits) for key in ("value", "low", "high"))
+    return f"{value}\n[dim]{low}-{high}[/dim]"
 
 
 def sentences(last: pd.DataFrame, show_secrets: bool) -> list[str]:
