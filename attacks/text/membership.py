@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 
 from attacks.declaration import FINAL_MODEL, FITTED, attack
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import Weights
 from fedsim.core.data.records import Records
 from fedsim.core.data.text import BEGIN, Vocabulary
-from fedsim.core.models.language import LanguageModel, token_nats
+
+if TYPE_CHECKING:
+    from fedsim.core.models.language import LanguageModel
 
 LETTERS = "letters"
 LOWEST = 0.2
@@ -28,11 +30,18 @@ AT_A_TIME = 64
 
 def tokens_of(view: ParticipantView, weights: Weights, letters: Records) -> tuple[np.ndarray, ...]:
     """Return of each token −log p, and mean and deviation of log p, (n, T − 1) float64, NaN for padding."""
-    module = view.module(weights)
-    assert isinstance(module, LanguageModel)
+    import torch
+
+    from fedsim.core.models.language import token_nats
+
+    module = _model(view, weights)
     with torch.no_grad():
         measured = token_nats(module, torch.from_numpy(letters.features.astype(np.int64)))
     return tuple(part.double().numpy() for part in measured)
+
+
+def _model(view: ParticipantView, weights: Weights) -> LanguageModel:
+    return cast("LanguageModel", view.module(weights))
 
 
 @attack("zlib", needs=LETTERS, sees=FINAL_MODEL, assumes=FITTED, source="Carlini et al. 2021", reads="text")
@@ -107,8 +116,9 @@ def neighbourhood(view: ParticipantView, candidates: Records, rng: np.random.Gen
 
 def _neighbours(view: ParticipantView, letters: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Yield letters (n, T) like these with a share of the tokens after the first drawn from w_0."""
-    module = view.module(view.initial)
-    assert isinstance(module, LanguageModel)
+    import torch
+
+    module = _model(view, view.initial)
     with torch.no_grad():
         ids = torch.from_numpy(letters.astype(np.int64))
         logits = module.output(module.hidden(ids[:, :-1])[0])  # (n, T − 1, V)

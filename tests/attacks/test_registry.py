@@ -146,6 +146,8 @@ def test_the_suite_holds_every_family() -> None:
     compared |= {"rmia", "rmia-offline", "combined", "joint", "first-update"}
     assert compared <= set(PARTICIPANTS) - set(VIEW_ATTACKS)
     assert list(attacks_of("coalition")) == list(PARTICIPANTS)
+    of_letters = [name for name, attack in PARTICIPANTS.items() if attack.reads != "table"]
+    assert of_letters == ["loss", "loss-series", "zlib", "reference", "min-k", "min-k++", "neighbourhood"]
     assert list(attacks_of("outsider")) == [
         "gap", "loss", "confidence", "entropy", "modified-entropy", "noise-robustness",
     ]  # fmt: skip

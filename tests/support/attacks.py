@@ -25,7 +25,7 @@ PARTICIPANTS = attacks_of("participant")
 VIEW_ATTACKS = [
     name
     for name, attack in PARTICIPANTS.items()
-    if attack.kind == "view" and not (attack.active or attack.simulates)
+    if attack.kind == "view" and attack.reads != "text" and not (attack.active or attack.simulates)
 ]
 """Those that simulate nothing and need no active adversary."""
 
