@@ -28,7 +28,7 @@ class ModelSettings(Settings):
         "'module:callable'",
     )
     hidden: list[Annotated[int, Field(ge=1)]] = Field(
-        default_factory=lambda given: [64] if given.get("name") in ("mlp", "logistic") else [64, 64],
+        default_factory=lambda given: [64, 64] if given.get("name") in ("cnn", "gpt", "lstm") else [64],
         description="widths of the MLP's hidden layers, [64] by default; of the GPT's blocks or the LSTM's "
         "layers, and channels of the CNN, [64, 64]",
     )
