@@ -55,6 +55,11 @@ def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) ->
     write_arrays(folder / f"round-{round:03d}.safetensors", weights)
 
 
+def record_start(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the weights from which simulations begin, where w_0 was not seen."""
+    write_arrays(folder / "start.safetensors", weights)
+
+
 def record_reply(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
     """Write the owner's answer in ``round`` (1..T); writing it again changes nothing."""
     write_arrays(folder / f"reply-{round:03d}.safetensors", weights)
@@ -121,6 +126,7 @@ def load_view(folder: Path) -> ParticipantView:
     if not any(t > 0 for t in models):
         raise InputError(f"{folder}: no model of a finished round was observed; run at least one round")
     own, candidates = folder / "own.safetensors", folder / "candidates.safetensors"
+    start = folder / "start.safetensors"
     assumptions, auxiliary = folder / "assumptions.json", folder / "auxiliary.safetensors"
     return ParticipantView(
         settings,
@@ -133,6 +139,7 @@ def load_view(folder: Path) -> ParticipantView:
         _pool(candidates).party if candidates.exists() else None,
         _records_if_any(folder / "poison.safetensors"),
         read_rounds(folder, "ascent"),
+        start=read_arrays(start) if start.exists() else None,
         raised=_records_if_any(folder / "raised.safetensors"),
     )
 

@@ -11,6 +11,7 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     settings.json            what everybody knows
     own.safetensors          the owner's training and held-out records
     round-003.safetensors    w_3, the global model after 3 rounds, as it was sent (round-000: w_0)
+    start.safetensors        where simulations begin, if w_0 was not seen: of runs that fedsim did not make
     reply-003.safetensors    the owner's answer in round 3, trained from w_2
     assumptions.json         what the adversary is assumed to know and own besides
     auxiliary.safetensors    records that it owns besides

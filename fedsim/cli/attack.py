@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsim.cli import foreign
 from fedsim.cli.common import err, json_option, line, out, print_json
 from fedsim.core.errors import InputError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
 @click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
 @click.option("--url", help="Attack a served model as an outsider, at this address.")
+@click.option("--predict", metavar="MODULE:CALLABLE", help="Attack a function of yours that answers.")
 @click.option("--key", envvar="FEDSIM_KEY", help="The outsider's key. [env: FEDSIM_KEY]")
 @click.option("--candidates", type=click.Path(path_type=Path), help="Persons whom the outsider asks about.")
 @click.option(
@@ -35,14 +37,21 @@ if TYPE_CHECKING:
 )
 @click.option("--hidden", default="64,64", show_default=True, help="Hidden layers that it assumes.")
 @click.option("--seed", default=0, show_default=True, help="Of the outsider's noise and shadows.")
-@click.option("--out", "place", type=click.Path(path_type=Path), help="Folder for what it finds, as CSV.")
+@click.option(
+    "--out",
+    "place",
+    type=click.Path(path_type=Path),
+    help="Folder for what is found: CSV; with --models a run.",
+)
 @json_option
+@foreign.options
 def attack(
     folder: Path | None,
     attacks: str | None,
     rounds: str,
     workers: int | None,
     url: str | None,
+    predict: str | None,
     key: str | None,
     candidates: Path | None,
     known_outsiders: Path | None,
@@ -53,12 +62,17 @@ def attack(
     seed: int,
     place: Path | None,
     as_json: bool,
+    **keywords: Any,
 ) -> None:
-    """Repeat the attacks of RUN offline, from what the adversary kept; or attack a released model.
+    """Repeat the attacks of RUN offline, from what the adversary kept; or attack other models.
 
     With --candidates an outsider asks a served model (--url), or RUN's own behind its output policy, about
     the persons of a file: columns as the model takes them, and the label. Thresholds come from the known
-    outsiders alone.
+    outsiders alone. --predict names a function of yours instead, of features (n, d) to probabilities
+    (n, classes): scikit-learn, XGBoost, anything that answers.
+
+    With --models the models of another software (Flower, NVFlare, plain PyTorch, …) become a run: saved
+    weights by round, their architecture, and records of which you know whether they were trained on.
 
     \b
     Examples:
@@ -67,9 +81,16 @@ def attack(
       fedsim attack runs/hospitals --rounds 1,5,10-20,last
       fedsim attack --url http://127.0.0.1:8000 --candidates people.csv --known-outsiders others.csv
       fedsim attack runs/hospitals --candidates people.csv --known-outsiders others.csv --budget 1000
+      fedsim attack --predict mine:forest --label ill --candidates people.csv --known-outsiders others.csv
+      fedsim attack --models saved/ --model net:make --records people.csv --label ill --members own.csv
     """
+    label = keywords["foreign_label"] if predict else None
+    brought = foreign.given({**keywords, "foreign_label": None} if predict else keywords)
+    if brought:
+        _others(brought, folder, attacks, workers, rounds, place, as_json)
+        return
     if candidates is None:
-        if url is not None or known_outsiders is not None:
+        if url is not None or predict is not None or known_outsiders is not None:
             raise InputError("--candidates FILE is missing: persons whom the outsider asks about")
         _again(_folder(folder), attacks, workers, rounds, as_json)
         return
@@ -77,9 +98,33 @@ def attack(
         raise InputError(
             "--attacks and --rounds are of a run's own attacks; leave them out with --candidates"
         )
-    target = _target(folder, url, key, budget, seed)
     options = _Options(candidates, known_outsiders, truth, shadows, hidden, seed, workers, place, as_json)
-    _as_outsider(target, options)
+    if predict is not None:
+        _as_outsider(*_answering(predict, folder or url, label, budget, options), options)
+        return
+    target = _target(folder, url, key, budget, seed)
+    _as_outsider(target, _question(target, options), options)
+
+
+def _others(
+    brought: dict[str, Any],
+    folder: Path | None,
+    attacks: str | None,
+    workers: int | None,
+    rounds: str,
+    place: Path | None,
+    as_json: bool,
+) -> None:
+    from fedsim.cli.run import report_and_show
+    from fedsim.runs import foreign_run
+    from fedsim.terminal import live
+
+    if folder is not None:
+        raise InputError(f"{folder}: name a run of fedsim, or --models of another software, not both")
+    directory = foreign.bring(brought, attacks, place)
+    with live.bar("shadow federations", err()) as progress:
+        foreign_run.attack(directory, workers, progress, rounds)
+    report_and_show(directory, as_json)
 
 
 def _folder(folder: Path | None) -> Path:
@@ -120,7 +165,7 @@ def _target(folder: Path | None, url: str | None, key: str | None, budget: int |
     try:
         from fedsim.runs import outsider
     except ImportError as error:
-        raise InputError(f"an outsider's attack needs {error.name}; pip install 'fedsim[serve]'") from error
+        raise _needs(error) from error
     if url is not None:
         if not key:
             raise InputError("--key is missing; its owner makes one with `fedsim keys add RUN NAME`")
@@ -130,7 +175,34 @@ def _target(folder: Path | None, url: str | None, key: str | None, budget: int |
     return outsider.of_run(RunDirectory.open(_folder(folder)), budget=budget, seed=seed)
 
 
-def _as_outsider(target: Target, options: _Options) -> None:
+def _needs(error: ImportError) -> InputError:
+    return InputError(f"an outsider's attack needs {error.name}; pip install 'fedsim[serve]'")
+
+
+def _answering(
+    predict: str, other: Path | str | None, label: str | None, budget: int | None, options: _Options
+) -> tuple[Target, Question]:
+    try:
+        from fedsim.runs import answering
+    except ImportError as error:
+        raise _needs(error) from error
+    if other is not None:
+        raise InputError(f"name {other}, or --predict a function of yours, not both")
+    if label is None:
+        raise InputError("--predict needs --label, the candidates' column that the model predicts")
+    people, others = options.candidates, options.known_outsiders
+    return answering.of_function(
+        predict, people, others, label=label, truth=options.truth, folder=str(Path.cwd()), budget=budget
+    )
+
+
+def _question(target: Target, options: _Options) -> Question:
+    from fedsim.runs import outsider
+
+    return outsider.question(target, options.candidates, options.known_outsiders, options.truth)
+
+
+def _as_outsider(target: Target, asked: Question, options: _Options) -> None:
     from attacks.shadows.cache import cache_folder
     from attacks.shadows.simulate import Laboratory
     from attacks.shadows.suite import cores
@@ -138,7 +210,6 @@ def _as_outsider(target: Target, options: _Options) -> None:
     from fedsim.terminal import live
 
     settings = _shadow_settings(options)
-    asked = outsider.question(target, options.candidates, options.known_outsiders, options.truth)
     _say_cost(target, asked)
     with live.bar("shadow models", err()) as trained, live.bar("queries", err()) as spent:
         laboratory = Laboratory(options.workers or cores(), cache_folder(), trained)

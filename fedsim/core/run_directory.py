@@ -24,6 +24,7 @@
       sources.parquet    observer, attack, game, metric, value, low, high, n
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
       not_run.parquet    game, observer, attack, reason: attacks that could not be run; absent where all could
+      foreign.json       where the models came from, if fedsim did not make them: see `fedsim.runs.foreign`
       serving/           keys, budgets and log of the released model: see `fedsim.serving.state`
       attributes.parquet, inversion.parquet, gradient.parquet, counts.parquet, inverted.safetensors
                          what `fedsim.runs.beyond` made of a finished run, where it was asked

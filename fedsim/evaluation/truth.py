@@ -57,6 +57,32 @@ def draw_game(
     rows: party → (n_k,) row indices of ``encoded``, from `deal`.
     member_share: share of a party's records that it trains on. A person with several records is on one side
         with all of them, in all parties, so that the share is met to within one person.
+
+    Raises:
+        InputError: ``adversary`` is no party, or a party is left with fewer than two records on a side.
+    """
+    member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
+    because = f" with parties.member_share = {member_share:g}"
+    return game_of(
+        encoded, rows, member, seed=seed, game=game, adversary=adversary, settings=settings, because=because
+    )
+
+
+def game_of(
+    encoded: Encoded,
+    rows: Mapping[str, np.ndarray],
+    member: np.ndarray,
+    *,
+    seed: int,
+    game: int,
+    adversary: str,
+    settings: AdversarySettings,
+    because: str = "",
+) -> Game:
+    """Return the game in which ``member`` says who is trained on: candidates, and what the adversary owns.
+
+    rows: party → (n_k,) row indices of ``encoded``. member: (n,) bool. because: ends the sentence that
+        refuses a side of too few records.
     settings.candidates: at most this many, half of them members as nearly as there are enough. Of a person
         with several records at most one is a candidate: more would be no independent evidence.
     settings.coalition: parties whose records are no candidates, whoever observes.
@@ -68,8 +94,7 @@ def draw_game(
     """
     if adversary not in rows:
         raise InputError(f"adversary.party = '{adversary}': no such party{suggestion(adversary, rows)}")
-    member = draw_members(encoded, rows, seed=seed, game=game, share=member_share)
-    parties = {name: _sides(encoded, name, own_rows, member, member_share) for name, own_rows in rows.items()}
+    parties = {name: _sides(encoded, name, own_rows, member, because) for name, own_rows in rows.items()}
     others = _others(encoded, rows, member, adversary)
     stream = rng.generator(seed, "auxiliary records", game=game)
     kept_back = _keep_back(others, settings, stream)
@@ -94,7 +119,7 @@ def draw_game(
 
 
 def _sides(
-    encoded: Encoded, name: str, own_rows: np.ndarray, member: np.ndarray, share: float
+    encoded: Encoded, name: str, own_rows: np.ndarray, member: np.ndarray, because: str
 ) -> PartyRecords:
     train, heldout = own_rows[member[own_rows]], own_rows[~member[own_rows]]
     if encoded.secret is not None:
@@ -102,7 +127,7 @@ def _sides(
     if min(len(train), len(heldout)) < MIN_PER_SIDE:
         raise InputError(
             f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
-            f"records with parties.member_share = {share:g}; each side needs {MIN_PER_SIDE}"
+            f"records{because}; each side needs {MIN_PER_SIDE}"
         )
     return PartyRecords(name, encoded.records(train), encoded.records(heldout))
 

@@ -7,7 +7,7 @@ import datetime
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,15 @@ def prepare(
         for game in range(scenario.games)
     ]
     run = place if isinstance(place, RunDirectory) else RunDirectory.create(place, scenario)
+    if scenario.model.pretrain is not None:
+        _pretrain(run, prepared, progress)
+    write_games(run, prepared, games)
+    return run
+
+
+def write_games(run: RunDirectory, prepared: Prepared, games: Sequence[truth.Game]) -> None:
+    """Write what the parties hold in each game, who is a member, and what the run's folder says of itself."""
+    scenario, encoded = prepared.scenario, prepared.encoded
     for number, game in enumerate(games):
         _write_game(run, prepared, number, game)
     truth.write_truth(run.path, games)
@@ -201,11 +210,10 @@ def prepare(
     elif encoded.schema is not None:
         schema = released.release_schema(encoded.schema, scenario.data, encoded.readings)
         released.write_schema(run.path, schema)
-    layout.write_layout(run.path, layout.of(encoded))
+    if encoded.schema is not None:
+        layout.write_layout(run.path, layout.of(encoded))
     if scenario.release.kind == "student" and encoded.public is not None:
         write_public(run.path / "release", encoded.public)
-    if scenario.model.pretrain is not None:
-        _pretrain(run, prepared, progress)
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,
@@ -220,7 +228,6 @@ def prepare(
         **_machine(),
     )
     integrity.note_prepared(run)
-    return run
 
 
 def _pretrain(run: RunDirectory, prepared: Prepared, progress: Progress) -> None:

@@ -236,8 +236,8 @@ def _not_run(run: RunDirectory) -> list[str]:
         return []
     rows = run.table("not_run").drop_duplicates(["observer", "attack"])
     return [
-        f"Not run: {attack} of the {observer}: {reason}"
-        for observer, attack, reason in zip(rows["observer"], rows["attack"], rows["reason"], strict=True)
+        f"Not run: {', '.join(alike['attack'])} of the {observer}: {reason}"
+        for (observer, reason), alike in rows.groupby(["observer", "reason"], sort=False)
     ]
 
 

@@ -215,6 +215,15 @@ def read_frame(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[s
     return whole.frame, whole.notices
 
 
+def read_source(text: str, settings: DataSettings) -> pd.DataFrame:
+    """Read a file, or what a function 'module:callable' returns, into clean cells.
+
+    Raises:
+        InputError: see `read_frame`.
+    """
+    return _read_source(text, settings)[0].frame
+
+
 def _read_source(text: str, settings: DataSettings) -> tuple[_Read, str, str]:
     """Read a file, or what a function of the user's returns; with its name and the SHA-256 of its content."""
     if is_reference(text) and not Path(text).exists():

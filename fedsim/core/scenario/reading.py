@@ -24,6 +24,9 @@ from fedsim.core.files import cannot_read, write_text
 from fedsim.core.imports import is_reference
 from fedsim.core.scenario.settings import Scenario
 
+FOREIGN = "foreign.json"
+"""In the folder of a run that fedsim did not make: round → the model's file and its SHA-256."""
+
 
 def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> Scenario:
     """Read the scenario file at ``path``.
@@ -43,8 +46,17 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
 
 
 def scenario_file(path: Path) -> Path:
-    """Return the scenario's file where ``path`` is the folder of a run, else ``path`` itself."""
+    """Return the scenario's file where ``path`` is the folder of a run, else ``path`` itself.
+
+    Raises:
+        InputError: it is a run that fedsim did not make: its scenario describes it, and does not repeat it.
+    """
     try:
+        if (path / FOREIGN).exists():
+            raise InputError(
+                f"{path}: fedsim did not make these models and cannot make them again; repeat the attacks on "
+                f"them with `fedsim attack {path}`"
+            )
         return path / "scenario.toml" if path.is_dir() else path
     except OSError:  # a name too long for any file: whoever reads it says so
         return path
