@@ -318,8 +318,8 @@ def _stack(plan: FederationPlan) -> Stack | None:
 
     stack = stack_of(zoo.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
     defences = [party.defence for party in plan.parties]
-    if stack is None or any(defence.distil for defence in defences):
-        return None  # teachers and students are trained one after the other
+    if stack is None or any(defence.distil or defence.shipped for defence in defences):
+        return None  # teachers and students are trained one after the other, as shipped filters are applied
     # Of a module's hidden units only the module itself knows: it drops them by torch's own stream.
     drops = any(defence.dropout for defence in defences) and not stack.hidden_widths
     shapes = any(defence.shapes_slope for defence in defences) and not stack.rounds_alike

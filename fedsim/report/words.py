@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from attacks import deviation
+from fedsim.core.privacy import shipped
 from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy, ReleaseSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import PrivateTrainingSettings, TrainingSettings
@@ -187,7 +188,7 @@ def dp_in_words(settings: DPSettings) -> str:
 def defence_in_words(settings: DefenceSettings) -> str:
     """Name what a party does beside DP-SGD: 'label_smoothing = 0.1, dropout = 0.5'."""
     default = DefenceSettings()
-    used = {key: value for key, value in settings if value != getattr(default, key)}
+    used = {k: value for k, value in settings if value != getattr(default, k) and k != "shipped"}
     if settings.patience is not None:
         used["stop_on"] = settings.stop_on
     return ", ".join(f"{key} = {value}" for key, value in used.items()) or "nothing"
@@ -233,6 +234,9 @@ def protections(findings: Findings) -> list[tuple[str, str]]:
             protections_on.append((f"{name}: DP-SGD", f"{dp_in_words(settings)}; against everyone"))
         if defence is not None and defence_in_words(defence) != "nothing":
             protections_on.append((f"{name}: defences", f"{defence_in_words(defence)}; no guarantee"))
+        if defence is not None and defence.shipped is not None:
+            said = shipped.in_words(defence.shipped, scenario.federation.rounds)
+            protections_on.append((f"{name}: {defence.shipped.mechanism}", said))
     dp = scenario.federation.central_dp
     if dp is not None:
         where = "server" if dp.where == "server" else "parties"

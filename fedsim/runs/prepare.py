@@ -126,7 +126,11 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     check_private_training(scenario, encoded, rows)
     check_defences(scenario, encoded, rows)
     check_release(scenario, list(rows), encoded.public)
-    notices = *delta_notices(scenario, rows), *defence_notices(scenario, rows), *protection_notices(scenario)
+    notices = (
+        *delta_notices(scenario, rows),
+        *defence_notices(scenario, list(rows)),
+        *protection_notices(scenario),
+    )
     notices = *notices, *release_notices(scenario)
     encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (

@@ -30,6 +30,7 @@ DEFENCES = [
     {"relaxloss": 2.0},
     {"hamp_entropy": 0.7, "hamp_weight": 0.1},
     {"distil": "selena", "teachers": 3, "left_out": 1},
+    {"shipped": {"mechanism": "flower-local-dp", "epsilon": 50.0}},
 ]
 
 
@@ -112,6 +113,15 @@ def test_secure_noise_differs_from_run_to_run_and_is_noted(tmp_path: Path) -> No
     assert any("cannot be repeated" in notice for notice in runs[0].manifest["notices"])
     epsilons = [run.table("rounds").query("party == 'hospital-2'")["epsilon"].tolist() for run in runs]
     assert epsilons[0] == epsilons[1]
+
+
+def test_what_a_shipped_filter_claims_is_said_beside_what_holds(tmp_path: Path) -> None:
+    shipped = {"shipped": {"mechanism": "flower-local-dp"}}
+    sections = SHORT | {"adversary": {"attacks": ["lira"], "shadows": 16}}
+    run = finished_run(tmp_path, defences={"hospital-2": shipped}, **sections)
+    said = [notice for notice in run.manifest["notices"] if "flower-local-dp" in notice]
+    assert len(said) == 1 and "of hospital-2 claims ε = 1; over 2 rounds ε = " in said[0]
+    assert set(run.table("scores")["attack"]) == {"lira"}
 
 
 def test_stopping_on_heldout_records_is_noted(tmp_path: Path) -> None:

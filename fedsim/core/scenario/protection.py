@@ -75,6 +75,46 @@ class DPSettings(Settings):
         return self
 
 
+class ShippedSettings(Settings):
+    """A filter of updates as a framework ships it, with what it claims (`fedsim.core.training.shipped`)."""
+
+    mechanism: Literal["flower-local-dp", "gaussian", "percentile", "sparse-vector"] = Field(
+        "flower-local-dp",
+        description="Flower's LocalDpMod; the same with the sensitivity of its clipping; NVFlare's "
+        "PercentilePrivacy; or its SVTPrivacy",
+    )
+    epsilon: Positive = Field(1.0, description="ε that is claimed, a round")
+    delta: Share = Field(1e-5, description="δ of that")
+    clipping_norm: Positive = Field(1.0, description="bound C on the norm of the update")
+    sensitivity: Positive | None = Field(
+        None, description="that 'flower-local-dp' assumes; default: clipping_norm, as its examples have it"
+    )
+    percentile: Annotated[float, Field(ge=0, le=100)] = Field(
+        10.0, description="of |Δw| below which 'percentile' sends nothing"
+    )
+    gamma: Positive | None = Field(
+        None,
+        description="to which entries are clipped; default: .01 of 'percentile', 1e-5 of 'sparse-vector'",
+    )
+    fraction: Share = Field(0.1, description="share of the entries that 'sparse-vector' draws")
+    noise_epsilon: Positive = Field(
+        0.1, description="ε of the noise on what 'sparse-vector' sends (noise_var)"
+    )
+    tau: NonNegative = Field(1e-6, description="threshold of 'sparse-vector', before its noise")
+
+    @property
+    def reach(self) -> float:
+        """γ, with the mechanism's own default."""
+        return self.gamma or (0.01 if self.mechanism == "percentile" else 1e-5)
+
+    @property
+    def deviation(self) -> float:
+        """σ of the Gaussian mechanisms, by the classical formula."""
+        norm = self.clipping_norm
+        sensitivity = 2 * norm if self.mechanism == "gaussian" else self.sensitivity or norm
+        return sensitivity * math.sqrt(2 * math.log(1.25 / self.delta)) / self.epsilon
+
+
 class DefenceSettings(Settings):
     """What a party does against leakage beside DP-SGD. None of it comes with a guarantee."""
 
@@ -128,6 +168,9 @@ class DefenceSettings(Settings):
     quantise: Annotated[int, Field(ge=1, le=16)] | None = Field(
         None, description="bits per entry of the update that is sent"
     )
+    shipped: ShippedSettings | None = Field(
+        None, description="a filter of the update as a framework ships it, with what it claims"
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> DefenceSettings:
@@ -164,7 +207,8 @@ class DefenceSettings(Settings):
     @property
     def changes_update(self) -> bool:
         """Whether the update that is sent is another than the one that training brought."""
-        return any(key is not None for key in (self.clip_update, self.sparsify, self.quantise))
+        keys = (self.clip_update, self.sparsify, self.quantise, self.shipped)
+        return any(key is not None for key in keys)
 
     def applied_to(self, training: TrainingSettings) -> TrainingSettings:
         """Return ``training`` with this party's own weight decay and epochs."""

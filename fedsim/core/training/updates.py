@@ -28,8 +28,10 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from fedsim.core import rng
 from fedsim.core.models.weights import load_weights, weights_of
 from fedsim.core.scenario.protection import DefenceSettings
+from fedsim.core.training import shipped
 from fedsim.core.training.draws import Draws
 
 Weights = Mapping[str, np.ndarray]
@@ -49,7 +51,7 @@ def shape_answer(module: nn.Module, sent: Weights, defence: DefenceSettings, dra
 
 
 def shaped(update: Weights, defence: DefenceSettings, draws: Draws) -> dict[str, np.ndarray]:
-    """Return what is sent of ``update`` Δ = w − w_t: clipped, then sparsified, then quantised.
+    """Return what is sent of ``update`` Δ = w − w_t: clipped, sparsified, filtered as shipped, quantised.
 
     update: float arrays by parameter name; what is returned is float32
     """
@@ -58,6 +60,9 @@ def shaped(update: Weights, defence: DefenceSettings, draws: Draws) -> dict[str,
         flat = clipped(flat, defence.clip_update)
     if defence.sparsify is not None:
         flat = sparsified(flat, defence.sparsify)
+    if defence.shipped is not None:
+        stream = rng.generator(draws.seed("shipped filter"), "noise")
+        flat = shipped.filtered(flat, defence.shipped, stream)
     pieces = np.split(flat, np.cumsum([update[name].size for name in names])[:-1])
     if defence.quantise is not None:
         uniform = draws.rounding([piece.size for piece in pieces])

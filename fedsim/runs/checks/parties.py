@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fedsim.core.data.encode import Encoded
 from fedsim.core.errors import InputError
 from fedsim.core.models import shapes
+from fedsim.core.privacy import shipped
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import make_plan, would_exceed
-from fedsim.core.scenario.protection import DefenceSettings
+from fedsim.core.scenario.protection import DefenceSettings, ShippedSettings
 from fedsim.core.scenario.settings import Scenario
 
 
@@ -135,7 +136,7 @@ def delta_notices(scenario: Scenario, rows: Mapping[str, np.ndarray]) -> list[st
     return sentences
 
 
-def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+def defence_notices(scenario: Scenario, names: Sequence[str]) -> list[str]:
     """Return what a person should know of the parties' defences, one sentence each."""
     stopping, private, secure = [], [], []
     for name in names:
@@ -147,6 +148,10 @@ def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
                 private.append(name)
         if dp is not None and dp.secure:
             secure.append(name)
+    filters = [
+        f"{own.mechanism} of {name} {shipped.in_words(own, scenario.federation.rounds)}"
+        for name, own in _filters(scenario, names)
+    ]
     sentences = {
         "early stopping of {} looks at held-out records: they have influenced the model, and are not quite "
         "the non-members that they are taken for": stopping,
@@ -155,4 +160,12 @@ def defence_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
         "batches and noise of {} come from the operating system: this run cannot be repeated, and going on "
         "with it after an interruption gives other numbers": secure,
     }
-    return [sentence.format(", ".join(parties)) for sentence, parties in sentences.items() if parties]
+    said = [sentence.format(", ".join(parties)) for sentence, parties in sentences.items() if parties]
+    return [*said, *filters]
+
+
+def _filters(scenario: Scenario, names: Sequence[str]) -> list[tuple[str, ShippedSettings]]:
+    defences = {name: scenario.defence_of(name) for name in names}
+    return [
+        (name, own.shipped) for name, own in defences.items() if own is not None and own.shipped is not None
+    ]
