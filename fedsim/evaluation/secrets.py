@@ -89,6 +89,9 @@ def median(values: np.ndarray) -> Estimate:
     return Estimate(float(np.median(values)), float(ordered[below - 1]), float(ordered[-below]))
 
 
+UNASKED = ("from own letters", "by repetition")
+"""Metrics of secrets that come out of a model that was told nothing of them."""
+
 DRAWS, LIKELY = 100, 0.5
 """A secret is discoverable that comes out in this many draws with at least this probability."""
 

@@ -15,7 +15,7 @@ from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS
-from fedsim.report import figures, findings, svg, verdicts, words
+from fedsim.report import figures, findings, letters, svg, verdicts, words
 from fedsim.report.findings import Findings
 
 METRICS = {
@@ -65,6 +65,9 @@ def draw(results: Findings) -> dict[str, str]:
         if results.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
             moving = sent[sent["update_norm"] > 0]
             drawn["norms"] = figures.norms(moving, str(results.run.manifest["adversary"]))
+    written = letters.section(results.run)
+    if written is not None:
+        drawn["letters"] = letters.picture(results.run.table("memorisation"), written.bits)
     if results.overall is not None:
         drawn["parties"] = _parties_figure(results)
         drawn["roc"] = figures.roc(results.roc, results.attacks, _resolutions(results), results.guarantee)
@@ -129,6 +132,8 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         ppv=_ppv(results),
         vulnerable=_vulnerable(results),
         suite=_suite(results),
+        letters=letters.section(run),
+        letter_columns=letters.COLUMNS,
         scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
     )
 

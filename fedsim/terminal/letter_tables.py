@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation.secrets import UNASKED
 from fedsim.terminal.formatting import new_table, number
 
 HEADINGS = (
@@ -17,8 +18,6 @@ HEADINGS = (
     "likely in\n100 draws", "unasked",
 )  # fmt: skip
 METRICS = ("exposure", "auc", "extracted", "discoverable in 100 draws")
-
-UNASKED = ("from own letters", "by repetition")
 
 SHOWN = 5
 """Secrets that are shown as they came out."""

@@ -25,6 +25,7 @@ from rich.text import Text
 from attacks.views.observations import PROGRESS
 from fedsim.core.errors import FedsimError
 from fedsim.core.files import read_json
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import RunDirectory
 from fedsim.sweeps.cells import Cell, Report
 from fedsim.sweeps.points import Point, distinct
@@ -155,7 +156,11 @@ class _Watcher:
         if scenario.games > 1:
             parts.insert(0, f"game {game + 1}/{scenario.games}")
         parts.append(f"accuracy {overall['accuracy']:.3f}")
-        parts.append(f"AUC {overall['auc']:.3f}  loss {overall['loss']:.3f}")
+        if math.isfinite(overall["auc"]):
+            parts.append(f"AUC {overall['auc']:.3f}")
+        parts.append(f"loss {overall['loss']:.3f}")
+        if scenario.model.name in LANGUAGE:
+            parts.append(f"perplexity {math.exp(overall['loss']):.2f}")
         parts.append(epsilons(rows))
         parts.append(f"{overall['seconds']:.2f} s")
         parts += _troubles(rows)

@@ -17,6 +17,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import parse
 from fedsim.evaluation import secrets
+from fedsim.report import write
 from fedsim.runs import letters, play, prepare
 
 ADVERSARY = {"attacks": ["loss", "zlib", "reference", "min-k", "min-k++", "neighbourhood"]}
@@ -102,6 +103,19 @@ def test_memorisation_is_judged_by_round_and_repeats(run: RunDirectory) -> None:
     pd.testing.assert_frame_equal(table, again)
     with pytest.raises(InputError, match="rounds 0 to 2"):
         letters.memorise(run, rounds=[9])
+
+
+def test_the_page_shows_what_the_tables_hold_and_masks_the_secrets(run: RunDirectory) -> None:
+    table = letters.memorise(run, samples=16)
+    page = write(run).read_text(encoding="utf-8")
+    section = page[page.index('id="letters"') :].partition("</section>")[0]
+    last = table[(table["round"] == 2) & (table["metric"] == "exposure")]
+    for value in last["value"]:
+        assert f"{value:.1f}".lstrip("0") in section
+    for secret in secrets.read_secrets(run.path)["secret"]:
+        assert secret not in page
+    assert "Assumed:" in section
+    assert (run.path / "figures" / "letters.svg").exists()
 
 
 def test_one_seed_one_result_with_workers_and_anew(run: RunDirectory, tmp_path: Path) -> None:

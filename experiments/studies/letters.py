@@ -1,0 +1,172 @@
+"""What a language model memorises of clinics' letters: by repeats, round, ε, and model.
+
+    python experiments/studies/letters.py                # makes experiments/results/letters.md
+    python experiments/studies/letters.py --seeds 1 --only plain,ε=8
+
+Every run is `experiments/letters.toml` with the changes of its row. What a run's folder already has is not
+made again, so that a study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# As in a run, and before NumPy is imported: on matrices this small threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pandas as pd
+
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.reading import load
+from fedsim.evaluation import secrets as judge
+from fedsim.runs import letters, play, prepare
+
+EXPERIMENTS = Path(__file__).resolve().parents[1]
+METRICS = ("exposure", "auc", "extracted", "discoverable in 100 draws")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the study. changes: of the scenario; dp: as --dp; seeds: how many of the study's."""
+
+    changes: tuple[str, ...] = ()
+    dp: tuple[str, ...] = ()
+    seeds: int = 1
+    rounds: tuple[int, ...] | None = field(default=None)
+
+
+CASES = {
+    "plain": Case(seeds=3),
+    "ε = 8": Case(dp=("all=8",), seeds=3),
+    "ε = 16": Case(dp=("all=16",)),
+    "ε = 2": Case(dp=("all=2",)),
+    "clipping alone": Case(changes=("dp.all.noise_multiplier=0.01",)),
+    "half the width": Case(changes=("model.hidden=[32,32]",)),
+    "LSTM": Case(changes=('model.name="lstm"', "model.hidden=[96]")),
+}
+
+
+def finished(name: str, seed: int, folder: Path) -> RunDirectory:
+    """Return the run of a case, made where it is not there yet, its models asked for every secret."""
+    case = CASES[name]
+    path = folder / f"{name.replace(' ', '')}-{seed}"
+    if path.exists():
+        run = RunDirectory.open(path)
+    else:
+        scenario = load(EXPERIMENTS / "letters.toml", (f"seed={seed}", *case.changes), case.dp)
+        run = prepare.prepare(prepare.check(scenario, None), path)
+    if not run.manifest.get("complete"):
+        play.federate(run)
+    if not run.has("memorised"):
+        last = run.last_round(0)
+        letters.memorise(run, sorted({0, last // 4, last // 2, 3 * last // 4, last}))
+    return run
+
+
+def figure(row: pd.Series, digits: int = 2) -> str:
+    return f"{row['value']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def secrets_of(runs: list[RunDirectory], rounds: str) -> Iterator[str]:
+    """Yield the rows of a case; secrets of several seeds count as of several games."""
+    measured = pd.concat([run.table("memorised") for run in runs], ignore_index=True)
+    table = judge.summary(measured)
+    shown = sorted(set(table["round"])) if rounds == "all" else [table["round"].max()]
+    for t in shown:
+        for count, rows in table[table["round"] == t].groupby("letters"):
+            by_metric = rows.set_index("metric")
+            cells = [
+                figure(by_metric.loc[m], 1 if m == "exposure" else 2) if m in by_metric.index else "–"
+                for m in METRICS
+            ]
+            unasked = max(by_metric.loc[m, "value"] for m in ("from own letters", "by repetition"))
+            yield (
+                f"| {t} | {count or 'never'} | {int(rows['n'].iloc[0])} | "
+                + " | ".join(cells)
+                + f" | {unasked:.2f} |"
+            )
+
+
+def utility(runs: list[RunDirectory]) -> str:
+    """Return perplexity on fresh patients' letters: before training, at its best round, at the last one."""
+    losses = []
+    for run in runs:
+        rounds = run.table("rounds")
+        losses.append(rounds[rounds["party"] == "all"].sort_values("round")["loss"].to_numpy())
+    means = np.exp(np.mean(losses, axis=0))
+    return f"{means[0]:.2f} | {means.min():.2f} (round {means.argmin()}) | {means[-1]:.2f}"
+
+
+def membership(runs: list[RunDirectory]) -> Iterator[str]:
+    tables = [run.table("leakage") for run in runs]
+    first = tables[0]
+    chosen = first[
+        (first["metric"] == "auc") & (first["party"] == "all") & (first["observer"] == "participant")
+    ]
+    for attack in chosen["attack"]:
+        rows = [
+            t[(t["metric"] == "auc") & (t["party"] == "all") & (t["attack"] == attack)].iloc[0]
+            for t in tables
+        ]
+        yield f"| `{attack}` | " + ", ".join(figure(row, 3) for row in rows) + " |"
+
+
+def page(names: list[str], folder: Path, seeds: int) -> Iterator[str]:
+    runs = {name: [finished(name, s, folder) for s in range(min(seeds, CASES[name].seeds))] for name in names}
+    yield from (
+        "# Letters: what a small language model memorises",
+        "",
+        "    python experiments/studies/letters.py",
+        "",
+    )
+    yield (
+        "Four clinics, made in code; canary patients of the three victims, whose letters repeat a ten-digit "
+        "number 1, 2, 4 or 8 times, and others of whom nothing was trained on. The adversary is a clinic "
+        "that knows what stands before the number. Exposure: median bits, at most 29.9. Intervals are 95 %; "
+        "secrets of several seeds are taken together."
+    )
+    yield from (
+        "",
+        "## Utility beside it",
+        "",
+        "Perplexity a token, on letters of patients nobody trained on.",
+        "",
+    )
+    yield from ("| run | seeds | round 0 | best | last |", "|---|---|---|---|---|")
+    for name, these in runs.items():
+        yield f"| {name} | {len(these)} | {utility(these)} |"
+    head = (
+        "| round | letters | n | exposure | AUC against never there | extracted greedily | likely in 100 "
+        "draws | unasked |"
+    )
+    for name, these in runs.items():
+        yield from ("", f"## {name}", "", head, "|" + "---|" * 8)
+        yield from secrets_of(these, "all" if name == "plain" else "last")
+        yield from (
+            "",
+            "Membership of ordinary letters (AUC, a seed each):",
+            "",
+            "| attack | AUC |",
+            "|---|---|",
+        )
+        yield from membership(these)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/letters-study"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
+    parser.add_argument("--out", type=Path, default=EXPERIMENTS / "results" / "letters.md")
+    options = parser.parse_args()
+    text = "\n".join(page(options.only.split(","), options.runs, options.seeds)) + "\n"
+    options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
