@@ -279,13 +279,13 @@ def _summary(run: Run) -> list[list[str]]:
     from fedsim.terminal.run_tables import guarantee
 
     strongest = _strongest(run)
-    rounds = run.rounds if run._directory.has("rounds") else None
+    final = run._directory.final_rounds() if run._directory.has("rounds") else None
     rows = []
     for party in run.parties:
         label = f"{party} (adversary)" if party == run.adversary else party
         utility = ["", ""]
-        if rounds is not None:
-            last = rounds[(rounds["round"] == rounds["round"].max()) & (rounds["party"] == party)]
+        if final is not None:
+            last = final[final["party"] == party]
             utility = [guarantee(run._directory, party, last), f"{last['accuracy'].mean():.3f}"]
         rows.append([label, *utility, *strongest.get(party, ("", ""))])
     return rows

@@ -114,13 +114,20 @@ class Manifest(TypedDict, total=False):
     dp: dict[str, dict[str, Any]]
     central_dp: dict[str, Any]
     games: dict[str, GameEntry]
+    released: dict[str, int]
     versions: dict[str, str]
     machine: dict[str, Any]
 
 
 _MANIFEST = TypeAdapter(Manifest)
 
+ON_HELDOUT = ("loss", "accuracy", "auc", "brier", "n_heldout", "public_loss")
+"""Columns of ``rounds.parquet`` that are about a model on records that nobody trained on."""
+
 _DEALT = ("truth.parquet", "schema.json")
+
+PUBLIC_FOLDER = "public"
+"""Folder of the public records that the server looks at, where the federation stops early by them."""
 
 INITIAL = "initial.safetensors"
 """w_0 where it was trained on public records; each game begins with it."""
@@ -291,6 +298,30 @@ class RunDirectory:
         """Return the number of the last global model kept, -1 where there is none."""
         files_of_rounds = self.model_path(game, 0).parent.glob("round-*.safetensors")
         return max((int(path.stem.removeprefix("round-")) for path in files_of_rounds), default=-1)
+
+    def released_round(self, game: int) -> int:
+        """Return the round whose model is the game's result: the best one where `patience` is set.
+
+        Else, and in a game that is not finished, the last.
+        """
+        return self.manifest.get("released", {}).get(str(game), self.last_round(game))
+
+    def final_rounds(self) -> pd.DataFrame:
+        """Return what ``rounds.parquet`` says of each game's result, by game and party.
+
+        Utility (`ON_HELDOUT`) is that of the released model; all else, ε above all, is of all rounds.
+        """
+        rounds = self.table("rounds").sort_values("round", kind="stable")
+        last = rounds.groupby(["game", "party"], as_index=False).last()
+        released = self.manifest.get("released", {})
+        if not released:
+            return last
+        columns = [name for name in ON_HELDOUT if name in rounds]
+        wanted = rounds["game"].map(lambda game: released.get(str(game), -1))
+        best = rounds[rounds["round"] == wanted].set_index(["game", "party"])[columns]
+        last = last.set_index(["game", "party"])
+        last.loc[best.index, columns] = best
+        return last.reset_index()
 
     # ------------------------------------------------------------- checkpoints
     def _checkpoint_path(self, game: int) -> Path:

@@ -329,7 +329,7 @@ def _party(
     whole = float(rows["party_epsilon"].max()) if central is not None and len(rows) else None
     trained = rows[rows["round"] > 0] if len(rows) else rows
     counts = trained["status"].value_counts().to_dict() if len(rows) else {}
-    refused, final = "refused" in counts, _final(rows)
+    refused, final = "refused" in counts, _final(_of_party(run, name))
     plan = (run.manifest.get("dp") or {}).get(name)
     return Party(
         name, records, adversary, epsilon, delta, refused, *final, leak,
@@ -337,22 +337,22 @@ def _party(
     )  # fmt: skip
 
 
-def _final(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Return accuracy, AUC and loss after each game's last round, mean over games."""
-    if rows.empty:
+def _of_party(run: RunDirectory, name: str) -> pd.DataFrame:
+    last = run.final_rounds() if run.has("rounds") else pd.DataFrame({"party": []})
+    return last[last["party"] == name]
+
+
+def _final(last: pd.DataFrame) -> tuple[float, float, float]:
+    """Return accuracy, AUC and loss of a party's rows of `RunDirectory.final_rounds`, mean over games."""
+    if last.empty:
         return math.nan, math.nan, math.nan
-    last = rows.sort_values("round", kind="stable").groupby("game").last()
     accuracy, auc, loss = (float(last[name].mean()) for name in ("accuracy", "auc", "loss"))
     return accuracy, auc, loss
 
 
 def overall_utility(findings: Findings) -> tuple[float, float, float]:
     """Return accuracy, AUC and loss of the final model over all parties, mean over games."""
-    rounds = findings.rounds
-    if rounds.empty:
-        return math.nan, math.nan, math.nan
-    last = rounds[rounds["party"] == "all"].sort_values("round").iloc[-1]
-    return float(last["accuracy"]), float(last["auc"]), float(last["loss"])
+    return _final(_of_party(findings.run, "all"))
 
 
 def _mean_over_games(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from fedsim.core.data import text
 from fedsim.core.data.layout import LAYOUT
 from fedsim.core.errors import InputError
 from fedsim.core.imports import is_reference, source_file
-from fedsim.core.run_directory import INITIAL, RunDirectory
+from fedsim.core.run_directory import INITIAL, PUBLIC_FOLDER, RunDirectory
 from fedsim.core.scenario.reading import FOREIGN
 from fedsim.core.scenario.settings import Scenario
 from fedsim.evaluation.secrets import SECRETS
@@ -49,7 +49,7 @@ def note_prepared(run: RunDirectory) -> None:
     """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
     candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
     names = ("truth.parquet", "schema.json", LAYOUT, SECRETS, text.FILE, INITIAL, FOREIGN)
-    note(run, "scenario.toml", *names, "parties", "release", *candidates)
+    note(run, "scenario.toml", *names, "parties", "release", PUBLIC_FOLDER, *candidates)
     code = {str(path): _digest(path) for path in own_modules(run.scenario)}
     files.write_json(run.path / DIGESTS, _known(run) | code)
 

@@ -22,7 +22,7 @@ from fedsim.core.data.store import AUXILIARY, TARGETS, PartyInfo, write_party, w
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import write_arrays
 from fedsim.core.models import shapes
-from fedsim.core.run_directory import INITIAL, RunDirectory
+from fedsim.core.run_directory import INITIAL, PUBLIC_FOLDER, RunDirectory
 from fedsim.core.scenario.settings import STRATEGIES, DataSettings, Scenario
 from fedsim.core.scenario.training import ModelSettings
 from fedsim.evaluation import secrets, truth
@@ -32,9 +32,11 @@ from fedsim.runs.checks.adversary import check_observers, protection_notices
 from fedsim.runs.checks.parties import (
     check_defences,
     check_model,
+    check_patience,
     check_private_training,
     defence_notices,
     delta_notices,
+    patience_notices,
 )
 from fedsim.runs.checks.release import check_release, release_notices
 from fedsim.runs.observers import observers_of
@@ -125,13 +127,14 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     check_model(scenario, encoded)
     check_private_training(scenario, encoded, rows)
     check_defences(scenario, encoded, rows)
+    check_patience(scenario, encoded, rows)
     check_release(scenario, list(rows), encoded.public)
     notices = (
         *delta_notices(scenario, rows),
         *defence_notices(scenario, list(rows)),
         *protection_notices(scenario),
     )
-    notices = *notices, *release_notices(scenario)
+    notices = *notices, *patience_notices(scenario, rows), *release_notices(scenario)
     encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *notices))
     natural = scenario.parties.partition == "natural" or (
         scenario.parties.partition == "auto" and encoded.party is not None
@@ -218,6 +221,9 @@ def write_games(run: RunDirectory, prepared: Prepared, games: Sequence[truth.Gam
         layout.write_layout(run.path, layout.of(encoded))
     if scenario.release.kind == "student" and encoded.public is not None:
         write_public(run.path / "release", encoded.public)
+    if scenario.federation.patience is not None and scenario.federation.stop_on == "public":
+        assert encoded.public is not None  # `check` has seen to it
+        write_public(run.path / PUBLIC_FOLDER, encoded.public)
     run.update_manifest(
         adversary=prepared.adversary,
         record=SECTORS[scenario.parties.sector].record,

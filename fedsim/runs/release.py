@@ -52,7 +52,7 @@ def make(run: RunDirectory, game: int) -> None:
 
 def _members(run: RunDirectory, game: int) -> list[nn.Module]:
     if run.scenario.release.of == "federation":
-        last = run.last_round(game)
+        last = run.released_round(game)
         rounds = range(last - run.scenario.release.members + 1, last + 1)
         return [_global(run, game, t) for t in rounds]
     parties = [read_party(folder)[0] for folder in _folders(run, game)]

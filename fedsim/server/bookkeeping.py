@@ -12,9 +12,13 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 
 from clients import messages
 from fedsim.core.run_directory import RunDirectory
+from fedsim.server import stopping
 from fedsim.server.central_dp import party_epsilon
 from fedsim.server.federation import Federation, log, send
 from fedsim.server.replies import Outcome
+
+METRICS = ("loss", "accuracy", "auc", "brier")
+"""What parties measure of a global model on their held-out records."""
 
 
 def earlier_games(run: RunDirectory, game: int) -> pd.DataFrame | None:
@@ -98,10 +102,13 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
             log.warning("%s: evaluation failed: %s", name, reply.error.reason)
             continue
         metrics = messages.numbers(reply.content.metric_records["metrics"])
-        row.update({key: metrics[key] for key in ("loss", "accuracy", "auc")})
+        row.update({key: metrics[key] for key in METRICS})
         row["n_heldout"] = metrics["num-examples"]
         measured.append(metrics)
-    federation.rows.append(_overall(federation, round, measured))
+    overall = _overall(federation, round, measured)
+    if stopping.looks_at_public(federation):
+        overall["public_loss"] = stopping.public_loss(federation, weights)
+    federation.rows.append(overall)
     table = pd.DataFrame(federation.rows)
     if federation.earlier_games is not None:
         table = pd.concat([federation.earlier_games, table], ignore_index=True)
@@ -118,7 +125,7 @@ def _overall(federation: Federation, round: int, measured: list[dict[str, float]
         "n_heldout": sum(metrics["num-examples"] for metrics in measured),
         "seconds": time.perf_counter() - federation.round_started,
     }
-    for key in ("loss", "accuracy", "auc"):
+    for key in METRICS:
         known = [metrics for metrics in measured if math.isfinite(metrics[key])]
         weights = [metrics["num-examples"] for metrics in known]
         values = [metrics[key] for metrics in known]

@@ -23,7 +23,7 @@ from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
 from fedsim.core.run_directory import Checkpoint, RunDirectory, not_run_table, scores_table
 from fedsim.core.scenario.settings import Scenario
-from fedsim.server import central_dp, strategy
+from fedsim.server import central_dp, stopping, strategy
 from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
 from fedsim.server.federation import Federation, KeepsStates, log, ordered, send
 from fedsim.server.replies import flaw_of, sort_out, too_few, update_shapes
@@ -48,6 +48,9 @@ def federate(grid: Grid, run: RunDirectory, game: int) -> None:
     federation = _introduce(grid, run, game)
     weights, start = _initialise(federation)
     for round in range(start, federation.scenario.federation.rounds + 1):
+        if stopping.is_over(federation):
+            log.info("round %d: federation.patience is used up; training ends here", round - 1)
+            break
         federation.round_started = time.perf_counter()
         if round:
             trained = _train(federation, weights, round)
@@ -57,6 +60,7 @@ def federate(grid: Grid, run: RunDirectory, game: int) -> None:
         run.write_model(game, round, messages.to_numpy(weights))
         evaluate_everywhere(federation, weights, round)
         _checkpoint(federation, round)
+    stopping.note_released(federation)
     _collect_findings(federation)
 
 

@@ -75,7 +75,7 @@ def load(run: RunDirectory, game: int = 0) -> Release:
         InputError: the run is unfinished, was made by an earlier fedsim, or a file is corrupt.
     """
     last = run.last_round(game)
-    if last < run.scenario.federation.rounds:
+    if last < run.scenario.federation.rounds and str(game) not in run.manifest.get("games", {}):
         raise InputError(
             f"{run.path}: game {game} has no final model (round {max(last, 0)} of "
             f"{run.scenario.federation.rounds}); finish it with `fedsim run {run.path} --resume`"
@@ -94,7 +94,10 @@ def model_card(run: RunDirectory, game: int = 0) -> dict[str, Any]:
     rounds = rounds[rounds["game"] == game]
     model = scenario.model.name
     about = released.folder_of(run, game) / "about.json"
-    accuracy = _final(rounds[rounds["party"] == "all"], "accuracy")
+    final = run.final_rounds()
+    final = final[final["game"] == game]
+    of_party = dict(zip(final["party"], final["accuracy"], strict=True))
+    accuracy = _known(of_party["all"])
     if scenario.release.kind != "final":
         accuracy = read_json(about)["accuracy"]
     return {
@@ -105,14 +108,16 @@ def model_card(run: RunDirectory, game: int = 0) -> dict[str, Any]:
         "model": "custom" if ":" in model else model,
         "rounds": int(rounds["round"].max()),
         "accuracy": accuracy,
-        "parties": [_party(run, rounds, name) for name in manifest["parties"]],
+        "parties": [
+            _party(run, rounds, name) | {"accuracy": _known(of_party[name])} for name in manifest["parties"]
+        ],
         "created": manifest["created"],
         "fedsim": manifest["versions"]["fedsim"],
     }
 
 
 def _party(run: RunDirectory, rounds: pd.DataFrame, name: str) -> dict[str, Any]:
-    """Return a party's guarantee, over all rounds, and its accuracy on held-out records.
+    """Return a party's guarantee, over all rounds.
 
     party_epsilon: what central DP spent on the party as a whole
     """
@@ -124,10 +129,8 @@ def _party(run: RunDirectory, rounds: pd.DataFrame, name: str) -> dict[str, Any]
         "epsilon": epsilon if math.isfinite(epsilon) else None,
         "delta": None if dp is None else dp.delta,
         "party_epsilon": whole if math.isfinite(whole) else None,
-        "accuracy": _final(own, "accuracy"),
     }
 
 
-def _final(rows: pd.DataFrame, column: str) -> float | None:
-    known = rows.sort_values("round")[column].dropna()
-    return float(known.iloc[-1]) if len(known) else None
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

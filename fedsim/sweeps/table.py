@@ -15,7 +15,7 @@ from fedsim.core.scenario.adversary import attack_key
 from fedsim.sweeps.file import FIXED, Values
 from fedsim.sweeps.points import Point
 
-UTILITY = ("accuracy", "auc", "loss")
+UTILITY = ("accuracy", "auc", "loss", "brier")
 
 LEAKAGE = ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")
 """Metrics of leakage that `compact` keeps."""
@@ -88,23 +88,17 @@ def findings(run: RunDirectory) -> pd.DataFrame:
     )
 
 
-def final_rounds(run: RunDirectory) -> pd.DataFrame:
-    """Return the rows of ``rounds.parquet`` that are about the final models, by game and party."""
-    rounds = run.table("rounds").sort_values("round", kind="stable")
-    return rounds.groupby(["game", "party"], as_index=False).last()
-
-
 def _utility(run: RunDirectory) -> pd.DataFrame:
-    last = final_rounds(run)
+    last = run.final_rounds()
     rows: list[Values] = []
     for party in ["all", *run.manifest["parties"]]:
         of_party = last[last["party"] == party]
-        for metric in UTILITY:
+        for metric in [metric for metric in UTILITY if metric in last]:  # an earlier run has no brier
             common = {"kind": "utility", "party": party, "metric": metric, "n_members": 0}
             for game, value, n in zip(of_party["game"], of_party[metric], of_party["n_heldout"], strict=True):
                 rows.append({**common, "game": str(game), "value": value, "n_nonmembers": int(n)})
             value, low, high = mean_over_games(
-                of_party[metric].tolist(), math.inf if metric == "loss" else 1.0
+                of_party[metric].tolist(), {"loss": math.inf, "brier": 2.0}.get(metric, 1.0)
             )
             interval = {"value": value, "low": low, "high": high}
             rows.append(
@@ -128,7 +122,7 @@ def mean_over_games(values: Sequence[float], most: float = 1.0) -> tuple[float, 
 
 
 def _guarantees(run: RunDirectory) -> pd.DataFrame:
-    last = final_rounds(run)
+    last = run.final_rounds()
     spent = {str(party): float(rows["epsilon"].max()) for party, rows in last.groupby("party")}
     parties = list(run.manifest["parties"])
     private = {name: settings for name in parties if (settings := run.scenario.dp_of(name))}

@@ -83,8 +83,7 @@ def _more(run: RunDirectory, console: Console, leakage: pd.DataFrame, everything
 
 def _parties(run: RunDirectory, leaks: dict[str, Leak]) -> Table:
     """Return a row per party: guarantee, the strongest attack on its records, the final model."""
-    rounds = run.table("rounds")
-    last = rounds.sort_values("round", kind="stable").groupby(["game", "party"], as_index=False).last()
+    last = run.final_rounds()
     table = new_table(
         "Party by party: guarantee, AUC of the strongest attack, final model on held-out records"
     )

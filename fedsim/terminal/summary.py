@@ -54,8 +54,7 @@ def accused(run: RunDirectory, leak: Leak, record: str, prior: float = PRIORS[0]
 
 def guarantees(run: RunDirectory) -> str:
     """Say what DP-SGD guarantees, and what the final model is worth."""
-    rounds = run.table("rounds").sort_values("round", kind="stable")
-    last = rounds.groupby(["game", "party"], as_index=False).last()
+    last = run.final_rounds()
     private = last[(last["party"] != "all") & last["epsilon"].map(math.isfinite)]
     parties = last[last["party"] != "all"]["party"].nunique()
     accuracy = last[last["party"] == "all"]["accuracy"].mean()
@@ -112,8 +111,7 @@ def document(run: RunDirectory) -> dict[str, Any]:
         "adversary": run.manifest.get("adversary"),
     }
     if run.has("rounds"):
-        rounds = run.table("rounds").sort_values("round", kind="stable")
-        shown["final"] = rounds.groupby(["game", "party"], as_index=False).last()
+        shown["final"] = run.final_rounds()
     if not run.has("leakage"):
         return shown | {"verdict": None, "progress": progress(run)}
     leaks = strongest(run)

@@ -110,7 +110,7 @@ def load(run: RunDirectory, game: int = 0) -> Released:
     folder, settings = folder_of(run, game), run.scenario.release
     paths = sorted(folder.glob("member-*.safetensors"))
     if settings.kind == "final":
-        paths = [run.model_path(game, run.last_round(game))]
+        paths = [run.model_path(game, run.released_round(game))]
     if not paths:
         raise InputError(f"{folder} holds no model; finish the run with `fedsim run {run.path} --resume`")
     return Released([_member(run, path) for path in paths], folder, settings.votes)

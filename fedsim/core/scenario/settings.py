@@ -206,6 +206,15 @@ class FederationSettings(Settings):
     min_parties: Annotated[int, Field(ge=1)] = Field(
         1, description="a round with fewer usable replies ends the run"
     )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="early stopping: rounds without a lower loss on `stop_on`, before training ends; the "
+        "model of the lowest is released. Default: all rounds are made",
+    )
+    stop_on: Literal["held-out", "public"] = Field(
+        "held-out",
+        description="records that `patience` looks at: the parties' held-out ones, or public ones",
+    )
     timeout: Positive = Field(3600.0, description="seconds to wait for a party's reply")
     central_dp: CentralDPSettings | None = Field(
         None, description="Flower's central DP around the strategy; default: none"

@@ -21,24 +21,36 @@ def tensors(records: Records, device: str = "cpu") -> tuple[Tensor, Tensor]:
 
 
 def evaluate(module: nn.Module, records: Records, *, device: str = "cpu") -> dict[str, float]:
-    """Return accuracy, loss (mean cross-entropy, nats), auc and n of ``module`` on ``records``.
+    """Return accuracy, loss (mean cross-entropy, nats), auc, brier and n of ``module`` on ``records``.
 
     auc: area under the ROC curve; for more than two classes the mean of the one-against-the-rest areas.
-    NaN where a class is absent. All but n are NaN on no records. Of a language model accuracy is the share of
-    tokens that it finds the likeliest, and exp of the loss its perplexity.
+    NaN where a class is absent. brier: see there. All but n are NaN on no records. Of a language model
+    accuracy is the share of tokens that it finds the likeliest, and exp of the loss its perplexity.
     """
     if len(records) == 0:
-        return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "n": 0}
+        return {"accuracy": math.nan, "loss": math.nan, "auc": math.nan, "brier": math.nan, "n": 0}
     scores = logits(module, records, device=device)
     right = (scores.argmax(1) == records.labels).mean()
     if isinstance(module, LanguageModel):
         right = token_accuracy(module, tensors(records, device)[0])
+    probabilities = np.exp(log_probabilities(scores))
     return {
         "accuracy": float(right),
         "loss": mean_loss(scores, records.labels),
-        "auc": auc(np.exp(log_probabilities(scores)), records.labels),
+        "auc": auc(probabilities, records.labels),
+        "brier": brier(probabilities, records.labels),
         "n": len(records),
     }
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of Σ_c (p_c − 1[label = c])², in [0, 2] (Brier 1950): low where p is right and sure.
+
+    probabilities: (n, k) float64; labels: (n,). It falls with accuracy and with calibration alike, and its
+    mean over parties, weighted by records, is that of all records together, which ECE's is not.
+    """
+    hit = np.arange(probabilities.shape[1]) == labels[:, None]
+    return float(((probabilities - hit) ** 2).sum(1).mean())
 
 
 def mean_loss(scores: np.ndarray, labels: np.ndarray) -> float:

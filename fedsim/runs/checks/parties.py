@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -78,6 +78,47 @@ def check_defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.n
         problem = "" if settings is None else _defence_problem(settings, scenario, name, encoded)
         if problem:
             raise InputError(f"defences.{name if name in scenario.defences else 'all'}.{problem}")
+
+
+def check_patience(scenario: Scenario, encoded: Encoded, names: Iterable[str]) -> None:
+    """Check that the federation may stop early by the records that it names.
+
+    Raises:
+        InputError: it looks at held-out records of a party under DP-SGD, or there are no public ones.
+    """
+    federation = scenario.federation
+    if federation.patience is None:
+        return
+    private = [name for name in names if scenario.dp_of(name) is not None]
+    if federation.stop_on == "held-out" and (private or federation.central_dp is not None):
+        switch = f"dp.{private[0]}" if private else "federation.central_dp"
+        raise InputError(
+            f"federation.stop_on = 'held-out': when the federation stops tells of records that {switch} does "
+            "not cover; use 'public'"
+        )
+    if federation.stop_on == "public" and encoded.public is None:
+        raise InputError(
+            "federation.stop_on = 'public': there are no public records with a label; name a table that has "
+            "the column of the label in data.public"
+        )
+
+
+def patience_notices(scenario: Scenario, names: Iterable[str]) -> list[str]:
+    """Return what a person should know of a federation that may stop early."""
+    federation, sentences = scenario.federation, []
+    if federation.patience is not None and federation.stop_on == "held-out":
+        sentences.append(
+            "Held-out records choose the round whose model is released (federation.patience): its accuracy "
+            "and loss on them err to the good side, and they are not quite the non-members that they are "
+            "taken for"
+        )
+    private = [name for name in names if scenario.dp_of(name) is not None]
+    if federation.patience is not None and private:
+        sentences.append(
+            f"ε of {', '.join(private)} counts the rounds made before federation.patience was used up; since "
+            "noisy models decided how many, what strictly holds is the plan's ε"
+        )
+    return sentences
 
 
 def _defence_problem(settings: DefenceSettings, scenario: Scenario, party: str, encoded: Encoded) -> str:
