@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedsim.core import rng
 from fedsim.core.data import catalogue, text
 from fedsim.core.data.sets.letters import REPEATS, check_digit
+from fedsim.core.data.sets.shakespeare import SHAKESPEARE
 from fedsim.core.data.text import BEGIN, Vocabulary, learn
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import DataSettings
@@ -154,3 +155,25 @@ def test_clinic_letters_are_always_the_same_and_their_secrets_what_they_say() ->
     public = table.frame[is_public]
     assert not set(public["text"]) & set(table.frame["text"][~is_public])
     assert Vocabulary(learn(public["text"].tolist(), 50).document).size > 50
+
+
+def test_speeches_are_their_speakers_and_anyone_elses_are_public(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    speech = "ROMEO:\nBut soft, what light\nthrough yonder window breaks?"
+    path.write_text(
+        f"{speech}\n\n{speech}\n\nNurse:\nAnon, good nurse, anon!\n\nROMEO:\nAy me.\n", encoding="utf-8"
+    )
+    frame = SHAKESPEARE.load([path])
+    assert frame["text"].tolist() == [
+        "But soft, what light through yonder window breaks?",
+        "Anon, good nurse, anon!",
+    ]  # said twice, it is one speech; three words are none
+    assert frame["public"].tolist() == [False, True]
+    assert frame["speaker"].isna().tolist() == [False, True]
+
+
+def test_tiny_shakespeare_is_what_it_says(data_dir: Path) -> None:
+    if not (data_dir / "shakespeare" / "input.txt").exists():
+        pytest.skip("tiny Shakespeare is not among the local data sets")
+    table = catalogue.load("shakespeare", data_dir)
+    assert table.frame["speaker"].nunique() == 6

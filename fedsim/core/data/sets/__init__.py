@@ -11,6 +11,7 @@ from fedsim.core.data.sets.health import BREAST_CANCER, DIABETES_130, HEART, PRO
 from fedsim.core.data.sets.images import DIGITS, MNIST
 from fedsim.core.data.sets.letters import CLINIC_LETTERS
 from fedsim.core.data.sets.people import ADULT, LOCATION
+from fedsim.core.data.sets.shakespeare import SHAKESPEARE
 from fedsim.core.data.sources import DataSet
 
 SETS: dict[str, DataSet] = {
@@ -28,5 +29,6 @@ SETS: dict[str, DataSet] = {
         LOCATION,
         MNIST,
         CLINIC_LETTERS,
+        SHAKESPEARE,
     )
 }
