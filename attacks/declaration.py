@@ -69,6 +69,7 @@ class Attack:
     active: what the adversary must have done in the federation; '' where it need only have watched
     isolates: whether it needs the parties' answers apart, which secure aggregation hides
     simulates: whether it simulates rounds of single parties by itself, without shadows
+    by_round: whether it is asked of every round's model as well, which takes an attack that reads one model
     reads: the records that it can score: of a table, letters ('text'), or any
     origin: 'module:callable' where a scenario named it so
     """
@@ -88,6 +89,7 @@ class Attack:
     isolates: bool = False
     simulates: bool = False
     reads: Reads = "table"
+    by_round: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -138,6 +140,7 @@ def attack(
     isolates: bool = False,
     simulates: bool = False,
     reads: Reads = "table",
+    by_round: bool = False,
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -150,7 +153,7 @@ def attack(
     def declare(function: Function) -> Function:
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
-            threshold, active, isolates, simulates, reads,
+            threshold, active, isolates, simulates, reads, by_round,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from attacks import by_round
 from attacks.calibration import calibrate
 from attacks.declaration import Attack, Kind
 from attacks.matrix import rehearsal
@@ -76,11 +77,13 @@ class Results:
     """What an observer's attacks found, by name.
 
     sources: (n, V) float64, how much each of the V victims is believed to hold each candidate
+    by_round: attack → round t → (n,) float64 scores from w_t alone, of those that are asked of every round
     not_run: attack → why it could not be run, in one sentence
     """
 
     findings: dict[str, Finding] = field(default_factory=dict)
     sources: dict[str, np.ndarray] = field(default_factory=dict)
+    by_round: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
 
@@ -103,12 +106,29 @@ def run(observer: Observer, sight: Sight, attacks: Sequence[Attack], task: Task)
             else:
                 purpose = _purpose(observer, attack)
                 results.findings[attack.name] = _FIND[attack.kind](attack, purpose, sight, task, memo)
+                if attack.by_round and isinstance(sight, ParticipantView):
+                    results.by_round[attack.name] = _by_round(attack, purpose, sight, task, memo)
         except Exception as error:
             reason = str(error) if isinstance(error, FedsimError) else short(error)
             log.warning("%s: attack '%s' is left out: %s", observer, attack.name, reason)
             log.debug("attack '%s'", attack.name, exc_info=error)
             results.not_run[attack.name] = reason
     return results
+
+
+def _by_round(
+    attack: Attack, purpose: str, view: ParticipantView, task: Task, memo: _Memo
+) -> dict[int, np.ndarray]:
+    """Return round → scores from that round's model, (n,) float64."""
+    candidates, stream = task.candidates, task.stream(f"{purpose}/by round")
+    n, found = len(candidates), {}
+    if attack.kind == "matrix":
+        for t, matrix in by_round.matrices(_matrix(attack, view, task, memo)):
+            found[t] = _filled(_scores(attack, len(matrix.labels), matrix, stream)[:n])
+    else:
+        for t, seen in by_round.views(view):
+            found[t] = _filled(_scores(attack, n, seen, candidates, stream))
+    return found
 
 
 def _purpose(observer: Observer, attack: Attack) -> str:

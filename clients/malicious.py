@@ -177,6 +177,13 @@ def attack(party: Party, message: Message) -> RecordDict:
             "scores": messages.to_arrays(scores),
             "thresholds": messages.metrics(thresholds),
             "not-run": ConfigRecord(dict(results.not_run)),
+            "by-round": messages.to_arrays(
+                {
+                    f"{t} {name}": scores
+                    for name, found in results.by_round.items()
+                    for t, scores in found.items()
+                }
+            ),
         }
     )
 

@@ -100,6 +100,7 @@ def blocks(records: int, numbers: int) -> Iterator[slice]:
     source="Carlini et al. 2022",
     compares_with=("whole",),
     inside=True,
+    by_round=True,
 )
 def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     """Return log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) at w_T, (n,) float64 (Algorithm 1 of the paper).

@@ -18,7 +18,7 @@ def gap(view: ParticipantView, candidates: Records, rng: np.random.Generator) ->
     return outputs.correct(view.logits(view.final_round, candidates), candidates.labels)
 
 
-@attack("loss", sees=FINAL_MODEL, assumes=FITTED, source="Yeom et al. 2018", reads="any")
+@attack("loss", sees=FINAL_MODEL, assumes=FITTED, source="Yeom et al. 2018", reads="any", by_round=True)
 def loss(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return −ℓ(w_T; z), (n,) float64: members were fitted (Yeom et al. 2018)."""
     return -outputs.loss(view.logits(view.final_round, candidates), candidates.labels)

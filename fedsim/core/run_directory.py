@@ -20,6 +20,9 @@
       strongest.parquet  party, observer, attack, attacks, value, low, high, n_members, n_nonmembers: the
       attack
                          with the largest AUC, with an interval that allows for having chosen it
+      scores_by_round.parquet  game, observer, attack, round, candidate, score: attacks on each round's model
+      leakage_by_round.parquet  observer, attack, round, game, metric (auc, tpr_at_fpr_0.01), value, low,
+                         high, n_members, n_nonmembers, note: these joined with the truth, over all parties
       source_scores.parquet  game, observer, attack, candidate, party, score: which party is it a member of?
       sources.parquet    observer, attack, game, metric, value, low, high, n
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
@@ -413,6 +416,25 @@ def scores_table(
         for name, values in scores.items()
     ]
     columns = ["observer", "attack", "candidate", "score", "threshold"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def by_round_table(observer: Observer, found: Mapping[str, Mapping[int, np.ndarray]]) -> pd.DataFrame:
+    """Return what attacks found in each round's model: observer, attack, round, candidate, score."""
+    parts = [
+        pd.DataFrame(
+            {
+                "observer": observer,
+                "attack": name,
+                "round": t,
+                "candidate": np.arange(len(values)),
+                "score": values,
+            }
+        )
+        for name, rounds in found.items()
+        for t, values in rounds.items()
+    ]
+    columns = ["observer", "attack", "round", "candidate", "score"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 

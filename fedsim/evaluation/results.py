@@ -7,6 +7,7 @@ import pandas as pd
 from fedsim.core import rng
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import comparison
+from fedsim.evaluation.by_round import evaluate_by_round
 from fedsim.evaluation.leakage import evaluate, joined
 from fedsim.evaluation.sources import evaluate as evaluate_sources
 from fedsim.evaluation.truth import read_truth
@@ -49,6 +50,15 @@ def strongest(run: RunDirectory) -> pd.DataFrame:
         table = comparison.strongest(rows, stream)
         parts.append(table.iloc[:1] if observer != "participant" else table)
     return pd.concat(parts, ignore_index=True)
+
+
+def leakage_by_round(run: RunDirectory) -> pd.DataFrame:
+    """Return leakage round by round: see `fedsim.evaluation.by_round.evaluate_by_round`.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return evaluate_by_round(run.table("scores_by_round"), read_truth(run.path))
 
 
 def sources(run: RunDirectory) -> pd.DataFrame:

@@ -22,6 +22,8 @@ def evaluate(run: RunDirectory) -> None:
     ``sources.parquet``."""
     run.write_table("leakage", results.leakage(run))
     run.write_table("strongest", results.strongest(run))
+    if run.has("scores_by_round"):
+        run.write_table("leakage_by_round", results.leakage_by_round(run))
     if run.has("source_scores"):
         run.write_table("sources", results.sources(run))
     integrity.note_tables(run)

@@ -26,7 +26,18 @@ from fedsim.evaluation.secrets import SECRETS
 
 DIGESTS = "digests.json"
 
-TABLES = ("rounds", "attacks", "not_run", "scores", "leakage", "strongest", "source_scores", "sources")
+TABLES = (
+    "rounds",
+    "attacks",
+    "not_run",
+    "scores",
+    "leakage",
+    "strongest",
+    "scores_by_round",
+    "leakage_by_round",
+    "source_scores",
+    "sources",
+)
 
 OBSERVED = ("models", "observations", "accomplices", "server_observations", "release")
 

@@ -22,7 +22,7 @@ from attacks.views.coalition import load_accomplice, unite
 from attacks.views.outsider import ReleasedModel
 from attacks.views.participant import ParticipantView
 from attacks.views.server import ServerView, load_server_view
-from fedsim.core.run_directory import RunDirectory, not_run_table, scores_table
+from fedsim.core.run_directory import RunDirectory, by_round_table, not_run_table, scores_table
 from fedsim.core.scenario.adversary import OBSERVERS, AdversarySettings, Observer
 
 _ORDER: tuple[Observer, ...] = ("participant", *(o for o in OBSERVERS if o != "participant"))
@@ -108,6 +108,7 @@ def mount(
     thresholds = {name: finding.threshold for name, finding in results.findings.items()}
     tables = {
         "scores": scores_table(observer, scores, thresholds),
+        "scores_by_round": by_round_table(observer, results.by_round),
         "source_scores": _source_table(run, observer, results.sources),
         "not_run": not_run_table(observer, results.not_run),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any, cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
@@ -21,7 +22,7 @@ from fedsim.core.errors import FedsimError
 from fedsim.core.imports import is_reference
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
-from fedsim.core.run_directory import Checkpoint, RunDirectory, not_run_table, scores_table
+from fedsim.core.run_directory import Checkpoint, RunDirectory, by_round_table, not_run_table, scores_table
 from fedsim.core.scenario.settings import Scenario
 from fedsim.server import central_dp, stopping, strategy
 from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
@@ -242,6 +243,20 @@ def _collect_findings(federation: Federation) -> None:
     scores = messages.to_numpy(content.array_records["scores"])
     thresholds = messages.numbers(content.metric_records["thresholds"])
     run.write_game("scores", game, scores_table("participant", scores, thresholds))
+    _keep_by_round(run, game, messages.to_numpy(content.array_records["by-round"]))
     reasons = {str(name): str(reason) for name, reason in content.config_records["not-run"].items()}
     if reasons:
         run.write_game("not_run", game, not_run_table("participant", reasons))
+
+
+def _keep_by_round(run: RunDirectory, game: int, scores: dict[str, np.ndarray]) -> None:
+    """Keep what attacks found in each round's model; scores: 'round attack' → (n,)."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for key, values in scores.items():
+        t, _, name = key.partition(" ")
+        found.setdefault(name, {})[int(t)] = values
+    if found:
+        table = by_round_table(
+            "participant", {name: dict(sorted(found[name].items())) for name in sorted(found)}
+        )
+        run.write_game("scores_by_round", game, table)

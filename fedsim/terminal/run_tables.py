@@ -18,6 +18,7 @@ from fedsim.evaluation.comparison import of_attacks
 from fedsim.report.verdicts import Leak
 from fedsim.terminal import summary
 from fedsim.terminal.formatting import METRICS, cell, new_table, number
+from fedsim.terminal.round_table import by_round
 
 _BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
 
@@ -73,6 +74,9 @@ def _more(run: RunDirectory, console: Console, leakage: pd.DataFrame, everything
     central = run.scenario.federation.central_dp
     if central is not None:
         console.print(_central(run, central), highlight=False)
+    rounds = by_round(run)
+    if rounds is not None:
+        console.print(rounds)
     if everything:
         console.print(_exposure(leakage))
     for part in _observers(run, leakage):

@@ -1,0 +1,42 @@
+"""How much an attack finds out from the model of each round."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fedsim.evaluation.leakage import KEY, joined, measure, over_games, samples_of
+
+METRICS = ("auc", "tpr_at_fpr_0.01")
+
+COLUMNS = [*KEY, "round", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers", "note"]
+
+
+def evaluate_by_round(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return leakage by round over all parties, one row per observer, attack, round, game and metric.
+
+    scores: game, observer, attack, round, candidate, score; truth: see `leakage.evaluate`.
+    game: the game's number as text, or 'all' for the mean over games, of those that came to the round.
+    metric: one of `METRICS`, with intervals and notes as in the leakage table.
+
+    Raises:
+        ValueError: a score is NaN, or a candidate has no truth.
+    """
+    rows: list[tuple] = []
+    for (observer, attack, t), of_round in scores.groupby([*KEY, "round"], sort=False):
+        part = of_round.drop(columns="round")
+        # No threshold is chosen: both metrics are properties of the score.
+        cut = part[["game", *KEY]].drop_duplicates().assign(threshold=0.0)
+        samples = samples_of(joined(part, cut, truth))
+        by_game = [measure(sample) for sample in samples]
+        games = zip(
+            [sample.game for sample in samples], by_game, [[sample] for sample in samples], strict=True
+        )
+        for game, estimates, of_game in [*games, ("all", over_games(samples, by_game), samples)]:
+            n = sum(len(sample.members) for sample in of_game)
+            m = sum(len(sample.nonmembers) for sample in of_game)
+            for metric in METRICS:
+                found = estimates[metric]
+                figures = (found.value, found.low, found.high, n, m, found.note)
+                rows.append((observer, attack, int(str(t)), game, metric, *figures))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values([*KEY, "round"], kind="stable", ignore_index=True)
