@@ -145,7 +145,12 @@ def over_rounds(values: np.ndarray) -> np.ndarray:
 
 
 @attack(
-    "loss", observers=("server",), sees=EVERY_UPDATE, assumes=FITTED, source="Nasr et al. 2019 (isolation)"
+    "loss",
+    observers=("server",),
+    sees=EVERY_UPDATE,
+    assumes=FITTED,
+    source="Nasr et al. 2019 (isolation)",
+    reads="any",
 )
 def isolated_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return φ of the party's own last answer, (n,) float64: the order of −ℓ (Nasr et al. 2019)."""
@@ -158,6 +163,7 @@ def isolated_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     sees=EVERY_UPDATE,
     assumes=FITTED,
     source="Zhu et al. 2025 (baseline)",
+    reads="any",
 )
 def isolated_loss_series(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of −ℓ(w^k_t; z), (n,) float64 (loss series of Zhu et al. 2025)."""
@@ -202,6 +208,7 @@ def fedmia(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     assumes=ALIKE_PARTIES,
     source="Zhu et al. 2025 (FedMIA-I)",
     isolates=True,
+    reads="any",
 )
 def fedmia_loss(seen: Measurements, rng: np.random.Generator) -> np.ndarray:
     """Return FedMIA-I, (n,) float64 in [0, 1]: `likelihood` of −ℓ, on the scale of φ (Zhu et al. 2025)."""

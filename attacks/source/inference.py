@@ -47,6 +47,7 @@ _HU = "Hu et al. 2021"
     assumes=FITTED,
     source=_HU,
     isolates=True,
+    reads="any",
 )
 def source_loss(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return −ℓ of each victim's last answer, as φ, (n, V) float64 (Hu et al. 2021, equation 9).
@@ -64,6 +65,7 @@ def source_loss(seen: Measurements, victims: np.ndarray, rng: np.random.Generato
     assumes=FITTED,
     source=_HU,
     isolates=True,
+    reads="any",
 )
 def source_loss_series(seen: Measurements, victims: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over rounds of −ℓ of each victim's answers, (n, V) float64."""

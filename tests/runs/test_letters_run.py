@@ -129,6 +129,14 @@ def test_dp_trains_letters_and_says_its_epsilon(tmp_path: Path) -> None:
     assert ((spent > 0) & (spent <= 8)).all()
 
 
+def test_a_server_tells_who_wrote_a_letter_and_whether_it_was_trained_on(tmp_path: Path) -> None:
+    adversary = {"attacks": ["loss"], "observers": ["participant", "server"], "knows_party": False}
+    run = _run(tmp_path, "server", adversary=adversary)
+    scores = run.table("scores")
+    assert {"loss", "loss-series", "fedmia-loss"} <= set(scores[scores["observer"] == "server"]["attack"])
+    assert {"source-loss", "source-loss-series"} <= set(run.table("source_scores")["attack"])
+
+
 def test_text_and_tables_are_not_mixed_up(tmp_path: Path, run: RunDirectory) -> None:
     with pytest.raises(InputError, match="reads a table, and the records are letters"):
         _run(tmp_path, "mlp", model={"name": "mlp"}, adversary={})
