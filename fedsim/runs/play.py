@@ -10,6 +10,7 @@ from pathlib import Path
 from attacks.shadows import cache
 from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
 from fedsim.runs import integrity, release
 from fedsim.runs.attack import evaluate, observe
@@ -20,7 +21,8 @@ ENGINES = ("inprocess", "ray")
 def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
     """Run every game that is not finished, then evaluate all of them.
 
-    workers: processes for the parties, and cores for the shadows; None: 1, and `suite.cores`.
+    workers: processes for the parties, and cores for the shadows; None: 1 (for a language model
+        `suite.cores`), and `suite.cores`.
 
     Raises:
         FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
@@ -40,12 +42,17 @@ def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
             continue
         integrity.verify_unfinished(run, game)
         started = time.monotonic()
-        _run_game(run, game, engine, workers or 1)
+        _run_game(run, game, engine, workers or _processes(run, laboratory))
         release.make(run, game)
         observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)
     evaluate(run)
     run.update_manifest(complete=True)
+
+
+def _processes(run: RunDirectory, laboratory: Laboratory) -> int:
+    """Return how many processes train the parties: one, unless the model is worth the start of more."""
+    return laboratory.workers if run.scenario.model.name in LANGUAGE else 1
 
 
 def _finished(run: RunDirectory, game: int) -> bool:
