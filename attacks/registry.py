@@ -53,6 +53,8 @@ FURTHER = (
     "attacks.reconstruction.gradient",
     "attacks.counts.members",
     "attacks.counts.groups",
+    "attacks.persons.subject",
+    "attacks.persons.ranges",
 )
 """Modules that declare attacks beyond membership, likewise."""
 
@@ -206,18 +208,20 @@ def applicable(
     observer: Observer = "participant",
     victims: int | None = None,
     text: bool = False,
+    by_person: bool = False,
 ) -> list[Attack]:
     """Return the attacks that ``names`` ask for and that can be run on such a federation.
 
     victims: parties that a candidate may be of, None where that is not known yet
     text: whether the records are letters
+    by_person: whether a party's DP-SGD clips what a person contributes
 
     Raises:
         InputError: a name is unknown, or the attack that it names cannot be run.
     """
     attacks = []
     for attack in select(names, observer, adversary.folder):
-        obstacle = _cannot_read(attack, text) or _obstacle(attack, adversary, federation, victims)
+        obstacle = _cannot_read(attack, text) or _obstacle(attack, adversary, federation, victims, by_person)
         if not obstacle:
             attacks.append(attack)
         elif any(_names(text, attack, observer) for text in names):
@@ -251,9 +255,11 @@ def attacks_of(
     if names is None and observer in ("outsider", "server") and not theirs:
         wanted.append(f"{observer}:{ALL}")
     text = scenario.model.name in LANGUAGE
-    attacks = applicable(wanted, settings, federation, observer, victims, text)
+    by_person = any(not isinstance(dp, str) and dp.unit == "person" for dp in scenario.dp.values())
+    asked = (settings, federation, observer, victims, text, by_person)
+    attacks = applicable(wanted, *asked)
     if names is None and any(attack.inside for attack in attacks):
-        extra = applicable([f"{observer}:{ALL}"], settings, federation, observer, victims, text)
+        extra = applicable([f"{observer}:{ALL}"], *asked)
         attacks += [a for a in extra if a.infers == "source" and a.shadows and a not in attacks]
     if names is None and observer == "participant" and not any(a.infers == "membership" for a in attacks):
         raise InputError(
@@ -269,7 +275,11 @@ def _cannot_read(attack: Attack, text: bool) -> str:
 
 
 def _obstacle(
-    attack: Attack, adversary: AdversarySettings, federation: FederationSettings, victims: int | None
+    attack: Attack,
+    adversary: AdversarySettings,
+    federation: FederationSettings,
+    victims: int | None,
+    by_person: bool,
 ) -> str:
     """Return why an attack cannot be run on such a federation, '' where it can."""
     follows = attack.shadows or attack.simulates
@@ -277,6 +287,8 @@ def _obstacle(
         return (
             "simulates the federation, which it cannot under federation.central_dp; take one without shadows"
         )
+    if follows and by_person:
+        return "simulates parties, which it cannot where dp.unit = 'person'; take one without shadows"
     if follows and federation.strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{federation.strategy}'"
     if attack.inside and adversary.auxiliary != "population":

@@ -10,12 +10,15 @@ import dataclasses
 import math
 from typing import Any, cast
 
+import numpy as np
 from flwr.app import ConfigRecord, Context
 
 from clients.party import Party
+from fedsim.core import rng
+from fedsim.core.data.records import Records
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan, would_exceed
-from fedsim.core.training import dp
+from fedsim.core.training import dp, persons
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.steps import LocalTraining
 
@@ -25,7 +28,7 @@ def plan_of(party: Party, context: Context) -> Plan | None:
     if party.dp is None:
         return None
     if "plan" not in context.state:
-        n, rounds = len(party.records.train), party.scenario.federation.rounds
+        n, rounds = _units(party), party.scenario.federation.rounds
         plan = make_plan(party.dp, party.training, n, rounds)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(plan))
         _enter(context, Ledger())
@@ -66,14 +69,41 @@ def train_privately(
         is the only number that leaves the party here; the training loss is a function of the private records
         and does not.
     """
-    report = dp.train_private(
-        party.module, party.records.train, local, plan, draws, clipping_norm=clipping_norm_of(context)
-    )
+    clipping_norm = clipping_norm_of(context)
+    if plan.unit == "person":
+        records, person = _bounded(party)
+        report = persons.train_by_person(
+            party.module, records, person, local, plan, draws, clipping_norm=clipping_norm
+        )
+    else:
+        report = dp.train_private(
+            party.module, party.records.train, local, plan, draws, clipping_norm=clipping_norm
+        )
     ledger = plan.spend(ledger_of(context), report.steps)
     _enter(context, ledger)
     if report.clipping_norm is not None:
         context.state["clipping"] = ConfigRecord({"norm": report.clipping_norm})
     return {"epsilon": ledger.epsilon(plan.delta, plan.accountant), "train-loss": math.nan}
+
+
+def _units(party: Party) -> int:
+    """Return the number of records, or of persons where these are the unit, that the party trains on."""
+    if party.dp is None or party.dp.unit == "record":
+        return len(party.records.train)
+    return len(np.unique(_owners(party)))
+
+
+def _owners(party: Party) -> np.ndarray:
+    assert party.records.train_person is not None  # checked before the run was prepared
+    return party.records.train_person
+
+
+def _bounded(party: Party) -> tuple[Records, np.ndarray]:
+    """Return the records that a party trains on by person, the same in every round, and whose they are."""
+    assert party.dp is not None
+    stream = rng.generator(party.scenario.seed, "records of a person", game=party.game, party=party.name)
+    rows = persons.bounded(_owners(party), party.dp.records_per_person, stream)
+    return party.records.train.take(rows), _owners(party)[rows]
 
 
 def _enter(context: Context, ledger: Ledger) -> None:

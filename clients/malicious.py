@@ -27,7 +27,7 @@ from clients.party import Party
 from fedsim.core import rng
 from fedsim.core.data import text
 from fedsim.core.data.records import Pool, Records
-from fedsim.core.data.store import AUXILIARY, TARGETS, PartyRecords, read_pool
+from fedsim.core.data.store import AUXILIARY, TARGETS, read_pool
 from fedsim.core.errors import FedsimError
 from fedsim.core.privacy.plan import Plan, make_plan
 
@@ -82,7 +82,7 @@ def _privacy(party: Party, partition: int) -> Plan | None:
     if settings is None:
         return None
     rounds = scenario.federation.rounds
-    plan = make_plan(settings, scenario.training_of(name), party.sizes[partition], rounds)
+    plan = make_plan(settings, scenario.training_of(name), party.units(partition), rounds)
     return dataclasses.replace(plan, budget=plan.epsilon)
 
 
@@ -104,10 +104,13 @@ def _with_poison(party: Party) -> Party:
     """Return the party as it trains: the poison counts among its records, in its public size as well."""
     if party.scenario.adversary.active != "poisoning":
         return party
-    train = Records.concatenate([party.records.train, _poison(party)])
+    poison, records = _poison(party), party.records
+    train, person = Records.concatenate([records.train, poison]), records.train_person
     sizes = tuple(len(train) if k == party.partition else n for k, n in enumerate(party.sizes))
-    records = PartyRecords(party.name, train, party.records.heldout)
-    return dataclasses.replace(party, records=records, sizes=sizes)
+    if person is not None:  # a mislabelled copy poses as a person of its own
+        person = np.concatenate([person, -1 - np.arange(len(poison))])
+    poisoned = dataclasses.replace(records, train=train, train_person=person)
+    return dataclasses.replace(party, records=poisoned, sizes=sizes)
 
 
 def _poison(party: Party) -> Records:

@@ -26,7 +26,8 @@ class Party:
     module is scratch space: its weights are replaced at the start of every message.
     folder is the party's own; observations is where the malicious party keeps what it sees, None for an
     honest one; shared is where an accomplice keeps what it shares with it. names and sizes (training
-    records) are those of all parties, which are public.
+    records) are those of all parties, which are public, and so are persons, the numbers of persons in
+    these records; empty where the table names none.
     """
 
     name: str
@@ -41,6 +42,13 @@ class Party:
     folder: Path
     observations: Path | None
     shared: Path | None = None
+    persons: tuple[int, ...] = ()
+
+    def units(self, partition: int) -> int:
+        """Return the number of records, or of persons, that a party's DP-SGD protects one by one."""
+        settings = self.scenario.dp_of(self.names[partition])
+        by_person = settings is not None and settings.unit == "person"
+        return self.persons[partition] if by_person else self.sizes[partition]
 
     @property
     def dp(self) -> DPSettings | None:
@@ -126,4 +134,5 @@ def _load(folder: Path, stamp: tuple[int, int], game: int, partition: int) -> Pa
         folder=folders[0],
         observations=run.observations(game) if info.malicious else None,
         shared=run.accomplice(game, partition, records.name) if info.accomplice else None,
+        persons=info.persons,
     )

@@ -135,6 +135,12 @@ def settings_for(
         party = next((name for name in others if scenario.dp_of(name)), others[0])
     if party not in prepared.rows:
         raise InputError(f"--party {party}: no such party{suggestion(party, prepared.rows)}")
+    settings_of_party = scenario.dp_of(party)
+    if settings_of_party is not None and settings_of_party.unit == "person":
+        raise InputError(
+            f"dp.{party}.unit = 'person': the audit's canaries are single records; audit with "
+            "unit = 'record', or ask `fedsim persons` what is found of whole persons"
+        )
     if vantage == "participant" and party == adversary:
         raise InputError(f"--party {party}: that is the participant who audits; choose one of {others}")
     return AuditSettings(

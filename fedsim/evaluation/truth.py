@@ -129,7 +129,10 @@ def _sides(
             f"{encoded.name}: party '{name}' has {len(train)} training and {len(heldout)} held-out "
             f"records{because}; each side needs {MIN_PER_SIDE}"
         )
-    return PartyRecords(name, encoded.records(train), encoded.records(heldout))
+    if encoded.person is None:
+        return PartyRecords(name, encoded.records(train), encoded.records(heldout))
+    units = units_of(encoded)[0].astype(np.int64)
+    return PartyRecords(name, encoded.records(train), encoded.records(heldout), units[train], units[heldout])
 
 
 def _keep_back(others: pd.DataFrame, settings: AdversarySettings, stream: np.random.Generator) -> np.ndarray:

@@ -182,6 +182,8 @@ def dp_in_words(settings: DPSettings) -> str:
     if settings.clipping == "adaptive":
         clipping += f" at first, then towards the {settings.clipping_quantile:g}-quantile"
     source = ", secure randomness" if settings.secure else ""
+    if settings.unit == "person":
+        source += ", for whole persons"
     return f"{target}, {clipping}{source}"
 
 
@@ -361,8 +363,9 @@ def outside(findings: Findings, record: str) -> list[str]:
         "Hyperparameters: learning rate, rounds, batch size, clipping norm and model are taken as chosen "
         "without looking at private records. Where they were tuned on them, that is not accounted for.",
         "Time and attendance: the seconds that a party took, and the rounds in which it refused or failed.",
-        f"Persons with several records: the unit of (ε, δ) is one record of one party. Whoever has k records "
-        f"there is guaranteed k·ε at best; a {record} known to several parties spends at each of them.",
+        "Persons with several records: the unit of (ε, δ) is one record of one party, unless dp.unit = "
+        "'person'. Whoever has k records there is guaranteed less (`fedsim persons` says how much); a "
+        f"{record} known to several parties spends at each of them.",
         "What a party does beside DP-SGD: early stopping on held-out records, where it is on, makes the "
         "model depend on them; and how strong any defence is set is a choice like other hyperparameters.",
     ]

@@ -261,8 +261,13 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
     run.write_candidates(number, game.candidates)
     settings = run.scenario.adversary
     sizes = {name: len(records.train) for name, records in game.parties.items()}
+    owners = {name: records.train_person for name, records in game.parties.items()}
+    persons = {name: len(np.unique(person)) for name, person in owners.items() if person is not None}
     if settings.active == "poisoning":  # what it tells the others counts its poison
-        sizes[prepared.adversary] += settings.poison_copies * len(game.candidates.first(settings.targets))
+        poison = settings.poison_copies * len(game.candidates.first(settings.targets))
+        sizes[prepared.adversary] += poison
+        if persons:
+            persons[prepared.adversary] += poison
     for partition, (name, records) in enumerate(game.parties.items()):
         info = PartyInfo(
             partition=partition,
@@ -272,6 +277,7 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
             classes=len(prepared.encoded.classes),
             names=tuple(game.parties),
             sizes=tuple(sizes.values()),
+            persons=tuple(persons.values()),
         )
         folder = run.party_folder(number, partition, name)
         write_party(folder, records, info)

@@ -12,7 +12,7 @@ import numpy as np
 from attacks.reconstruction.gradient import LocalSteps
 from fedsim.core import rng
 from fedsim.core.data.records import Records
-from fedsim.core.data.store import read_party
+from fedsim.core.data.store import PartyRecords, read_party
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.models.weights import weights_of
 from fedsim.core.privacy.plan import make_plan
@@ -74,12 +74,12 @@ def settings_of(batches: Sequence[int], epochs: Sequence[int], protections: Sequ
     ]
 
 
-def training_records(run: RunDirectory, game: int) -> dict[str, Records]:
-    """Return every party's training records by name: victims first, the adversary's last."""
+def training_records(run: RunDirectory, game: int) -> dict[str, PartyRecords]:
+    """Return every party's records by name: victims first, the adversary's last."""
     names, victims = list(run.manifest["parties"]), victims_of(run)
     order = sorted(range(len(names)), key=lambda k: (k not in victims, names[k] == run.manifest["adversary"]))
     folders = ((names[k], run.party_folder(game, k, names[k])) for k in order)
-    return {name: read_party(folder)[0].train for name, folder in folders}
+    return {name: read_party(folder)[0] for name, folder in folders}
 
 
 def default_settings(run: RunDirectory) -> list[Setting]:
@@ -93,19 +93,19 @@ def sent(
     run: RunDirectory,
     module: torch.nn.Module,
     setting: Setting,
-    trains: dict[str, Records],
+    parties: dict[str, PartyRecords],
     purpose: str,
     stream: np.random.Generator,
 ) -> tuple[Records, dict[str, np.ndarray], LocalSteps]:
     """Return one victim's batch, the update that is seen of it, and what is public of the training."""
-    names = list(trains)
+    names, trains = list(parties), {name: party.train for name, party in parties.items()}
     victim = names[int(stream.integers(len(victims_of(run))))]
     senders = {"secure sum": names, "participant": names[:-1]}.get(setting.protection, [victim])
     batches = {
         name: trains[name].take(stream.permutation(len(trains[name]))[: setting.batch]) for name in senders
     }
     answers = [
-        _update(run, module, batch, _practice(run.scenario, name, setting), len(trains[name]), purpose)
+        _update(run, module, batch, _practice(run.scenario, name, setting), parties[name], purpose)
         for name, batch in batches.items()
     ]
     update = {name: np.mean([one[name] for one in answers], axis=0) for name in answers[0]}
@@ -152,9 +152,14 @@ def _practice(scenario: Scenario, name: str, setting: Setting) -> _Practice:
 
 
 def _update(
-    run: RunDirectory, module: torch.nn.Module, batch: Records, practice: _Practice, n: int, purpose: str
+    run: RunDirectory,
+    module: torch.nn.Module,
+    batch: Records,
+    practice: _Practice,
+    party: PartyRecords,
+    purpose: str,
 ) -> dict[str, np.ndarray]:
-    """Return the update that a party with ``n`` training records sends of one batch, by parameter name."""
+    """Return the update that a party sends of one batch, by parameter name."""
     trained, before = copy.deepcopy(module), weights_of(module)
     training = practice.training.model_copy(update={"batch": len(batch)})
     gradients = "auto" if practice.dp is None else practice.dp.gradients
@@ -162,7 +167,10 @@ def _update(
     draws = _draws(run.scenario.seed, f"{purpose}/{practice.name}")
     if practice.dp is not None:
         # The noise is that of the whole run; the batch, which Poisson sampling would draw, is given.
-        plan = make_plan(practice.dp, _in_the_run(run, practice), n, run.scenario.federation.rounds)
+        units = len(party.train)
+        if practice.dp.unit == "person" and party.train_person is not None:
+            units = len(np.unique(party.train_person))  # the batch's records are taken for one person's each
+        plan = make_plan(practice.dp, _in_the_run(run, practice), units, run.scenario.federation.rounds)
         steps = practice.training.epochs
         once = replace(plan, sample_rate=1.0, expected_batch=float(len(batch)), steps_per_round=steps)
         dp.train_private(trained, batch, local, once, draws)

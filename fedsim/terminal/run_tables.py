@@ -122,7 +122,8 @@ def guarantee(run: RunDirectory, party: str, rows: pd.DataFrame) -> str:
     if settings is None:
         return "off"
     refused = " (budget spent)" if (rows["status"] == "refused").any() else ""
-    return f"ε = {rows['epsilon'].max():.3g}, δ = {settings.delta:.0e}{refused}"
+    unit = " a person" if settings.unit == "person" else ""
+    return f"ε = {rows['epsilon'].max():.3g}{unit}, δ = {settings.delta:.0e}{refused}"
 
 
 def _central(run: RunDirectory, central: CentralDPSettings) -> str:

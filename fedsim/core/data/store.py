@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from fedsim.core.data.records import Pool, Records
@@ -22,11 +23,17 @@ PUBLIC = "public.safetensors"
 
 @dataclass(frozen=True)
 class PartyRecords:
-    """One party's records: those it trains on and those it holds out."""
+    """One party's records: those it trains on and those it holds out.
+
+    train_person, heldout_person: (n,) int64, whose each record is, numbered within the table; None where the
+        table names no persons
+    """
 
     name: str
     train: Records
     heldout: Records
+    train_person: np.ndarray | None = None
+    heldout_person: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.train) + len(self.heldout)
@@ -40,6 +47,7 @@ class PartyInfo:
     malicious, accomplice: whether it is the adversary, or shares what it sees with it
     classes: number of classes
     names, sizes: of all parties, by partition; sizes are numbers of training records, which are public
+    persons: likewise, numbers of persons in them; empty where the table names none
     """
 
     partition: int
@@ -49,6 +57,7 @@ class PartyInfo:
     classes: int
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    persons: tuple[int, ...] = ()
 
 
 _INFO = TypeAdapter(PartyInfo)
@@ -66,6 +75,8 @@ def write_party(folder: Path, party: PartyRecords, info: PartyInfo) -> None:
         "heldout.features": party.heldout.features,
         "heldout.labels": party.heldout.labels,
     }
+    owners = {"train.person": party.train_person, "heldout.person": party.heldout_person}
+    arrays |= {name: array for name, array in owners.items() if array is not None}
     write_arrays(folder / "records.safetensors", arrays)
     write_json(folder / "party.json", {"name": party.name, "info": dataclasses.asdict(info)})
 
@@ -82,7 +93,8 @@ def read_party(folder: Path) -> tuple[PartyRecords, PartyInfo]:
         train, heldout = (
             Records(arrays[f"{split}.features"], arrays[f"{split}.labels"]) for split in ("train", "heldout")
         )
-        return PartyRecords(about["name"], train, heldout), _INFO.validate_python(about["info"])
+        owners = arrays.get("train.person"), arrays.get("heldout.person")
+        return PartyRecords(about["name"], train, heldout, *owners), _INFO.validate_python(about["info"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"cannot read {folder}: it is not a party's folder ({plainly(error)})") from error
 

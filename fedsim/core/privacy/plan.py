@@ -17,7 +17,7 @@ from fedsim.core.scenario.training import TrainingSettings
 class Plan:
     """DP-SGD of one party for the whole planned run, fixed before round 1.
 
-    sample_rate: q, probability with which a record takes part in a step
+    sample_rate: q, probability with which a record (of ``unit`` 'person', a person) takes part in a step
     expected_batch: q·n, the denominator of the averaged gradient
     noise_multiplier: σ, by which ε is accounted; the noise on the summed gradient has standard deviation σC,
         a little more under adaptive clipping (`gradient_noise`)
@@ -26,6 +26,7 @@ class Plan:
     budget: ε at which the party stops; infinite where none is set
     clipping: whether C stays, or follows the quantile γ = clipping_quantile of the gradients' norms with
         learning rate η = clipping_rate (`next_clipping_norm`)
+    unit: what one unit of n, and of the guarantee, is: a record, or a person with all of hers
     """
 
     sample_rate: float
@@ -41,6 +42,7 @@ class Plan:
     clipping: Literal["flat", "adaptive"] = "flat"
     clipping_quantile: float = 0.5
     clipping_rate: float = 0.2
+    unit: Literal["record", "person"] = "record"
 
     @property
     def count_noise(self) -> float:
@@ -86,7 +88,7 @@ def steps_per_round(training: TrainingSettings, n: int) -> int:
 
 
 def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -> Plan:
-    """Return the plan of a party with ``n`` records that may take part in all ``rounds``.
+    """Return the plan of a party with ``n`` records, or persons, that may take part in all ``rounds``.
 
     Given a target ε, σ is solved once for all steps of the run, so that the planned ε is at most the target
     and less than 1 % below it.
@@ -95,7 +97,8 @@ def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -
 
     Formal guarantee:
         DP-SGD (`core.training.dp.train_private`) that makes at most ``rounds`` × `Plan.steps_per_round` steps
-        with this σ, sample rate and C is (`Plan.epsilon`, δ)-DP for one record added or taken away, by the
+        with this σ, sample rate and C is (`Plan.epsilon`, δ)-DP for one record added or taken away (one
+        person, if that is the unit: `core.training.persons.train_by_person`), by the
         accountant's composition of Poisson-subsampled Gaussian mechanisms. It does not cover the choice of
         ``dp`` and ``training``, nor more rounds than were planned: that is for the ledger and the budget.
 
@@ -128,6 +131,7 @@ def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -
         clipping=dp.clipping,
         clipping_quantile=dp.clipping_quantile,
         clipping_rate=dp.clipping_rate,
+        unit=dp.unit,
     )
 
 

@@ -33,7 +33,7 @@ class CentralDPSettings(Settings):
 
 
 class DPSettings(Settings):
-    """Local DP-SGD of one party. The unit is one record; neighbouring by add/remove."""
+    """Local DP-SGD of one party. The unit is one record, or one person; neighbouring by add/remove."""
 
     epsilon: Positive | None = Field(
         None, description="target ε of the whole planned run; the noise multiplier is solved for it"
@@ -62,6 +62,14 @@ class DPSettings(Settings):
         description="how gradients are clipped: 'per-sample' forms each, 'ghost' only its norm, for larger "
         "models; 'auto' takes the quickest for the model",
     )
+    unit: Literal["record", "person"] = Field(
+        "record",
+        description="what ε is a promise about: one record, or all of one person's (data.person), whose "
+        "mean gradient is then clipped; training.batch counts persons",
+    )
+    records_per_person: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="with unit = 'person', at most this many of a person's records are trained on"
+    )
     secure: bool = Field(
         False,
         description="draw batches and noise from the operating system's cryptographic source: safe against "
@@ -72,6 +80,16 @@ class DPSettings(Settings):
     def _one_of_epsilon_and_noise(self) -> DPSettings:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("set exactly one of 'epsilon' and 'noise_multiplier'")
+        return self
+
+    @model_validator(mode="after")
+    def _bound_is_of_persons(self) -> DPSettings:
+        if self.records_per_person is not None and self.unit == "record":
+            raise ValueError("'records_per_person' needs unit = 'person'")
+        if self.unit == "person" and self.gradients == "ghost":
+            raise ValueError(
+                "gradients = 'ghost' forms no gradient to average over a person; use 'per-sample'"
+            )
         return self
 
 

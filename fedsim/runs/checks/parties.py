@@ -57,7 +57,9 @@ def check_private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[s
             problem = ghost_problem(module, encoded.features.shape[1:])
             if problem:
                 raise InputError(f"dp.{name}.gradients = 'ghost': {problem}; use 'per-sample'")
-        n = max(1, round(len(index) * scenario.parties.member_share))
+        if settings.unit == "person" and encoded.person is None:
+            raise InputError(f"dp.{name}.unit = 'person': no column says whose a record is; set data.person")
+        n = _trained_on(scenario, encoded, name, index)
         plan = make_plan(settings, scenario.training_of(name), n, scenario.federation.rounds)
         if would_exceed(Ledger(), plan):
             one = plan.spend(Ledger()).epsilon(plan.delta, plan.accountant)
@@ -65,6 +67,14 @@ def check_private_training(scenario: Scenario, encoded: Encoded, rows: Mapping[s
                 f"dp.{name}.budget = {plan.budget:g}: one round already spends ε = {one:.4g}; "
                 "raise the budget or the noise multiplier"
             )
+
+
+def _trained_on(scenario: Scenario, encoded: Encoded, party: str, index: np.ndarray) -> int:
+    """Return how many units, records or persons, the party's DP-SGD is planned for, to within one or two."""
+    settings, count = scenario.dp_of(party), len(index)
+    if settings is not None and settings.unit == "person" and encoded.person is not None:
+        count = len(np.unique(encoded.person[index].astype(str)))
+    return max(1, round(count * scenario.parties.member_share))
 
 
 def check_defences(scenario: Scenario, encoded: Encoded, rows: Mapping[str, np.ndarray]) -> None:
