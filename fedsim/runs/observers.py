@@ -71,10 +71,11 @@ def _coalition(run: RunDirectory, game: int, view: ParticipantView) -> Participa
 def _released(run: RunDirectory, game: int, view: ParticipantView) -> ReleasedModel:
     from fedsim.core.models import released
 
-    policy = run.scenario.adversary.output
+    policy, classes = run.scenario.adversary.output, view.settings.classes
     made = released.load(run, game)
-    module, backing = made.module(policy), made.backing(policy, run)
-    classes = view.settings.classes
+    backing = made.backing(policy, run)
+    final = run.scenario.release.kind == "final"
+    module = view.module(view.final_model) if final else made.module(policy)
     return ReleasedModel(lambda features: outputs.logits(module, features), classes, policy, backing)
 
 

@@ -121,8 +121,12 @@ def _property(column: Column, schema: ReleasedSchema) -> dict[str, Any]:
         }
     if column.kind == "number":
         low, high = column.bounds or (0.0, 1.0)
-        said = f"a number, clipped to [{low:g}, {high:g}]; null where it is missing"
-        return {"type": ["number", "null"], "description": said, "examples": [_example(column, False)]}
+        said = f"a number, also as text, clipped to [{low:g}, {high:g}]; null where it is missing"
+        return {
+            "anyOf": [{"type": ["number", "null"]}, *_number_texts(column, schema)],
+            "description": said,
+            "examples": [_example(column, False)],
+        }
     known = list(column.categories or ())
     other = f"as '{known[-1]}'" if column.other else "as unseen"
     return {
@@ -130,6 +134,14 @@ def _property(column: Column, schema: ReleasedSchema) -> dict[str, Any]:
         "description": f"a category; any other value counts {other}; null where it is missing",
         "examples": known[:20],
     }
+
+
+def _number_texts(column: Column, schema: ReleasedSchema) -> list[dict[str, Any]]:
+    """Return the texts that a number may be: as the table writes it, or a spelling of a missing value."""
+    if column.name in schema.written:
+        return [{"type": "string", "maxLength": released.LONGEST}]
+    plain = {"type": "string", "pattern": "^[+-]?[0-9]{1,15}([.][0-9]{1,15})?$"}
+    return [plain, *([{"enum": list(schema.spellings)}] if schema.spellings else [])]
 
 
 def _example(column: Column, dated: bool) -> Cell:
