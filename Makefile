@@ -12,7 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/fedsim run experiments/hospitals.toml
+	$(BIN)/fedsim run experiments/hospitals.toml --twin all=8 --twin all=1
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup

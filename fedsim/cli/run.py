@@ -42,6 +42,13 @@ if TYPE_CHECKING:
     help="Processes for the parties, cores for the shadows. [default: 1, and all up to 4]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option(
+    "--twin",
+    "twins",
+    multiple=True,
+    metavar="PARTY=ε",
+    help="Also run it with this DP-SGD and 64 shadows at most; one report shows both.",
+)
 @click.option("--quick", is_flag=True, help="Leave out attacks that simulate: a first answer in seconds.")
 @json_option
 def run(
@@ -53,6 +60,7 @@ def run(
     engine: str,
     workers: int | None,
     resume: bool,
+    twins: tuple[str, ...],
     quick: bool,
     as_json: bool,
 ) -> None:
@@ -62,17 +70,21 @@ def run(
     Examples:
       fedsim run experiments/hospitals.toml
       fedsim run experiments/hospitals.toml --quick
+      fedsim run experiments/hospitals.toml --twin all=8 --twin all=1
       fedsim run experiments/hospitals.toml --dp all=8 --dp hospital-2=3
       fedsim run experiments/banks.toml --data-dir data --workers 4
       fedsim run runs/banks --resume
     """
+    from fedsim.core.scenario.reading import scenario_file
     from fedsim.runs import play
+    from fedsim.runs import twins as twin_runs
     from fedsim.runs.resume import ready
     from fedsim.terminal import live
 
     play.check_engine(engine)
     if resume and (overrides or dp or quick):
         raise InputError("--resume goes on with the run's own scenario; leave out --set, --dp and --quick")
+    twin_runs.check(scenario_file(scenario), overrides, twins)
     if resume:
         directory = ready(_resumable(scenario, folder), data_dir)
     else:
@@ -81,6 +93,8 @@ def run(
     with live.follow(directory, err(), VERBOSITY.verbose):
         play.federate(directory, engine, workers)
     _ask_for_secrets(directory)
+    for switch in twins:
+        _twin(directory, switch, data_dir, engine, workers)
     report_and_show(directory, as_json)
 
 
@@ -102,6 +116,20 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
             return prepare.prepare(prepared, place)
     with live.bar("epochs of pretraining", err()) as progress:
         return prepare.prepare(prepared, place, progress)
+
+
+def _twin(
+    directory: RunDirectory, switch: str, data_dir: Path | None, engine: str, workers: int | None
+) -> None:
+    """Run the scenario of a finished run under other DP-SGD."""
+    from fedsim.runs import play, twins
+    from fedsim.terminal import live
+
+    line(f"The same with --dp {switch}:", err())
+    twin = twins.prepared(directory, switch, data_dir)
+    with live.follow(twin, err(), VERBOSITY.verbose):
+        play.federate(twin, engine, workers)
+    _write_report(twin)
 
 
 def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:

@@ -17,12 +17,13 @@
       scores.parquet     game, observer, attack, candidate, score, threshold
       leakage.parquet    observer, attack, party, game, metric, value, low, high, n_members, n_nonmembers,
                          note
-      strongest.parquet  party, observer, attack, attacks, value, low, high, n_members, n_nonmembers: the
-      attack
-                         with the largest AUC, with an interval that allows for having chosen it
+      strongest.parquet  party, observer, attack, attacks, value, low, high, n_members, n_nonmembers:
+                         the attack with the largest AUC, its interval allows for having chosen it
       scores_by_round.parquet  game, observer, attack, round, candidate, score: attacks on each round's model
       leakage_by_round.parquet  observer, attack, round, game, metric (auc, tpr_at_fpr_0.01), value, low,
                          high, n_members, n_nonmembers, note: these joined with the truth, over all parties
+      confidence.parquet     round, edge, members, nonmembers, game: how sure the rounds' models were of the
+                         candidates' labels; confidence_rounds.parquet what that tells, by round
       source_scores.parquet  game, observer, attack, candidate, party, score: which party is it a member of?
       sources.parquet    observer, attack, game, metric, value, low, high, n
       attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
@@ -95,6 +96,7 @@ class Manifest(TypedDict, total=False):
     seed: of the scenario; created: ISO 8601, UTC
     dp: party → its plan, in JSON's numbers; central_dp: what central DP spends on a party
     games: number of a finished game → what came of it
+    twins: names of runs beside this one, of the same scenario under other DP-SGD; tags: words of a person's
     versions: package → version; machine: system, processor, cores
     """
 
@@ -118,6 +120,8 @@ class Manifest(TypedDict, total=False):
     central_dp: dict[str, Any]
     games: dict[str, GameEntry]
     released: dict[str, int]
+    twins: list[str]
+    tags: list[str]
     versions: dict[str, str]
     machine: dict[str, Any]
 

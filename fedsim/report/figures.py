@@ -120,6 +120,47 @@ def epsilon(rounds: pd.DataFrame) -> str:
     return chart(460, 354 if len(parties) > 3 else 334, "ε over rounds", *parts)
 
 
+def gap(histogram: pd.DataFrame, threshold: float) -> str:
+    """Draw how sure the last round's model is of members' and of non-members' true labels.
+
+    histogram: columns edge, members, nonmembers, of one round; threshold: the adversary's own, in log-odds
+    """
+    edges = histogram["edge"].to_numpy(float)
+    step = float(edges[1] - edges[0])
+    shares = {side: histogram[side] / max(1, histogram[side].sum()) for side in ("members", "nonmembers")}
+    most = max(float(share.max()) for share in shares.values())
+    frame = Frame(Scale(float(edges[0]), float(edges[-1]) + step, 64, 444), Scale(0, most * 1.08, 274, 34))
+    parts = [frame.axes("log-odds of the record's true label", "share of the records")]
+    for style, share in (("s1", shares["members"]), ("s0", shares["nonmembers"])):
+        outline = [(x, y) for edge, y in zip(edges, share, strict=True) for x in (edge, edge + step)]
+        parts.append(frame.band(outline, [(edges[0], 0), (edges[-1] + step, 0)], style))
+        parts.append(frame.line(outline, style))
+    parts.append(frame.line([(threshold, 0), (threshold, most * 1.08)], "limit", "the adversary's threshold"))
+    for place, entry in enumerate((("members", "s1"), ("non-members", "s0"), ("threshold", "limit"))):
+        parts.append(legend(64 + 130 * place, 322, [entry]))
+    return chart(460, 334, "How sure the model is of members and of non-members", *parts)
+
+
+def by_round(rounds: pd.DataFrame, utility: pd.DataFrame) -> str:
+    """Draw each round's leakage by confidence, with its interval, beside held-out accuracy.
+
+    rounds: columns round, auc, low, high; utility: columns round, accuracy
+    """
+    frame = Frame(_round_axis(rounds), Scale(0.4, 1, 274, 34))
+    ordered = rounds.sort_values("round")
+    low, high = (list(zip(ordered["round"], ordered[end], strict=True)) for end in ("low", "high"))
+    parts = [
+        frame.axes("round", "AUC of this round's model alone; accuracy"),
+        frame.line([(0, 0.5), (frame.x.high, 0.5)], "chance", "guessing"),
+        frame.band(low, high, "s1"),
+        frame.line(_series(ordered, "auc"), "s1"),
+        frame.line(_series(utility, "accuracy"), "s0"),
+        legend(64, 322, [("leakage (AUC)", "s1")]),
+        legend(250, 322, [("held-out accuracy", "s0")]),
+    ]
+    return chart(460, 334, "Leakage by round beside held-out accuracy", *parts)
+
+
 def _round_axis(rounds: pd.DataFrame) -> Scale:
     return Scale(0, max(1.0, float(rounds["round"].max())), 64, 444)
 

@@ -103,6 +103,7 @@ class Findings:
     not_run: observer, attack, reason, games: attacks that could not be run, and in how many games.
     suite: what was declared of the attacks, as in the run.
     matrix: adversary × victim, from this and other runs.
+    twins: runs of the same scenario under other DP-SGD.
     """
 
     run: RunDirectory
@@ -123,6 +124,7 @@ class Findings:
     conduct: pd.DataFrame = field(default_factory=pd.DataFrame)
     not_run: pd.DataFrame = field(default_factory=pd.DataFrame)
     suite: pd.DataFrame = field(default_factory=pd.DataFrame)
+    twins: list[RunDirectory] = field(default_factory=list)
 
     @property
     def guarantee(self) -> tuple[float, float] | None:
@@ -183,7 +185,15 @@ def gather(
         conduct=conduct,
         not_run=_not_run(run),
         suite=run.table("attacks"),
+        twins=_twins(run),
     )
+
+
+def _twins(run: RunDirectory) -> list[RunDirectory]:
+    """Return the runs that the manifest names as twins, as far as they are there and finished."""
+    names = run.manifest.get("twins", [])
+    twins = [RunDirectory(run.path.parent / name) for name in names]
+    return [twin for twin in twins if twin.manifest.get("complete")]
 
 
 def _not_run(run: RunDirectory) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +13,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedsim.core.errors import InputError
 from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS
-from fedsim.report import figures, findings, letters, svg, verdicts, words
+from fedsim.report import cards, charts, course, figures, findings, letters, svg, verdicts, words
 from fedsim.report.findings import Findings
 
 METRICS = {
@@ -68,21 +71,75 @@ def draw(results: Findings) -> dict[str, str]:
     written = letters.section(results.run)
     if written is not None:
         drawn["letters"] = letters.picture(results.run.table("memorisation"), written.bits)
+    confidence = _confidence(results)
+    if confidence is not None and len(results.rounds):
+        last = confidence[0][confidence[0]["round"] == confidence[0]["round"].max()]
+        means = confidence[1].groupby("round", as_index=False)[["threshold", "auc", "low", "high"]].mean()
+        counts = last.groupby("edge", as_index=False)[["members", "nonmembers"]].sum()
+        drawn["gap"] = figures.gap(counts, float(means["threshold"].iloc[-1]))
+        drawn["by-round"] = figures.by_round(means, _everyone(results))
     if results.overall is not None:
-        drawn["parties"] = _parties_figure(results)
+        drawn["parties"] = figures.intervals(
+            _parties(results), "AUC of the strongest attack (guessing .5), 95 % interval"
+        )
         drawn["roc"] = figures.roc(results.roc, results.attacks, _resolutions(results), results.guarantee)
         if results.records["error"].notna().any():
             drawn["records"] = figures.vulnerability(results.records)
     return drawn
 
 
-def _parties_figure(results: Findings) -> str:
-    rows = [
+def _parties(results: Findings) -> list[tuple[str, float, float, float, float | None]]:
+    return [
         (party.name, party.leak.value, party.leak.low, party.leak.high, party.bound)
         for party in results.parties
         if party.leak is not None
     ]
-    return figures.intervals(rows, "AUC of the strongest attack (guessing .5), 95 % interval")
+
+
+def _everyone(results: Findings) -> pd.DataFrame:
+    """Return round, accuracy, loss and AUC over all parties."""
+    return results.rounds[results.rounds["party"] == "all"].sort_values("round")
+
+
+def _confidence(results: Findings) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the tables of the confidence gap; None where the run has none."""
+    run = results.run
+    if not (run.has("confidence") and run.has("confidence_rounds")):
+        return None
+    return run.table("confidence"), run.table("confidence_rounds")
+
+
+def _charts(results: Findings) -> dict[str, charts.Chart]:
+    """Return the interactive charts that the run has data for, by the end of their place's id."""
+    drawn: dict[str, charts.Chart] = {}
+    confidence = _confidence(results)
+    if confidence is not None and len(results.rounds):
+        drawn["gap"] = charts.gap(*confidence, _everyone(results))
+        drawn["by-round"] = charts.by_round(confidence[1], _everyone(results))
+    if results.overall is not None:
+        drawn["parties"] = charts.parties(_parties(results))
+        drawn["roc"] = charts.roc(results.roc, results.attacks)
+    if len(results.rounds):
+        drawn["accuracy"] = charts.over_rounds(results.rounds, "accuracy", "held-out accuracy")
+        drawn["auc"] = charts.over_rounds(results.rounds, "auc", "held-out AUC")
+        private = {party.name for party in results.parties if party.epsilon is not None}
+        if private:
+            spent = results.rounds[results.rounds["party"].isin(private)]
+            drawn["epsilon"] = charts.over_rounds(spent, "epsilon", "ε spent, rounds 1…t composed")
+    return drawn
+
+
+def library() -> str:
+    """Return Plotly's script, which stands once in each page.
+
+    Raises:
+        InputError: plotly is not installed.
+    """
+    found = importlib.util.find_spec("plotly")
+    if found is None or found.origin is None:
+        raise InputError("the report's charts need plotly; install it with: pip install plotly")
+    path = Path(found.origin).parent / "package_data" / "plotly.min.js"
+    return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def _resolutions(results: Findings) -> dict[str, int]:
@@ -107,6 +164,10 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "cell": cell}
+    priors = results.ppv["prior"].tolist() if len(results.ppv) else []
+    prior = float(priors[0]) if priors else PRIORS[0]
+    switches = cards.switches(run, results.twins, prior)
+    live = _charts(results)
     return environment.get_template("page.html.j2").render(
         results=results,
         scenario=scenario,
@@ -127,15 +188,78 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         sources=findings.source_rows(results),
         suspicious=findings.entries(results.conduct),
         not_run=findings.entries(results.not_run),
-        exposure=_exposure(results),
+        exposure=_exposure(results, results.attacks[:6]),
+        exposure_of_all=_exposure(results, results.attacks) if len(results.attacks) > 6 else {},
         matrix=_matrix(results),
         ppv=_ppv(results),
         vulnerable=_vulnerable(results),
         suite=_suite(results),
         letters=letters.section(run),
         letter_columns=letters.COLUMNS,
+        ladder=cards.ladder(results, prior, record),
+        switches=switches,
+        reconciled=cards.reconciled(switches),
+        this_run=run.path.name,
+        charts=live,
+        charts_json=_embedded(live),
+        library=Markup(library()),
+        script=Markup(SCRIPT),
+        by_round_words=_by_round_words(results),
+        places=_places(results, live),
+        progress="" if manifest.get("complete") else course.progress(run),
+        glosses={row["attack"]: row["sees"] for row in findings.entries(_participants(results.suite))}
+        if len(results.suite)
+        else {},
+        unresolved=_unresolved(results),
+        surest=cards.surest(run, results.overall) if results.overall is not None else [],
         scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
     )
+
+
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+
+
+def _embedded(data: object) -> Markup:
+    """Return data as JSON that cannot end the element it stands in."""
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _by_round_words(results: Findings) -> str:
+    confidence = _confidence(results)
+    if confidence is None or results.rounds.empty:
+        return ""
+    return course.by_round(confidence[1], _everyone(results), results.run.released_round(0))
+
+
+def _places(results: Findings, live: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the sections that the page has, for its navigation: (id, name)."""
+    measured = results.overall is not None
+    there = {
+        "question-1": (True, "Leakage"),
+        "question-2": (True, "DP-SGD"),
+        "picture": ("gap" in live, "Picture"),
+        "parties": (True, "Parties"),
+        "asked": (True, "Set-up"),
+        "observers": (len(results.observers) > 1, "Observers"),
+        "leakage": (measured, "Attacks"),
+        "exposure": (measured, "Exposure"),
+        "records": (measured, "Records"),
+        "guarantee": (True, "Guarantee"),
+        "outside": (True, "Limits"),
+        "reproduce": (True, "Repeat"),
+        "frameworks": (True, "Frameworks"),
+    }
+    return [(place, name) for place, (shown, name) in there.items() if shown]
+
+
+def _unresolved(results: Findings) -> str:
+    """Name the metrics that no attack's records resolve."""
+    if results.overall is None:
+        return ""
+    rows = _participants(results.leakage)
+    rows = rows[(rows["game"] == "all") & (rows["party"] == "all") & rows["note"].str.contains("resolvable")]
+    return ", ".join(METRICS[metric][0] for metric in dict.fromkeys(rows["metric"]) if metric in METRICS)
 
 
 def _gauge(party: findings.Party) -> str:
@@ -157,7 +281,7 @@ def cell(row: Mapping[str, Any] | None) -> Markup:
         return Markup("–")
     if not math.isfinite(row["value"]):
         note = str(row.get("note") or "–")
-        short = "n too small" if "not resolvable" in note else note
+        short = "–" if "not resolvable" in note else note  # one note says it of all
         return Markup('<small title="{}">{}</small>').format(note, short)
     between = " to " if row["low"] < 0 else "–"
     ends = (number(row["low"]), between, number(row["high"]))
@@ -225,16 +349,16 @@ def _suite(results: Findings) -> list[dict[str, Any]]:
     return findings.entries(rows[rows["attack"].isin(results.attacks)])
 
 
-def _exposure(results: Findings) -> dict[str, Any]:
+def _exposure(results: Findings, attacks: Sequence[str]) -> dict[str, Any]:
     """Return AUC by victim and attack, mean over games; whatever is more goes down."""
     if results.overall is None:
         return {}
     rows = _participants(results.leakage)
     rows = rows[(rows["game"] == "all") & (rows["metric"] == "auc")]
     victims = [party.name for party in results.parties if party.leak is not None]
-    if len(victims) > len(results.attacks):
-        return _heat_map(rows, "party", "attack", victims, results.attacks)
-    return _heat_map(rows, "attack", "party", results.attacks, victims)
+    if len(victims) > len(attacks):
+        return _heat_map(rows, "party", "attack", victims, attacks)
+    return _heat_map(rows, "attack", "party", attacks, victims)
 
 
 def _matrix(results: Findings) -> dict[str, Any]:

@@ -35,6 +35,8 @@ TABLES = (
     "strongest",
     "scores_by_round",
     "leakage_by_round",
+    "confidence",
+    "confidence_rounds",
     "source_scores",
     "sources",
 )

@@ -12,7 +12,7 @@ from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
-from fedsim.runs import integrity, release
+from fedsim.runs import confidence, integrity, release
 from fedsim.runs.attack import evaluate, observe
 
 ENGINES = ("inprocess", "ray")
@@ -46,6 +46,7 @@ def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
         release.make(run, game)
         observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)
+    confidence.write(run)
     evaluate(run)
     run.update_manifest(complete=True)
 

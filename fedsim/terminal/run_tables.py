@@ -15,6 +15,7 @@ from fedsim.core.privacy import output
 from fedsim.core.run_directory import FORMAT, RunDirectory
 from fedsim.core.scenario.protection import CentralDPSettings
 from fedsim.evaluation.comparison import of_attacks
+from fedsim.report import course
 from fedsim.report.verdicts import Leak
 from fedsim.terminal import summary
 from fedsim.terminal.formatting import METRICS, cell, new_table, number
@@ -58,7 +59,7 @@ def show(run: RunDirectory, console: Console, everything: bool = False) -> None:
 
 
 def _unfinished(run: RunDirectory, console: Console) -> None:
-    console.print(summary.progress(run), style="yellow", highlight=False)
+    console.print(course.progress(run), style="yellow", highlight=False)
     if run.has("rounds"):
         console.print(_parties(run, {}))
     console.print("Go on with: fedsim run", str(run.path), "--resume", markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import results
 from fedsim.evaluation.comparison import of_attacks
 from fedsim.evaluation.leakage import PRIORS, ppv_table
-from fedsim.report import verdicts
+from fedsim.report import course, verdicts
 from fedsim.report.verdicts import Leak, Verdict
 
 
@@ -48,8 +48,8 @@ def accused(run: RunDirectory, leak: Leak, record: str, prior: float = PRIORS[0]
     keys = (table["party"] == "all") & (table["game"] == "all")
     rows = ppv_table(of_attacks(table[keys], [(leak.observer, leak.attack)]), [prior])
     row = rows[rows["at"] == "threshold"].to_dict("records")[0]
-    words = verdicts.named_rightly({str(key): value for key, value in row.items()}, prior, record)
-    return f"At its own threshold, {words}."
+    said = verdicts.named_rightly({str(key): value for key, value in row.items()}, prior, record)
+    return f"At its own threshold, {said}."
 
 
 def guarantees(run: RunDirectory) -> str:
@@ -63,22 +63,6 @@ def guarantees(run: RunDirectory) -> str:
         return f"DP-SGD is off at all {parties} parties: nobody has a guarantee; {model}."
     count, most = private["party"].nunique(), private["epsilon"].max()
     return f"DP-SGD is on at {count} of {parties} parties (ε up to {most:.3g}); {model}."
-
-
-def progress(run: RunDirectory) -> str:
-    """Say how far an unfinished run has come, and what of it has not been run."""
-    scenario, manifest = run.scenario, run.manifest
-    if not manifest.get("prepared"):
-        return "Not finished: it was stopped while its records were dealt; nothing has been trained."
-    done = len(manifest.get("games", {}))
-    game = min(done, scenario.games - 1)
-    checkpoint = run.last_round(game)
-    of_rounds = f"{max(0, checkpoint)} of {scenario.federation.rounds} rounds"
-    if done == scenario.games:
-        return "Not finished: every game was trained and attacked, but not evaluated yet."
-    attacked = "their attacks have been run" if done else "no attack has been run"
-    now = f"game {game + 1} has come to {of_rounds}" if scenario.games > 1 else f"it has come to {of_rounds}"
-    return f"Not finished: {done} of {scenario.games} games are done ({attacked}); {now}."
 
 
 def assumptions(run: RunDirectory, attacks: list[str]) -> str:
@@ -113,7 +97,7 @@ def document(run: RunDirectory) -> dict[str, Any]:
     if run.has("rounds"):
         shown["final"] = run.final_rounds()
     if not run.has("leakage"):
-        return shown | {"verdict": None, "progress": progress(run)}
+        return shown | {"verdict": None, "progress": course.progress(run)}
     leaks = strongest(run)
     judged = verdict(run, leaks)
     shown["verdict"] = {"level": judged.level, "words": judged.words}

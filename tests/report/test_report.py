@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
+import json
 import math
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.report import findings, words
 from fedsim.report.findings import Findings, Party
-from fedsim.report.page import number
+from fedsim.report.page import library, number
 from fedsim.report.verdicts import Leak
 from fedsim.runs import play
 
@@ -53,7 +54,7 @@ class Page(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -78,9 +79,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return finished_run(tmp_path_factory.mktemp("mixed"), games=3, dp=dp, adversary=LIGHT_ATTACKS)
 
 
-ALL_SECTIONS = {
-    "parties", "asked", "leakage", "exposure", "records", "rounds", "guarantee", "assumptions", "outside",
-    "reproduce",
+ANSWERS = {"question-1", "question-2", "not-said"}
+ALL_SECTIONS = ANSWERS | {
+    "picture", "parties", "asked", "leakage", "exposure", "records", "rounds", "guarantee", "assumptions",
+    "outside", "reproduce",
 }  # fmt: skip
 
 
@@ -88,23 +90,40 @@ def test_the_page_has_every_section_and_asks_nothing_of_the_network(mixed: RunDi
     page = page_of(mixed)
     assert page.sections == ALL_SECTIONS
     text = (mixed.path / "report.html").read_text(encoding="utf-8")
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed"}
-    assert not any({"src", "href", "xlink:href"} & set(attrs) for _, attrs in page.tags)
-    assert "url(" not in text and "@import" not in text
-    assert set(re.findall(r"https?://[^\"\s<]+", text)) <= {"http://www.w3.org/2000/svg"}
-    assert len(text) < 200_000
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "embed"}
+    assert not any({"src", "xlink:href"} & set(attrs) for _, attrs in page.tags)
+    places = {str(attrs["href"]) for tag, attrs in page.tags if tag == "a"}
+    assert all(place.startswith("#") for place in places)
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    assert {place.removeprefix("#") for place in places} <= ids, "every link of the page leads somewhere"
+    policy = next(attrs for _, attrs in page.tags if "http-equiv" in attrs)["content"]
+    assert policy is not None and policy.startswith("default-src 'none';"), "nor may any script"
+    own = text.replace(library(), "")
+    assert "url(" not in own and "@import" not in own
+    assert set(re.findall(r"https?://[^\"\s<]+", own)) <= {"http://www.w3.org/2000/svg"}
+    assert len(own) < 250_000 and len(text) < 8_000_000
+
+
+def test_every_chart_has_its_place_and_a_static_twin(mixed: RunDirectory) -> None:
+    page_of(mixed)
+    text = (mixed.path / "report.html").read_text(encoding="utf-8")
+    drawn = json.loads(re.findall(r'id="charts" type="application/json">(.*?)</script>', text)[0])
+    assert set(drawn) == {"gap", "by-round", "parties", "roc", "accuracy", "auc", "epsilon"}
+    for name in drawn:
+        place = text.index(f'id="chart-{name}"')
+        assert text.index('<div class="still"><svg', place) < text.index("</figure>", place)
 
 
 def test_the_page_says_what_the_tables_say(mixed: RunDirectory) -> None:
     page, leakage = page_of(mixed), mixed.table("leakage")
     rows = leakage[(leakage["game"] == "all") & (leakage["metric"] == "auc")]
     for row in rows.itertuples():
-        assert f"{number(row.value)}{number(row.low)}–{number(row.high)}" in page.text
+        assert f"{number(row.value)}{number(row.low)}–{number(row.high)}" in page.text, row
     rounds = mixed.table("rounds")
     spent = rounds[rounds["party"] == "hospital-2"]["epsilon"].max()
     assert f"ε = {spent:.3g}, δ = 10⁻⁵" in page.text
     final = rounds[(rounds["round"] == 3) & (rounds["party"] == "all")]["accuracy"].mean()
-    assert f"accuracy {number(final)}" in page.text
+    assert f"accuracy {number(final, 2)}" in page.text
     for entry in mixed.manifest["games"].values():
         assert entry["final_model_sha256"] in page.text
     for digest in mixed.manifest["data_sha256"].values():
@@ -124,7 +143,7 @@ def test_the_same_run_gives_the_same_bytes(mixed: RunDirectory) -> None:
 def test_each_figure_is_an_svg_file_of_its_own(mixed: RunDirectory) -> None:
     report.write(mixed)
     names = {path.stem for path in (mixed.path / "figures").iterdir()}
-    assert names == {"accuracy", "auc", "epsilon", "parties", "roc", "records"}
+    assert names == {"accuracy", "auc", "epsilon", "parties", "roc", "records", "gap", "by-round"}
     for path in (mixed.path / "figures").iterdir():
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and int(root.attrib["width"]) > 100
@@ -134,20 +153,21 @@ def test_each_figure_is_an_svg_file_of_its_own(mixed: RunDirectory) -> None:
 def test_one_game_without_dp(tmp_path: Path) -> None:
     run = finished_run(tmp_path, adversary=LIGHT_ATTACKS)
     page = page_of(run)
-    assert "No party has switched DP-SGD on" in page.text and "--dp all=8" in page.text
+    assert "nobody has a guarantee" in page.text and "--twin all=8" in page.text
     assert "One federation cannot tell which records are exposed" in page.text
-    assert {path.stem for path in (run.path / "figures").iterdir()} == {"accuracy", "auc", "parties", "roc"}
+    names = {path.stem for path in (run.path / "figures").iterdir()}
+    assert names == {"accuracy", "auc", "parties", "roc", "gap", "by-round"}
 
 
 def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
     run = prepared_run(tmp_path, adversary=LIGHT_ATTACKS)
     page = page_of(run)
-    assert "This run is not finished" in page.text and "Not measured yet" in page.text
-    unmeasured = {"parties", "asked", "guarantee", "assumptions", "outside", "reproduce"}
+    assert "no attack has been run" in page.text and "Not measured yet" in page.text
+    unmeasured = ANSWERS | {"parties", "asked", "guarantee", "assumptions", "outside", "reproduce"}
     assert page.sections == unmeasured
     play.federate(run)
     (run.path / "leakage.parquet").unlink()
-    assert page_of(run).sections == unmeasured | {"rounds"}
+    assert page_of(run).sections == unmeasured | {"rounds", "picture"}
 
 
 def test_a_failed_party_is_named(tmp_path: Path) -> None:
@@ -167,7 +187,8 @@ def test_names_that_look_like_markup_stay_text(tmp_path: Path) -> None:
         run.write_table(name, table.assign(attack=table["attack"].replace("loss", "<b>loss</b>")))
     page = page_of(run)
     assert "<script>alert(1)</script>" in page.text and "<b>loss</b>" in page.text
-    assert not {tag for tag, _ in page.tags} & {"script", "b"}
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 3 and "b" not in tags, "the page's own, and no other"
 
 
 def test_the_matrix_of_adversaries(tmp_path: Path, mixed: RunDirectory) -> None:
@@ -198,7 +219,7 @@ def test_the_command_writes_the_page(mixed: RunDirectory) -> None:
     assert result.exit_code == 0, result.output
     assert str(mixed.path / "report.html") in result.output.replace("\n", "")
     page = Page((mixed.path / "report.html").read_text(encoding="utf-8"))
-    assert "25 %" in page.text and "0.1 %" not in page.text
+    assert "25 %" in page.text and "where 1 in 4 of those it asks about" in page.text
     wrong = CliRunner().invoke(main, ["report", str(mixed.path), "--prior", "1.5"])
     assert wrong.exit_code == 2
 

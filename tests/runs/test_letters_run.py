@@ -18,6 +18,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import parse
 from fedsim.evaluation import secrets
 from fedsim.report import write
+from fedsim.report.page import library
 from fedsim.runs import letters, play, prepare
 
 ADVERSARY = {"attacks": ["loss", "zlib", "reference", "min-k", "min-k++", "neighbourhood"]}
@@ -107,7 +108,7 @@ def test_memorisation_is_judged_by_round_and_repeats(run: RunDirectory) -> None:
 
 def test_the_page_shows_what_the_tables_hold_and_masks_the_secrets(run: RunDirectory) -> None:
     table = letters.memorise(run, samples=16)
-    page = write(run).read_text(encoding="utf-8")
+    page = write(run).read_text(encoding="utf-8").replace(library(), "")  # whose digits are not ours
     section = page[page.index('id="letters"') :].partition("</section>")[0]
     last = table[(table["round"] == 2) & (table["metric"] == "exposure")]
     for value in last["value"]:
