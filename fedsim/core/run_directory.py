@@ -12,6 +12,7 @@
       checkpoints/game-000.safetensors   state of the parties and the strategy after the last whole round
       schema.json        how a raw record becomes features: see `fedsim.core.data.released`
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
+      persons-000.safetensors            all records of their persons, where these have several
       layout.json        which features are which column's, as `fedsim.core.data.layout` writes it
       truth.parquet      who is a member; written and read by `fedsim.evaluation.truth` alone
       scores.parquet     game, observer, attack, candidate, score, threshold
@@ -57,7 +58,7 @@ from safetensors import safe_open
 from typing_extensions import TypedDict, Unpack
 
 from fedsim.core import files
-from fedsim.core.data.records import Pool
+from fedsim.core.data.records import PersonRecords, Pool
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.adversary import Observer
 from fedsim.core.scenario.reading import parse, save
@@ -260,10 +261,13 @@ class RunDirectory:
         finally:
             lock.release()
 
+    def _dealt(self) -> list[Path]:
+        return [*self.path.glob("candidates-*.safetensors"), *self.path.glob("persons-*.safetensors")]
+
     def forget_records(self) -> None:
         """Remove what has been dealt, so that it can be dealt anew."""
         shutil.rmtree(self.path / "parties", ignore_errors=True)
-        for path in [*self.path.glob("candidates-*.safetensors"), *map(self.path.joinpath, _DEALT)]:
+        for path in [*self._dealt(), *map(self.path.joinpath, _DEALT)]:
             path.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- parties
@@ -374,6 +378,18 @@ class RunDirectory:
     def read_candidates(self, game: int) -> Pool:
         """Read the records that the adversary is asked about."""
         return Pool.from_arrays(files.read_arrays(self.path / f"candidates-{game:03d}.safetensors"))
+
+    def write_persons(self, game: int, persons: PersonRecords) -> None:
+        """Keep all records of the candidates' persons."""
+        files.write_arrays(self._persons_path(game), persons.arrays())
+
+    def read_persons(self, game: int) -> PersonRecords | None:
+        """Read all records of the candidates' persons, None where the table names no persons."""
+        path = self._persons_path(game)
+        return PersonRecords.from_arrays(files.read_arrays(path)) if path.exists() else None
+
+    def _persons_path(self, game: int) -> Path:
+        return self.path / f"persons-{game:03d}.safetensors"
 
     # ----------------------------------------------------------------- tables
     def table(self, name: str) -> pd.DataFrame:

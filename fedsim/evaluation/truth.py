@@ -16,7 +16,7 @@ import pandas as pd
 from fedsim.core import rng
 from fedsim.core.data.encode import Encoded
 from fedsim.core.data.parties import units_of
-from fedsim.core.data.records import Pool
+from fedsim.core.data.records import PersonRecords, Pool
 from fedsim.core.data.store import PartyRecords
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import read_table, write_table
@@ -34,12 +34,15 @@ class Game:
     auxiliary: records that the adversary owns beside these and its own.
     truth: one row a candidate: candidate (0 … n-1), record (its row in the encoded table), party, member
         (bool), label (class index).
+    persons: all records of the candidates' persons, None where the table names none; whoever is a member is
+        one with all of her records.
     """
 
     parties: dict[str, PartyRecords]
     candidates: Pool
     auxiliary: Pool
     truth: pd.DataFrame
+    persons: PersonRecords | None = None
 
 
 def draw_game(
@@ -115,7 +118,21 @@ def game_of(
         _pool(encoded, truth, known_parties),
         _pool(encoded, others.iloc[owned], known_parties),
         truth,
+        _belongings(encoded, others[~others["party"].isin(settings.coalition)], truth),
     )
+
+
+def _belongings(encoded: Encoded, others: pd.DataFrame, truth: pd.DataFrame) -> PersonRecords | None:
+    """Return all records of the candidates' persons among ``others``, candidate after candidate."""
+    if encoded.person is None:
+        return None
+    units = units_of(encoded)[0]
+    candidate_of = np.full(units.max() + 1, -1)
+    candidate_of[units[truth["record"].to_numpy(dtype=np.int64)]] = truth["candidate"]
+    rows = others["record"].to_numpy(dtype=np.int64)
+    owner = candidate_of[units[rows]]
+    order = np.argsort(owner, kind="stable")[int((owner < 0).sum()) :]
+    return PersonRecords(encoded.records(rows[order]), owner[order].astype(np.int64))
 
 
 def _sides(

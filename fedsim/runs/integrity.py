@@ -60,9 +60,8 @@ def note(run: RunDirectory, *parts: str) -> None:
 
 def note_prepared(run: RunDirectory) -> None:
     """Note what is there before round 1: scenario, records, truth, and modules of the user's own."""
-    candidates = [f"candidates-{game:03d}.safetensors" for game in range(run.scenario.games)]
     names = ("truth.parquet", "schema.json", LAYOUT, SECRETS, text.FILE, INITIAL, FOREIGN)
-    note(run, "scenario.toml", *names, "parties", "release", PUBLIC_FOLDER, *candidates)
+    note(run, "scenario.toml", *names, "parties", "release", PUBLIC_FOLDER, *_asked(run))
     code = {str(path): _digest(path) for path in own_modules(run.scenario)}
     files.write_json(run.path / DIGESTS, _known(run) | code)
 
@@ -103,7 +102,13 @@ def verify_attacked(run: RunDirectory) -> None:
 def verify_asked(run: RunDirectory) -> None:
     """Check what `fedsim.runs.beyond` reads: what attacks do, and which features are which column's."""
     verify_attacked(run)
-    verify(run, LAYOUT)
+    verify(run, LAYOUT, *_asked(run))
+
+
+def _asked(run: RunDirectory) -> list[str]:
+    """Return the files of those whom the adversary is asked about; of persons only where there are any."""
+    games = range(run.scenario.games)
+    return [f"{what}-{game:03d}.safetensors" for what in ("candidates", "persons") for game in games]
 
 
 def verify_unfinished(run: RunDirectory, game: int) -> None:

@@ -259,6 +259,8 @@ def _pretrain(run: RunDirectory, prepared: Prepared, progress: Progress) -> None
 
 def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.Game) -> None:
     run.write_candidates(number, game.candidates)
+    if game.persons is not None:
+        run.write_persons(number, game.persons)
     settings = run.scenario.adversary
     sizes = {name: len(records.train) for name, records in game.parties.items()}
     owners = {name: records.train_person for name, records in game.parties.items()}

@@ -48,3 +48,20 @@ def _cell(row: Mapping[Any, Any] | None) -> str:
         return value
     between = " to " if row["low"] < 0 else "–"
     return f"{value}\n[dim]{number(row['low'], digits)}{between}{number(row['high'], digits)}[/dim]"
+
+
+def promises(table: pd.DataFrame) -> Table:
+    """Return what each party's DP promises a person with so many records there, ε by their number."""
+    shown = new_table("What DP promises a person, by the number of her records at a party: ε")
+    counts = sorted(set(table["records"]))
+    for heading in ("party", "unit", "δ", *(f"{k} record{'s' if k > 1 else ''}" for k in counts)):
+        shown.add_column(heading, justify="left" if heading in ("party", "unit") else "right")
+    for (party, unit), rows in table.groupby(["party", "unit"], sort=False):
+        delta = rows["delta"].iloc[0]
+        cells = ["none" if math.isnan(e) else f"{e:.3g}" for e in rows.sort_values("records")["epsilon"]]
+        shown.add_row(escape(str(party)), str(unit), "-" if math.isnan(delta) else f"{delta:.0e}", *cells)
+    shown.caption_justify = "left"
+    shown.caption = (
+        "Of the whole planned run, by Rényi DP where she has several. A party under no DP promises nothing."
+    )
+    return shown

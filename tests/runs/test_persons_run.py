@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.runs import scenario, write_table
+from support.truth import flip
 
 from fedsim.core.data.store import read_party
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
-from fedsim.runs import play, prepare
+from fedsim.evaluation.truth import read_truth
+from fedsim.runs import persons, play, prepare
 
 BY_PERSON = {"all": {"noise_multiplier": 1.0, "unit": "person", "records_per_person": 2}}
 
@@ -48,3 +50,44 @@ def test_what_cannot_go_with_persons_is_refused_in_a_sentence(tmp_path: Path) ->
     shadows = {"attacks": ["lira"]}
     with pytest.raises(InputError, match="unit = 'person'"):
         prepare.check(scenario(tmp_path, dp=BY_PERSON, adversary=shadows), None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run whose parties learnt their records by heart, party 'hospital-2' under DP."""
+    return run_of_persons(
+        tmp_path_factory.mktemp("persons"), persons=60, federation={"rounds": 6},
+        training={"epochs": 12, "batch": 8, "lr": 0.2}, dp={"hospital-2": {"noise_multiplier": 1.0}},
+    )  # fmt: skip
+
+
+def test_all_records_of_each_candidates_person_are_kept(run: RunDirectory) -> None:
+    hers, truth = run.read_persons(0), read_truth(run.path)
+    assert hers is not None
+    candidates = run.read_candidates(0).records
+    for candidate in range(len(truth)):
+        rows = hers.records.features[hers.owner == candidate]
+        assert (rows == candidates.features[candidate]).all(axis=1).any()
+    assert set(hers.owner) == set(range(len(truth))) and len(hers.owner) > len(truth)
+
+
+def test_persons_and_ranges_are_asked_and_the_truth_is_read_by_the_judge_alone(run: RunDirectory) -> None:
+    table = persons.persons(run, unknown=["ward"], points=2)
+    assert run.table("persons").equals(table)
+    auc = table[table["metric"] == "auc"].set_index(["asked", "knows", "score"])["value"]
+    assert auc["person", "number of records", "none"] == pytest.approx(0.5, abs=0.3)
+    assert {knows for asked, knows, _ in auc.index if asked == "range"} == {"exact", "one guess", "range"}
+    flip(run)
+    flipped = persons.persons(run, unknown=["ward"], points=2)
+    flip(run)
+    after = flipped[flipped["metric"] == "auc"].set_index(["asked", "knows", "score"])["value"]
+    np.testing.assert_allclose(after[auc.index], 1 - auc)
+    with pytest.raises(InputError, match="--unknown warp: no such column; did you mean 'ward'"):
+        persons.persons(run, unknown=["warp"])
+
+
+def test_dp_promises_a_person_with_more_records_less(run: RunDirectory) -> None:
+    table = persons.promises(run)
+    private = table[table["party"] == "hospital-2"].sort_values("records")["epsilon"]
+    assert (np.diff(private) > 0).all() and np.isfinite(private).all()
+    assert table.loc[table["party"] != "hospital-2", "epsilon"].isna().all()

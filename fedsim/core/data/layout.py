@@ -101,15 +101,15 @@ def _pixels(names: tuple[str, ...], bounds: Bounds | None) -> Layout:
     )
 
 
-def column_of(layout: Layout, name: str) -> ColumnLayout:
-    """Return the column called ``name``.
+def column_of(layout: Layout, name: str, option: str = "--column") -> ColumnLayout:
+    """Return the column called ``name``, which was named by an ``option``.
 
     Raises:
         InputError: there is none.
     """
     by_name = {column.name: column for column in layout}
     if name not in by_name:
-        raise InputError(f"--column {name}: no such column{suggestion(name, by_name)}")
+        raise InputError(f"{option} {name}: no such column{suggestion(name, by_name)}")
     return by_name[name]
 
 

@@ -45,6 +45,30 @@ class Records:
 
 
 @dataclass(frozen=True)
+class PersonRecords:
+    """All records of the persons of whom candidates are, at every party but the adversary's.
+
+    owner: (n,) int64, the candidate whose person each record is of; her candidate record is among them
+    """
+
+    records: Records
+    owner: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return them as named arrays, to be written."""
+        return {"features": self.records.features, "labels": self.records.labels, "owner": self.owner}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> PersonRecords:
+        """Undo `arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        return PersonRecords(Records(arrays["features"], arrays["labels"]), arrays["owner"])
+
+
+@dataclass(frozen=True)
 class Pool:
     """Records that an adversary holds.
 
