@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from fedsim.report.plots import Plots
+
 Source = str | Path | Mapping[str, Any] | Scenario
+DP = str | Mapping[str, float | Literal["off"] | None] | None
 
 
 def run(
     scenario: Source,
     *,
     set: Mapping[str, Any] | None = None,
-    dp: Mapping[str, float | Literal["off"] | None] | None = None,
+    dp: DP = None,
     out: str | Path | None = None,
     workers: int | None = None,
     engine: str = "inprocess",
@@ -49,7 +52,8 @@ def run(
     scenario: a TOML file, the folder of an earlier run, a nested dict as such a file holds, or a `Scenario`;
         relative paths in a dict are taken from the working directory
     set: settings to change, by dotted key: ``{"federation.rounds": 10}``
-    dp: party → target ε, 'all' for every party; 'off', None or inf switches DP-SGD off
+    dp: party → target ε, 'all' for every party; 'off', None or inf switches DP-SGD off. Or the same as on the
+        command line, 'all=8' or 'all=8,hospital-2=off'
     out: the run's folder, absent or empty; default: ``runs/<name>``, with a number where that is taken
     workers: processes for the parties and cores for the shadows; None: 1, and up to 4
     engine: 'inprocess' or 'ray'; the result is the same to the bit, as with any number of workers
@@ -69,7 +73,7 @@ def run(
     from fedsim.runs import play, prepare
 
     play.check_engine(engine)
-    settings = _scenario(scenario, set or {}, dp or {})
+    settings = _scenario(scenario, set or {}, _switches(dp))
     prepared = prepare.check(settings, None if data_dir is None else Path(data_dir))
     folder = new_run_path(Path("runs"), settings.name) if out is None else Path(out)
     directory = prepare.prepare(prepared, folder)
@@ -159,6 +163,13 @@ class Run:
             raise InputError(f"{self.path} has no table '{name}': {reason}")
         return self._directory.table(name)
 
+    @property
+    def plot(self) -> Plots:
+        """Figures of its tables, drawn with matplotlib: ``run.plot.roc()``."""
+        from fedsim.report.plots import Plots
+
+        return Plots(self._directory)
+
     def report(self) -> Path:
         """Write ``report.html``, one page that needs no network, and return its path."""
         from fedsim.report import write
@@ -216,6 +227,13 @@ def _scenario(
             raise InputError(f"dp {party} = {epsilon!r}: ε must be a number above 0, 'off' or None")
         reading.switch_dp(document, party, epsilon if isinstance(epsilon, int | float) else math.inf)
     return reading.parse(document, name, folder)
+
+
+def _switches(dp: DP) -> Mapping[str, float | Literal["off"] | None]:
+    """Return party → ε, also of a text as the command line has it."""
+    if not isinstance(dp, str):
+        return dp or {}
+    return dict(reading.dp_switch(part.strip()) for part in dp.split(","))
 
 
 def _document(source: Source) -> tuple[dict[str, Any], str, Path]:

@@ -21,8 +21,8 @@ from fedsim.core.scenario.reading import parse
 
 PUBLIC = ["FedsimError", "InputError", "Run", "Scenario", "__version__", "load", "run"]
 OF_A_RUN = [
-    "adversary", "attack", "leakage", "manifest", "parties", "path", "report", "rounds", "scenario", "scores",
-    "sources",
+    "adversary", "attack", "leakage", "manifest", "parties", "path", "plot", "report", "rounds", "scenario",
+    "scores", "sources",
 ]  # fmt: skip
 TINY = {"federation": {"rounds": 2}, "adversary": {"attacks": ["loss", "gap"]}}
 

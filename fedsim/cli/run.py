@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
     help="Also run it with this DP-SGD and 64 shadows at most; one report shows both.",
 )
 @click.option("--quick", is_flag=True, help="Leave out attacks that simulate: a first answer in seconds.")
+@click.option(
+    "--tensorboard", type=click.Path(path_type=Path), help="Write the figures there, for TensorBoard."
+)
+@click.option("--mlflow", metavar="URI", help="Log settings and figures to this MLflow server or store.")
 @json_option
 def run(
     scenario: Path,
@@ -62,6 +67,8 @@ def run(
     resume: bool,
     twins: tuple[str, ...],
     quick: bool,
+    tensorboard: Path | None,
+    mlflow: str | None,
     as_json: bool,
 ) -> None:
     """Run SCENARIO (a TOML file, or the folder of an earlier run) and show the result.
@@ -82,6 +89,7 @@ def run(
     from fedsim.terminal import live
 
     play.check_engine(engine)
+    _check_trackers(tensorboard, mlflow)
     if resume and (overrides or dp or quick):
         raise InputError("--resume goes on with the run's own scenario; leave out --set, --dp and --quick")
     twin_runs.check(scenario_file(scenario), overrides, twins)
@@ -96,6 +104,7 @@ def run(
     for switch in twins:
         _twin(directory, switch, data_dir, engine, workers)
     report_and_show(directory, as_json)
+    _track(directory, tensorboard, mlflow)
 
 
 def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, quick: bool) -> RunDirectory:
@@ -149,6 +158,24 @@ def _header(directory: RunDirectory) -> None:
     line(f"{scenario.name}: {source}; {sizes}", err())
     line(f"Adversary: {manifest['adversary']}; run folder: {directory.path}", err())
     notices(manifest["notices"])
+
+
+def _check_trackers(tensorboard: Path | None, mlflow: str | None) -> None:
+    """Refuse before the run, not after it, what the run's figures cannot be given to."""
+    for wanted, package, extra in ((tensorboard, "tensorboard", "tensorboard"), (mlflow, "mlflow", "mlflow")):
+        if wanted is not None and importlib.util.find_spec(package) is None:
+            raise InputError(f"--{extra} needs {package}: pip install 'fedsim[{extra}]'")
+
+
+def _track(directory: RunDirectory, tensorboard: Path | None, mlflow: str | None) -> None:
+    from fedsim.report import tracking
+
+    if tensorboard is not None:
+        tracking.to_tensorboard(directory, tensorboard)
+        line(f"TensorBoard: tensorboard --logdir {tensorboard}", err())
+    if mlflow is not None:
+        tracking.to_mlflow(directory, mlflow)
+        line(f"MLflow: experiment fedsim at {mlflow}", err())
 
 
 def _ask_for_secrets(directory: RunDirectory) -> None:

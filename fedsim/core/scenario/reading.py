@@ -41,7 +41,7 @@ def load(path: Path, overrides: Iterable[str] = (), dp: Iterable[str] = ()) -> S
     for text in overrides:
         put(document, *assignment(text), f"--set {text}")
     for text in dp:
-        _switch_dp(document, text)
+        switch_dp(document, *dp_switch(text))
     return parse(document, source=str(path), folder=path.resolve().parent)
 
 
@@ -167,18 +167,19 @@ OFF = ("off", "inf", "∞")
 """Spellings of an ε that switch DP off."""
 
 
-def _switch_dp(document: dict[str, Any], text: str) -> None:
+def dp_switch(text: str) -> tuple[str, float]:
+    """Return party and ε of 'party=ε', inf where it is switched off.
+
+    Raises:
+        InputError: it has another form, or ε is no number.
+    """
     party, sign, value = text.rpartition("=")
     if not sign or not party:
         raise InputError(f"--dp {text}: expected party=ε, such as all=8 or hospital-2=3")
-    if value in OFF:
-        switch_dp(document, party, math.inf)
-        return
     try:
-        epsilon = float(value)
+        return party, math.inf if value in OFF else float(value)
     except ValueError:
         raise InputError(f"--dp {text}: ε is '{value}'; it must be a number above 0 or 'off'") from None
-    switch_dp(document, party, epsilon)
 
 
 def _with_absolute_paths(scenario: Scenario, folder: Path, source: str) -> Scenario:
