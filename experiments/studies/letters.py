@@ -27,6 +27,7 @@ from fedsim.evaluation import secrets as judge
 from fedsim.runs import letters, play, prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
+ATTACKS = '["loss", "zlib", "reference", "min-k", "min-k++"]'
 METRICS = ("exposure", "auc", "extracted", "discoverable in 100 draws")
 
 
@@ -43,11 +44,10 @@ class Case:
 CASES = {
     "plain": Case(seeds=3),
     "ε = 8": Case(dp=("all=8",), seeds=3),
-    "ε = 16": Case(dp=("all=16",)),
     "ε = 2": Case(dp=("all=2",)),
     "clipping alone": Case(changes=("dp.all.noise_multiplier=0.01",)),
-    "half the width": Case(changes=("model.hidden=[32,32]",)),
-    "LSTM": Case(changes=('model.name="lstm"', "model.hidden=[96]")),
+    "half the width": Case(changes=("model.hidden=[48,48]",)),
+    "ε = 8 for a patient": Case(changes=('dp.all.unit="person"',), dp=("all=8",)),
 }
 
 
@@ -58,7 +58,8 @@ def finished(name: str, seed: int, folder: Path) -> RunDirectory:
     if path.exists():
         run = RunDirectory.open(path)
     else:
-        scenario = load(EXPERIMENTS / "letters.toml", (f"seed={seed}", *case.changes), case.dp)
+        overrides = (f"seed={seed}", f"adversary.attacks={ATTACKS}", *case.changes)
+        scenario = load(EXPERIMENTS / "letters.toml", overrides, case.dp)
         run = prepare.prepare(prepare.check(scenario, None), path)
     if not run.manifest.get("complete"):
         play.federate(run)

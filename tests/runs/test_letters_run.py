@@ -123,8 +123,10 @@ def test_one_seed_one_result_with_workers_and_anew(run: RunDirectory, tmp_path: 
     assert final_sha(_run(tmp_path, "again", workers=2)) == final_sha(run)
 
 
-def test_dp_trains_letters_and_says_its_epsilon(tmp_path: Path) -> None:
-    run = _run(tmp_path, "private", dp={"all": {"epsilon": 8.0}}, adversary={"attacks": ["loss"]})
+@pytest.mark.parametrize("unit", ["record", "person"])
+def test_dp_trains_letters_and_says_its_epsilon(tmp_path: Path, unit: str) -> None:
+    dp = {"all": {"epsilon": 8.0, "unit": unit}}
+    run = _run(tmp_path, "private", dp=dp, adversary={"attacks": ["loss"]})
     rounds = run.table("rounds")
     spent = rounds[(rounds["round"] == 2) & (rounds["party"] != "all")]["epsilon"]
     assert ((spent > 0) & (spent <= 8)).all()
