@@ -60,17 +60,6 @@ class Tied(nn.Module):
         return self.out(torch.relu(self.down(torch.relu(self.up(x)))))
 
 
-class Recurrent(nn.Module):
-    """A GRU over the features, which `torch.func.vmap` refuses."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.gru, self.out = nn.GRU(1, 6, batch_first=True), nn.Linear(6, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.gru(x[:, :, None])[0][:, -1])
-
-
 class Attending(nn.Module):
     """Attention over the features, whose positions are looked up once for all records."""
 
@@ -104,10 +93,6 @@ def permuted(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def tied(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Tied(math.prod(shape), classes)
-
-
-def recurrent(shape: tuple[int, ...], classes: int) -> nn.Module:
-    return Recurrent(classes)
 
 
 def attending(shape: tuple[int, ...], classes: int) -> nn.Module:

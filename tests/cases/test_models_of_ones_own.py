@@ -63,9 +63,8 @@ def test_what_is_refused_under_dp_is_refused_by_the_check(
     assert result.stderr.count("fedsim: ") == 1
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_state_that_is_no_floating_point_stays_as_it_was_made(tmp_path: Path, strategy: str) -> None:
-    run = finished(tmp_path, "permuted", federation={"rounds": 3, "strategy": strategy})
+def test_state_that_is_no_floating_point_stays_as_it_was_made(tmp_path: Path) -> None:
+    run = finished(tmp_path, "permuted", federation={"rounds": 3, "strategy": "fedavg"})
     assert set(run.read_model(0, 3)) == {"out.weight", "out.bias"}, "nothing to average, or to move"
     assert np.isfinite(run.table("rounds")["loss"]).all()
 
@@ -93,11 +92,6 @@ def test_tied_weights_do_not_undo_what_shapes_an_update(
         for array in update.values():  # one bit: 0, or ± the largest entry, but for float32's rounding
             sizes = np.abs(array)
             assert ((sizes < 1e-6) | (np.abs(sizes - sizes.max()) < 1e-6)).all()
-
-
-def test_one_model_that_cannot_be_mapped_costs_no_attack(tmp_path: Path) -> None:
-    run = finished(tmp_path, "recurrent")
-    assert set(run.table("scores")["attack"]) == {"loss", "update-cosine"}
 
 
 def test_a_delta_of_one_over_n_or_more_is_said(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def owner_notices(table: Table, frame: pd.DataFrame, schema: Schema) -> list[str
     if not table.classes_declared:
         classes = ", ".join(f"'{value}' ({counts.get(value, 0)})" for value in schema.classes[:12])
         notices.append(
-            f"the classes of '{schema.label}' were read from all records: {classes}"
+            f"classes of '{schema.label}' in all records: {classes}"
             f"{', …' if len(schema.classes) > 12 else ''}; declare {key('categories', schema.label)}"
         )
     for group in variants(list(counts)):
