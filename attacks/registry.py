@@ -55,6 +55,7 @@ FURTHER = (
     "attacks.counts.groups",
     "attacks.persons.subject",
     "attacks.persons.ranges",
+    "attacks.poisoning.targeted",
 )
 """Modules that declare attacks beyond membership, likewise."""
 

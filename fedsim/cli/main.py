@@ -37,6 +37,7 @@ COMMANDS = {
     "extract": ("letters:extract", "Secrets that a run's language models memorised and give away."),
     "count": ("beyond:count", "Count a run's members and shares of groups: how many, not who."),
     "persons": ("persons:persons", "Ask whether a person is in a run's data, and what DP promises her."),
+    "poison": ("poison:poison", "Aim poison at those called members of a run, and see what it does."),
     "audit": ("audit:audit", "Audit a party's DP: the ε that can be shown to be spent."),
     "serve": ("serve:serve", "Serve the final model of a run over HTTP."),
     "keys": ("serve:keys", "Who may ask a served model, and how much."),

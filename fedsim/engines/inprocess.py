@@ -40,7 +40,7 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     from fedsim.server import server_app
 
     torch.set_num_threads(1)
-    _quiet_flower()
+    quiet_flower()
     processes = workers if workers > 1 or runs_own_code(run.scenario) else 0
     with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes) as grid:
         context = Context(RUN_ID, flower_internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
@@ -196,7 +196,7 @@ def _failure(message: Message, outcome: Outcome) -> Message:
 # --------------------------------------------------------------------- workers
 def _start_worker(run: Path) -> None:
     flower_internals.assume_identity(RUN_ID)
-    _quiet_flower()
+    quiet_flower()
     _client_app()
     warm_up(RunDirectory.open(run).scenario)
 
@@ -211,6 +211,6 @@ def _answer_in_worker(message: Message, context: Context) -> tuple[Message, Cont
     return answer(_client_app(), message, context), context
 
 
-def _quiet_flower() -> None:
+def quiet_flower() -> None:
     """Flower logs every step of a strategy; the run's own table says it better."""
     logging.getLogger("flwr").setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""What membership is good for next: records that turn the model against a person."""
