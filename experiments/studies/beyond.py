@@ -1,4 +1,4 @@
-"""What follows membership: hidden values, typical records, rows of a batch, counts; with and without DP.
+"""What follows membership: hidden values, records, counts, persons, poison; with and without DP.
 
     python experiments/studies/beyond.py --data-dir DATA            # makes experiments/results/beyond.md
     python experiments/studies/beyond.py --only heart
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # As in a run, and before NumPy is imported: on matrices this small threads wait for each other.
@@ -23,21 +24,68 @@ from attacks.reconstruction.gradient import Effort
 from attacks.reconstruction.model import Descent
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
-from fedsim.runs import beyond, play, prepare
+from fedsim.runs import beyond, persons, play, poison, prepare
 from fedsim.runs.sent import PROTECTIONS, Setting
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-NAMES = ("hospitals", "heart", "digits")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is asked of one scenario; file: below experiments/, with ``changes``.
+
+    columns: inferred; unknown: of a range; gradients: batches; typical, counted, poisoned: whether
+    """
+
+    file: str
+    changes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    bins: int = 3
+    unknown: tuple[str, ...] = ()
+    asks_persons: bool = True
+    gradients: bool = False
+    typical: bool = False
+    counted: bool = True
+    poisoned: bool = False
+    by_person: bool = False
+
+
+SHORT = ("federation.rounds=15", "training.epochs=2")
+SCENARIOS = {
+    "hospitals": Scenario(
+        "hospitals", columns=("sex", "bmi"), unknown=("bmi",), gradients=True, typical=True, poisoned=True
+    ),
+    "heart": Scenario(
+        "heart", columns=("thal", "sex"), unknown=("thal", "ca"), gradients=True, poisoned=True
+    ),
+    "breast-cancer": Scenario(
+        "hospitals", ('data.name="breast-cancer"',), ("mean radius",), 2, asks_persons=False
+    ),
+    "diabetes-130": Scenario(
+        "hospitals",
+        ('data.name="diabetes-130"', "data.max_records=1500", *SHORT),
+        counted=False,
+        by_person=True,
+    ),
+    "adult": Scenario(
+        "banks",
+        ('data.name="adult"', "data.max_records=2000", *SHORT),
+        columns=("sex",),
+        unknown=("education",),
+    ),
+    "digits": Scenario("digits", asks_persons=False, gradients=True, typical=True),
+}
 PRIVACY = {"no DP": (), "ε = 8": ("all=8",), "ε = 1": ("all=1",)}
-COLUMNS = {"hospitals": ("sex", "bmi"), "heart": ("thal", "sex"), "digits": ()}
+PERSONS = "ε = 8 a person"
 ATTACKS = ("imputation", "yeom", "csmia", "lomia", "update-cosine", "update-regression", "white-box")
 SETTINGS = (
     Setting(1), Setting(4), Setting(16), Setting(1, 4), Setting(4, 4),
-    *(Setting(4, 1, name) for name in PROTECTIONS[1:]),
+    *(Setting(4, 1, name) for name in PROTECTIONS[2:]),
     Setting(1, 1, "ε = 8"), Setting(1, 1, "participant"),
 )  # fmt: skip
 DESCENT = Descent(iterations=300, patience=50)
 EFFORT = Effort(starts=2, dlg_iterations=60, geiping_iterations=120)
+BUDGET = poison.Budget(targets=20)
 
 
 def finished(name: str, privacy: str, folder: Path, data_dir: Path | None, games: int) -> RunDirectory:
@@ -46,8 +94,11 @@ def finished(name: str, privacy: str, folder: Path, data_dir: Path | None, games
     if path.exists():
         run = RunDirectory.open(path)
     else:
-        overrides = (f"games={games}", 'adversary.attacks=["loss"]')
-        scenario = load(EXPERIMENTS / f"{name}.toml", overrides, PRIVACY[privacy])
+        asked = SCENARIOS[name]
+        overrides = (*asked.changes, f"games={games}", 'adversary.attacks=["loss"]', f'name="{name}"')
+        if privacy == PERSONS:
+            overrides += ("dp.all.epsilon=8", 'dp.all.unit="person"')
+        scenario = load(EXPERIMENTS / f"{asked.file}.toml", overrides, PRIVACY.get(privacy, ()))
         run = prepare.prepare(prepare.check(scenario, data_dir), path)
     if not run.manifest.get("complete"):
         play.federate(run)
@@ -60,10 +111,10 @@ def figure(value: float, low: float, high: float, digits: int = 3) -> str:
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def attributes(run: RunDirectory, columns: tuple[str, ...], privacy: str) -> Iterator[str]:
-    for column in columns:
+def attributes(run: RunDirectory, asked: Scenario, privacy: str) -> Iterator[str]:
+    for column in asked.columns:
         if not run.has("attributes") or column not in set(run.table("attributes")["column"]):
-            beyond.attribute(run, column)
+            beyond.attribute(run, column, asked.bins)
         table = run.table("attributes")
         table = table[table["column"] == column].set_index(["attack", "records", "metric"])
         for attack in ATTACKS:
@@ -74,7 +125,48 @@ def attributes(run: RunDirectory, columns: tuple[str, ...], privacy: str) -> Ite
             rows = [table.loc[(attack, *key)] for key in wanted]
             cells = [f"{row['value']:.3f}" for row in rows[:3]]
             cells += [figure(row["value"], row["low"], row["high"]) for row in rows[3:]]
+            for side in ("members", "held out"):
+                key = (attack, side, "auc")
+                row = table.loc[key] if key in table.index else None
+                cells.append("" if row is None else figure(row["value"], row["low"], row["high"], 2))
             yield f"| {column} | {attack} | {privacy} | {int(rows[0]['n'])} | " + " | ".join(cells) + " |"
+
+
+def who(run: RunDirectory, asked: Scenario, privacy: str) -> Iterator[str]:
+    """Yield the lines on persons: of each way of asking the score of the largest AUC."""
+    table = run.table("persons") if run.has("persons") else persons.persons(run, asked.unknown, points=4)
+    auc = table[table["metric"] == "auc"]
+    for (what, knows), rows in auc.groupby(["asked", "knows"], sort=False):
+        cells = [figure(row["value"], row["low"], row["high"]) for _, row in rows.iterrows()]
+        named = ", ".join(f"{name} {cell}" for name, cell in zip(rows["score"], cells, strict=True))
+        sizes = f"{int(rows['n_members'].iloc[0])} + {int(rows['n_others'].iloc[0])}"
+        yield f"| {what} | {knows} | {privacy} | {sizes} | {named} |"
+
+
+def promised(run: RunDirectory, privacy: str) -> Iterator[str]:
+    table = persons.promises(run)
+    for unit, rows in table.groupby("unit", sort=False):
+        largest = rows.groupby("records")["epsilon"].max()
+        cells = ", ".join(f"{k}: {epsilon:.3g}" for k, epsilon in largest.items())
+        yield f"| {privacy} | {unit} | {cells} |"
+
+
+def harm(run: RunDirectory, privacy: str) -> Iterator[str]:
+    table = (
+        run.table("poisoning")
+        if run.has("poisoning")
+        else poison.poison(run, BUDGET, ("fedavg", "fedmedian", "krum"))
+    )
+    cells = table.set_index(["defence", "kind", "update", "aim", "metric"])
+    for defence, kind, update in dict.fromkeys(key[:3] for key in cells.index):
+        shown = []
+        for aim, metric in (
+            ("called members", "damage"), ("random", "damage"), ("called members", "gain"),
+            ("called members", "members"), ("called members", "accuracy"), ("called members", "norm"),
+        ):  # fmt: skip
+            row = cells.loc[(defence, kind, update, aim, metric)]
+            shown.append(figure(row["value"], row["low"], row["high"], 2))
+        yield f"| {defence} | {kind} | {update} | {privacy} | " + " | ".join(shown) + " |"
 
 
 def inversion(run: RunDirectory, privacy: str) -> Iterator[str]:
@@ -114,34 +206,57 @@ def counts(run: RunDirectory, privacy: str) -> Iterator[str]:
         yield f"| {score} | {estimator} | {privacy} | " + " | ".join(cells) + " |"
 
 
-def section(name: str, options: argparse.Namespace) -> Iterator[str]:
-    runs = {
-        privacy: finished(name, privacy, options.runs, options.data_dir, options.games) for privacy in PRIVACY
-    }
-    games = runs["no DP"].scenario.games
-    yield from (f"## {name}", "", f"{games} game(s) at each level of privacy.", "")
-    if COLUMNS[name]:
-        yield (
-            "| column | attack | privacy | members | accuracy, members | held out | called members | "
-            "above imputation, members | leak |"
-        )
-        yield "|---|---|---|---|---|---|---|---|---|"
-        for privacy, run in runs.items():
-            yield from attributes(run, COLUMNS[name], privacy)
-        yield ""
-    yield from ("| lists counted by | estimator | privacy | error | gain over prior | covered |",
-                "|---|---|---|---|---|---|")  # fmt: skip
-    for privacy, run in runs.items():
-        yield from counts(run, privacy)
-    yield from ("", "| protection | batch | steps | rows | nearest own record: rows | cells | analytic: rows "
-                "| cells | DLG: rows | cells | Geiping: rows | cells | labels |",
-                "|" + "---|" * 13)  # fmt: skip
-    yield from gradients(runs["no DP"], options.repeats)
-    yield from ("", "| typical record | privacy | nearer to members | nearest member | nearest held out | "
-                "members' mean |", "|---|---|---|---|---|---|")  # fmt: skip
-    for privacy, run in runs.items():
-        yield from inversion(run, privacy)
+ATTRIBUTE_HEADS = (
+    "column", "attack", "privacy", "members", "accuracy, members", "held out", "called members",
+    "above imputation, members", "leak", "AUC, members", "AUC, held out",
+)  # fmt: skip
+GRADIENT_HEADS = (
+    "protection", "batch", "steps", "records", "nearest own record: rows", "cells", "analytic: rows", "cells",
+    "DLG: rows", "cells", "Geiping: rows", "cells", "labels",
+)  # fmt: skip
+TYPICAL_HEADS = (
+    "typical record", "privacy", "nearer to members", "nearest member", "nearest held out", "members' mean",
+)  # fmt: skip
+HARM_HEADS = (
+    "strategy", "poison", "update", "privacy", "damage, called members", "damage, random", "gain",
+    "of those called, members", "lost accuracy", "norm",
+)  # fmt: skip
+
+
+def headed(heads: tuple[str, ...], lines: Iterator[str]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    yield from lines
     yield ""
+
+
+def section(name: str, options: argparse.Namespace) -> Iterator[str]:
+    asked = SCENARIOS[name]
+    levels = [*PRIVACY, PERSONS] if asked.by_person else list(PRIVACY)
+    runs = {level: finished(name, level, options.runs, options.data_dir, options.games) for level in levels}
+    yield from (f"## {name}", "", f"{runs['no DP'].scenario.games} game(s) at each level of privacy.", "")
+    if asked.columns:
+        yield from headed(
+            ATTRIBUTE_HEADS, (line for level, run in runs.items() for line in attributes(run, asked, level))
+        )
+    if asked.counted:
+        heads = ("lists counted by", "estimator", "privacy", "error", "gain over prior", "covered")
+        yield from headed(heads, (line for level, run in runs.items() for line in counts(run, level)))
+    if asked.asks_persons:
+        heads = ("asked", "knows", "privacy", "persons in + out", "AUC")
+        yield from headed(heads, (line for level, run in runs.items() for line in who(run, asked, level)))
+    if asked.by_person:
+        heads = ("privacy", "unit", "ε promised, by the number of a person's records")
+        private = {level: run for level, run in runs.items() if level != "no DP"}
+        yield from headed(heads, (line for level, run in private.items() for line in promised(run, level)))
+    if asked.poisoned:
+        yield from headed(HARM_HEADS, (line for level, run in runs.items() for line in harm(run, level)))
+    if asked.gradients:
+        yield from headed(GRADIENT_HEADS, gradients(runs["no DP"], options.repeats))
+    if asked.typical:
+        yield from headed(
+            TYPICAL_HEADS, (line for level, run in runs.items() for line in inversion(run, level))
+        )
 
 
 HEAD = """# Beyond membership
@@ -162,12 +277,26 @@ finished runs; members and held-out records are the other parties'. Intervals ar
 - **Gradients**: batches of a victim's training records, from the update of round 1. A row is recovered where
   every category is right and its numbers are off by 5 % of their range at most; *steps* of plain SGD on the
   whole batch. *participant*: the sum of all others' updates; *secure sum*: of everybody's.
+- **Persons**: is she in the data? *person*: by all of her records (their scores' mean, largest, sum), or by
+  one of them; *range*: her record known to within 5 % of each number's range, some columns not at all; *one
+  guess* is the middle of that, *exact* the record itself. AUC of each score; .5 is guessing.
+- **Promises**: ε at δ = 1e-5 of the whole run for all of a person's k records, `k: ε`, the largest of the
+  parties'. Where the unit is a person it does not depend on k.
+- **Poison**: the last five rounds again, with two poisoned records for each of 20 targets. *Damage*: how much
+  less the model believes the targets' labels than in the same rounds without poison, under the same strategy.
+  *Gain*: that of people called members minus that of people at random. *Norm*: of the adversary's update over
+  the others' median, more than its honest one.
+- **breast-cancer**: a published attribute inference has an AUC of .93 (arXiv 2512.15143, second-hand: we have
+  not seen its table). Not the same setting: there the model is trained centrally, the attribute and the
+  adversary's knowledge are its authors' choice, and what imputation alone finds is not known to us. Here
+  the attribute is the mean radius, above or below its median, which other columns (perimeter, area) all but
+  determine: compare the AUC of *imputation*, which touches no model, before calling any AUC a leak.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "beyond")
     parser.add_argument("--games", type=int, default=1)
@@ -179,7 +308,7 @@ def main() -> None:
         for line in section(name, options):
             print(line, flush=True)
             lines.append(line)
-    options.table.write_text("\n".join(lines), encoding="utf-8")
+        options.table.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def poison(folder: Path, targets: int, copies: int, rounds: int, defences: tuple
     budget = replayed.Budget(targets, copies, rounds)
     with live.bar("replays", err()) as progress:
         table = replayed.poison(run, budget, defences or replayed.DEFENCES, progress)
-    keys = {"defence": "strategy", "kind": "poison", "update": "update", "aim": "aimed at"}
+    keys = {"kind": "poison", "update": "update", "aim": "aimed at"}
     metrics = {
         "damage": "damage",
         "gain": "gain over\nrandom",
@@ -55,5 +55,9 @@ def poison(folder: Path, targets: int, copies: int, rounds: int, defences: tuple
         "accuracy: on all held-out records. Norm: of the adversary's update over the others' median, more "
         "than its honest one. Intervals 95 %."
     )
-    out().print(results(table, keys, metrics, "Poison aimed by membership", caption))
+    for strategy, rows in table.replace({"aim": {"called members": "members"}}).groupby(
+        "defence", sort=False
+    ):
+        out().print(results(rows, keys, metrics, f"Poison aimed by membership, strategy {strategy}"))
+    line(caption)
     line(f"fedsim report {folder}  puts this on the run's page.", err())

@@ -18,7 +18,7 @@ from fedsim.core.files import write_text
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS
-from fedsim.report import cards, charts, course, figures, findings, letters, svg, verdicts, words
+from fedsim.report import beyond, cards, charts, course, figures, findings, letters, svg, verdicts, words
 from fedsim.report.findings import Findings
 
 METRICS = {
@@ -68,6 +68,7 @@ def draw(results: Findings) -> dict[str, str]:
         if results.run.scenario.adversary.active and (sent["update_norm"] > 0).any():
             moving = sent[sent["update_norm"] > 0]
             drawn["norms"] = figures.norms(moving, str(results.run.manifest["adversary"]))
+    drawn |= {f"beyond-{part.name}": part.picture for part in beyond.sections(results.run)}
     written = letters.section(results.run)
     if written is not None:
         drawn["letters"] = letters.picture(results.run.table("memorisation"), written.bits)
@@ -194,6 +195,7 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         ppv=_ppv(results),
         vulnerable=_vulnerable(results),
         suite=_suite(results),
+        further=beyond.sections(run),
         letters=letters.section(run),
         letter_columns=letters.COLUMNS,
         ladder=cards.ladder(results, prior, record),
