@@ -56,7 +56,8 @@ def run(
         command line, 'all=8' or 'all=8,hospital-2=off'
     out: the run's folder, absent or empty; default: ``runs/<name>``, with a number where that is taken
     workers: processes for the parties and cores for the shadows; None: 1, and up to 4
-    engine: 'inprocess' or 'ray'; the result is the same to the bit, as with any number of workers
+    engine: 'inprocess', 'ray' or 'superlink'; the result is the same to the bit, as with any number of
+        workers
     data_dir: a folder with named data sets, used instead of downloads
     progress: whether to write a line for each round to standard error
 

@@ -26,7 +26,17 @@ dp_option = click.option(
     "--dp", multiple=True, metavar="PARTY=ε", help="DP-SGD of a party; 'all=8', 'x=off'."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-engine_option = click.option("--engine", default="inprocess", show_default=True, help="inprocess or ray.")
+engine_option = click.option(
+    "--engine",
+    default="inprocess",
+    show_default=True,
+    help="inprocess, ray or superlink (see docs/processes.md).",
+)
+ray_address_option = click.option(
+    "--ray-address",
+    envvar="RAY_ADDRESS",
+    help="Cluster of --engine ray, 'auto' for a local one. [env: RAY_ADDRESS]",
+)
 
 
 def out() -> Console:

@@ -19,6 +19,7 @@ from fedsim.cli.common import (
     notices,
     out,
     print_json,
+    ray_address_option,
     read_scenario,
     set_option,
 )
@@ -42,6 +43,17 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Processes for the parties, cores for the shadows. [default: 1, and all up to 4]",
 )
+@ray_address_option
+@click.option(
+    "--ray-cpus",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processors of a party under Ray.",
+)
+@click.option(
+    "--ray-gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs of a party under Ray."
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option(
     "--twin",
@@ -64,6 +76,9 @@ def run(
     folder: Path | None,
     engine: str,
     workers: int | None,
+    ray_address: str | None,
+    ray_cpus: int,
+    ray_gpus: float,
     resume: bool,
     twins: tuple[str, ...],
     quick: bool,
@@ -80,15 +95,18 @@ def run(
       fedsim run experiments/hospitals.toml --twin all=8 --twin all=1
       fedsim run experiments/hospitals.toml --dp all=8 --dp hospital-2=3
       fedsim run experiments/banks.toml --data-dir data --workers 4
+      fedsim run experiments/hospitals.toml --engine superlink
       fedsim run runs/banks --resume
     """
     from fedsim.core.scenario.reading import scenario_file
+    from fedsim.engines.settings import EngineOptions
     from fedsim.runs import play
     from fedsim.runs import twins as twin_runs
     from fedsim.runs.resume import ready
     from fedsim.terminal import live
 
-    play.check_engine(engine)
+    options = EngineOptions(ray_address, ray_cpus, ray_gpus)
+    play.check_engine(engine, options)
     _check_trackers(tensorboard, mlflow)
     if resume and (overrides or dp or quick):
         raise InputError("--resume goes on with the run's own scenario; leave out --set, --dp and --quick")
@@ -98,8 +116,10 @@ def run(
     else:
         directory = _prepare(read_scenario(scenario, overrides, dp), data_dir, folder, quick)
     _header(directory)
+    if engine == "superlink":
+        line(_time_of_superlink(directory), err())
     with live.follow(directory, err(), VERBOSITY.verbose):
-        play.federate(directory, engine, workers)
+        play.federate(directory, engine, workers, options)
     _ask_for_secrets(directory)
     for switch in twins:
         _twin(directory, switch, data_dir, engine, workers)
@@ -176,6 +196,16 @@ def _track(directory: RunDirectory, tensorboard: Path | None, mlflow: str | None
     if mlflow is not None:
         tracking.to_mlflow(directory, mlflow)
         line(f"MLflow: experiment fedsim at {mlflow}", err())
+
+
+def _time_of_superlink(directory: RunDirectory) -> str:
+    """Say what a deployment costs before its first round: Flower's nodes ask for work every three seconds."""
+    scenario = directory.scenario
+    seconds = scenario.games * (20 + 7 * scenario.federation.rounds)
+    return (
+        f"Starting a SuperLink and {scenario.parties.count} SuperNodes with TLS and keys of their own; "
+        f"at about 7 s a round this takes {max(1, round(seconds / 60))} min or more."
+    )
 
 
 def _ask_for_secrets(directory: RunDirectory) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, engine_option, err, line, out
+from fedsim.cli.common import data_dir_option, engine_option, err, line, out, ray_address_option
 from fedsim.core.errors import FedsimError
 
 
@@ -21,7 +21,7 @@ from fedsim.core.errors import FedsimError
 @click.option("--cells", type=click.Path(path_type=Path), help="Folder of runs. [default: <out>/cells]")
 @click.option("--workers", type=click.IntRange(1), help="Cells at a time. [default: one per core]")
 @engine_option
-@click.option("--ray-address", envvar="RAY_ADDRESS", help="Cluster of --engine ray. [env: RAY_ADDRESS]")
+@ray_address_option
 @click.option("--show", is_flag=True, help="Run nothing; show what is finished.")
 def sweep(
     file: Path,

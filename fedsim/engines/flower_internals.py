@@ -1,19 +1,22 @@
 """The names of Flower that are not public, all in one place.
 
-A custom ``Grid`` cannot do without them (flwr 1.41): a message takes its sender from the process-wide
-task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
-public serialisation. `tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
+A custom ``Grid`` cannot do without them (flwr 1.41 and 1.42): a message takes its sender from the
+process-wide task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
+public serialisation. Nor can a node that is to run its own app, not the one that a run brings.
+`tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Set before flwr is imported: nothing is sent anywhere and nothing is looked up.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
@@ -55,3 +58,31 @@ def to_bytes(state: RecordDict) -> bytes:
 def from_bytes(state: bytes) -> RecordDict:
     """Undo `to_bytes`."""
     return recorddict_from_proto(ProtoRecordDict.FromString(state))
+
+
+def import_client_runtime() -> None:
+    """Import what `run_client_app` needs, before the process forks."""
+    import flwr.supernode.cli.flwr_clientapp  # noqa: F401
+
+
+def run_client_app(app: ClientApp) -> None:
+    """Do what the command ``flwr-clientapp`` does with ``sys.argv``, but answer with ``app``.
+
+    The app that the run brought is neither installed nor imported, nor are its dependencies.
+
+    Raises:
+        SystemExit: always, with the command's exit code.
+    """
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as runtime
+
+    own: dict[str, Any] = {
+        "install_from_fab": lambda *_, **__: None,
+        "install_app_dependencies": lambda *_, **__: None,
+        "get_load_client_app_fn": lambda **_: lambda *_: app,
+    }
+    for name, replacement in own.items():
+        if not hasattr(runtime, name):  # or the app that came would be run, unnoticed
+            raise ImportError(f"flwr.supernode.runtime.run_clientapp has no {name} any more")
+        setattr(runtime, name, replacement)
+    flwr_clientapp()

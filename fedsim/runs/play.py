@@ -12,17 +12,24 @@ from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
+from fedsim.engines.settings import EngineOptions
 from fedsim.runs import confidence, integrity, release
 from fedsim.runs.attack import evaluate, observe
 
-ENGINES = ("inprocess", "ray")
+ENGINES = ("inprocess", "ray", "superlink")
 
 
-def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None = 1) -> None:
+def federate(
+    run: RunDirectory,
+    engine: str = "inprocess",
+    workers: int | None = 1,
+    options: EngineOptions | None = None,
+) -> None:
     """Run every game that is not finished, then evaluate all of them.
 
     workers: processes for the parties, and cores for the shadows; None: 1 (for a language model
         `suite.cores`), and `suite.cores`.
+    options: what only some engines heed
 
     Raises:
         FedsimError: the federation could not go on; what was done is kept, for ``--resume``.
@@ -30,10 +37,10 @@ def federate(run: RunDirectory, engine: str = "inprocess", workers: int | None =
     if not run.manifest.get("prepared"):
         raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
     with run.locked():
-        _federate(run, engine, workers)
+        _federate(run, engine, workers, options or EngineOptions())
 
 
-def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
+def _federate(run: RunDirectory, engine: str, workers: int | None, options: EngineOptions) -> None:
     laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
     integrity.verify(run)
     run.update_manifest(engine=engine, workers=laboratory.workers)
@@ -42,7 +49,7 @@ def _federate(run: RunDirectory, engine: str, workers: int | None) -> None:
             continue
         integrity.verify_unfinished(run, game)
         started = time.monotonic()
-        _run_game(run, game, engine, workers or _processes(run, laboratory))
+        _run_game(run, game, engine, workers or _processes(run, laboratory), options)
         release.make(run, game)
         observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)
@@ -60,7 +67,7 @@ def _finished(run: RunDirectory, game: int) -> bool:
     return str(game) in run.manifest.get("games", {})
 
 
-def _run_game(run: RunDirectory, game: int, engine: str, workers: int) -> None:
+def _run_game(run: RunDirectory, game: int, engine: str, workers: int, options: EngineOptions) -> None:
     if engine == "inprocess":
         from fedsim.engines import inprocess
 
@@ -68,7 +75,11 @@ def _run_game(run: RunDirectory, game: int, engine: str, workers: int) -> None:
     elif engine == "ray":
         from fedsim.engines import ray
 
-        ray.run_game(run, game, workers)
+        ray.run_game(run, game, workers, options)
+    elif engine == "superlink":
+        from fedsim.engines import superlink
+
+        superlink.run_game(run, game)
     else:
         raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
 
@@ -93,9 +104,16 @@ def latest_unfinished(parent: Path, name: str) -> RunDirectory:
     raise FedsimError(f"no unfinished run of '{name}' in {parent}; start one without --resume")
 
 
-def check_engine(engine: str) -> None:
-    """Refuse an unknown engine, or one that is not installed, before any work starts."""
+def check_engine(engine: str, options: EngineOptions | None = None) -> None:
+    """Refuse an unknown engine, or one that is not installed, before any work starts.
+
+    Raises:
+        InputError: so it is, or an option is another engine's.
+    """
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
+    own = options or EngineOptions()
+    if engine != "ray" and (own.cpus_per_client, own.gpus_per_client) != (1, 0.0):
+        raise InputError(f"--ray-cpus and --ray-gpus are for --engine ray, not for '{engine}'")
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise InputError("--engine ray needs Ray; install it with: pip install 'fedsim[ray]'")

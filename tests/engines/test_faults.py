@@ -109,7 +109,7 @@ def test_the_number_of_workers_does_not_change_what_is_left(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("flower")
 @pytest.mark.parametrize("fault", ["exit", "sys.exit"])
 def test_on_ray_it_is_the_same(tmp_path: Path, fault: str) -> None:
     pytest.importorskip("ray")

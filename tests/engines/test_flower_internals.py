@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from importlib.metadata import version
+
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.engines import flower_internals
@@ -29,3 +34,26 @@ def test_a_state_survives_serialisation() -> None:
     again = flower_internals.from_bytes(flower_internals.to_bytes(state))
     assert dict(again.config_records["ledger"]) == dict(state.config_records["ledger"])
     assert dict(again.metric_records["metrics"]) == {"a": 1, "b": 0.1}
+
+
+def test_the_version_is_one_that_was_tried() -> None:
+    """An upgrade of Flower fails here first: run the tests of all engines, then name it."""
+    assert version("flwr").rsplit(".", 1)[0] in ("1.41", "1.42")
+
+
+def test_a_node_can_put_its_own_app_in_place_of_the_one_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.clientapp import ClientApp
+    from flwr.supernode.runtime import run_clientapp as runtime
+
+    names = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn")
+    for name in names:
+        monkeypatch.setattr(runtime, name, getattr(runtime, name))
+    flower_internals.import_client_runtime()
+    command = sys.modules["flwr.supernode.cli.flwr_clientapp"]
+    monkeypatch.setattr(command, "flwr_clientapp", lambda: None)
+    own = ClientApp()
+    flower_internals.run_client_app(own)
+    load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+    assert load("fab", "1.0", "hash") is own
+    source = inspect.getsource(runtime.run_clientapp)  # which calls them by these names, and no others
+    assert all(f"{name}(" in source for name in names)

@@ -11,14 +11,14 @@ from support.runs import final_sha, finished_run, prepared_run
 
 import fedsim
 from fedsim.core.errors import FedsimError
-from fedsim.engines import ray
+from fedsim.engines import flower_cli
 from fedsim.runs import integrity, play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("flower")
 def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> None:
     settings = {"dp": {"hospital-2": {"noise_multiplier": 1.0}}, "federation": {"rounds": 3, "fraction": 0.7}}
     alone = finished_run(tmp_path, out="a", **settings)
@@ -31,7 +31,7 @@ def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("flower")
 def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> None:
     run = prepared_run(tmp_path)
     for folder in run.party_folder(0, 1, "hospital-2").parent.glob("001-*"):
@@ -42,7 +42,7 @@ def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> N
 
 
 def test_the_folder_is_a_flower_app() -> None:
-    folder = ray.app_folder()
+    folder = flower_cli.app_folder()
     assert folder == Path(fedsim.__file__).parents[1]
     app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["components"] == {

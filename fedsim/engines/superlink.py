@@ -1,0 +1,115 @@
+"""Flower's deployment engine on this machine: a real SuperLink, and a SuperNode for each party.
+
+As between organisations: TLS by an authority made for the run, nodes that prove who they are by a key, a new
+process for every message, of the code that is installed here (`fedsim.engines.node`). Certificates and keys
+live in a home of this run, which goes with it. Flower keeps the clients' states, so a game that was stopped
+starts again from round 1 (to the same result).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from clients.isolation import ISOLATE
+from fedsim.core.errors import FedsimError
+from fedsim.core.run_directory import RunDirectory
+from fedsim.engines import credentials, flower_cli, node
+from fedsim.engines.flower_cli import FlowerHome
+from fedsim.engines.own_code import runs_own_code
+
+_VALID_DAYS = 30.0  # no run takes longer
+_START_SECONDS = 120.0
+_POLL_SECONDS = 0.1
+
+
+def run_game(run: RunDirectory, game: int) -> None:
+    """Run one game of ``run`` on Flower's deployment engine.
+
+    Raises:
+        FedsimError: the run failed; the text names Flower's log and its last error.
+    """
+    run.forget_checkpoint(game)
+    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
+    parties = list(run.manifest["parties"])
+    with flower_cli.private_home(run.path / f"flower-{game:03d}.log", isolation) as home:
+        tls = credentials.write_server(home.path, ["127.0.0.1", "localhost"], _VALID_DAYS)
+        options = [*tls.options, "--enable-supernode-auth"]
+        keys = {name: home.path / f"node-{partition}" for partition, name in enumerate(parties)}
+        publics = [credentials.write_node_key(key) for key in keys.values()]
+        with flower_cli.superlink(home, options, tls.authority) as (address, server):
+            clients = start_clients(home, run)
+            register(home, publics)
+            nodes = {
+                f"the SuperNode of {name}": start_node(
+                    home, address, tls.authority, key, partition, len(parties)
+                )
+                for partition, (name, key) in enumerate(keys.items())
+            }
+            watched = {"the SuperLink": server, "the clients' process": clients, **nodes}
+            try:
+                flower_cli.run_app(home, f"run={json.dumps(str(run.path))} game={game}", watched=watched)
+            finally:
+                for process in (*nodes.values(), clients):
+                    process.terminate()  # all at once: each takes its time
+                for process in (*nodes.values(), clients):
+                    flower_cli.end(process)
+
+
+def register(home: FlowerHome, public_keys: list[Path]) -> None:
+    """Let the SuperLink know the nodes' keys: all in one process, each would take seconds to start.
+
+    Raises:
+        FedsimError: the SuperLink does not take one of them.
+    """
+    script = (
+        "import sys\n"
+        "from flwr.cli.app import app\n"
+        "for key in sys.argv[2:]:\n"
+        "    app(['supernode', 'register', key, sys.argv[1]], standalone_mode=False)\n"
+    )
+    command = [sys.executable, "-c", script, flower_cli.CONNECTION, *map(str, public_keys)]
+    done = subprocess.run(
+        command, env=dict(home.environment), cwd=home.path, capture_output=True, text=True, check=False
+    )
+    with home.log.open("a", encoding="utf-8") as log:
+        log.write(done.stdout + done.stderr)
+    if done.returncode or done.stdout.count("registered successfully") != len(public_keys):
+        raise FedsimError(
+            f"the SuperLink did not register the nodes: {flower_cli.last_error(home.log)} (see {home.log})"
+        )
+
+
+def start_clients(home: FlowerHome, run: RunDirectory) -> subprocess.Popen[bytes]:
+    """Start the process from which every message's own is forked, for all parties of this machine.
+
+    Raises:
+        FedsimError: it did not come up.
+    """
+    node.write_launcher(home.path)
+    process = home.start([sys.executable, "-m", "fedsim.engines.node", str(home.path), str(run.path)])
+    deadline = time.monotonic() + _START_SECONDS
+    while not (home.path / node.READY).exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise FedsimError(
+                f"the clients' process did not start: {flower_cli.last_error(home.log)} (see {home.log})"
+            )
+        time.sleep(_POLL_SECONDS)
+    return process
+
+
+def start_node(
+    home: FlowerHome, address: str, authority: Path, key: Path, partition: int, parties: int
+) -> subprocess.Popen[bytes]:
+    """Start the SuperNode of one party."""
+    [port] = flower_cli.free_ports(1)
+    path = os.pathsep.join([str(home.path / "bin"), home.environment["PATH"]])
+    return home.start([
+        "flower-supernode", "--root-certificates", str(authority), "--superlink", address,
+        "--host", "127.0.0.1", "--port", str(port), "--auth-supernode-private-key", str(key),
+        "--node-config", f"partition-id={partition} num-partitions={parties}",
+    ], PATH=path)  # fmt: skip
