@@ -21,7 +21,7 @@ from attacks.views import rounds
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.imports import accepts, load, short
 from fedsim.core.models.shapes import LANGUAGE
-from fedsim.core.scenario.adversary import AdversarySettings, Observer, is_own, parse_attack
+from fedsim.core.scenario.adversary import OWNED_AS, AdversarySettings, Observer, is_own, parse_attack
 from fedsim.core.scenario.settings import FederationSettings, Scenario
 
 BUILT_IN = (
@@ -275,6 +275,11 @@ def _cannot_read(attack: Attack, text: bool) -> str:
     return "reads records of a table, and these are letters" if text else "reads letters, and these are none"
 
 
+def owned_in(world: str, attack: Attack) -> bool:
+    """Tell whether the adversary owns what an attack draws its shadows from, in a world."""
+    return not attack.inside or OWNED_AS[world] == "population"
+
+
 def _obstacle(
     attack: Attack,
     adversary: AdversarySettings,
@@ -292,10 +297,9 @@ def _obstacle(
         return "simulates parties, which it cannot where dp.unit = 'person'; take one without shadows"
     if follows and federation.strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{federation.strategy}'"
-    if attack.inside and adversary.auxiliary != "population":
-        return (
-            f"trains shadows on candidates, which adversary.auxiliary = '{adversary.auxiliary}' does not own"
-        )
+    if not any(owned_in(world, attack) for world in adversary.ladder):
+        worlds = ", ".join(adversary.ladder)
+        return f"trains shadows on candidates, which the adversary owns in none of its worlds ({worlds})"
     if attack.active and attack.active != adversary.active:
         return f"reads what an active adversary did to the model; set adversary.active = '{attack.active}'"
     if attack.isolates and adversary.secure_aggregation:

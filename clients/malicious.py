@@ -11,6 +11,7 @@ training records, or it adds a step up the targets' loss to its answer. All else
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from attacks.shadows import cache
 from attacks.shadows.suite import Laboratory
 from attacks.views import observations
 from attacks.views.settings import PublicSettings, Weights
+from attacks.views.worlds import in_world, record_worlds
 from clients import messages, participant
 from clients.party import Party
 from fedsim.core import rng
-from fedsim.core.data import text
+from fedsim.core.data import text, worlds
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.data.store import AUXILIARY, TARGETS, read_pool
 from fedsim.core.errors import FedsimError
@@ -159,32 +161,55 @@ def attack(party: Party, message: Message) -> RecordDict:
     Raises:
         FedsimError: no attack could be run.
     """
-    candidates = Pool.from_arrays(messages.to_numpy(message.content.array_records["candidates"]))
-    observations.record_candidates(_notebook(party), candidates)
-    view = observations.load_view(_notebook(party))
-    scenario = party.scenario
+    content, notebook = message.content.array_records, _notebook(party)
+    candidates = Pool.from_arrays(messages.to_numpy(content["candidates"]))
+    owned = worlds.from_arrays(messages.to_numpy(content["worlds"]))
+    observations.record_candidates(notebook, candidates)
+    record_worlds(notebook, owned)
+    view = observations.load_view(notebook)
     laboratory = Laboratory(
         workers=messages.workers(message),
         cache=cache.cache_folder(),
-        progress=observations.progress_note(_notebook(party)),
+        progress=observations.progress_note(notebook),
     )
-    attacks = [entry for entry in registry.attacks_of(scenario) if entry.infers == "membership"]
-    task = Task(candidates.records, scenario.seed, party.game, laboratory)
-    results = execution.run("participant", view, attacks, task)
-    if not results.findings:
-        raise FedsimError(f"no attack could be run: {next(iter(results.not_run.values()))}")
-    scores = {name: finding.scores for name, finding in results.findings.items()}
-    thresholds = {name: finding.threshold for name, finding in results.findings.items()}
+    attacks = [entry for entry in registry.attacks_of(party.scenario) if entry.infers == "membership"]
+    results, seconds = {}, {}
+    for name, world in owned.items():
+        started = time.monotonic()
+        task = Task(candidates.records.take(world.asked), party.scenario.seed, party.game, laboratory)
+        mounted = [attack for attack in attacks if registry.owned_in(name, attack)]
+        results[name] = execution.run("participant", in_world(view, candidates, name, world), mounted, task)
+        seconds[name] = round(time.monotonic() - started, 3)
+    return _answer(results, seconds)
+
+
+def _answer(results: dict[str, execution.Results], seconds: dict[str, float]) -> RecordDict:
+    """Return scores, thresholds and what could not be run, by 'world/attack', and seconds by world.
+
+    Raises:
+        FedsimError: no attack could be run in any world.
+    """
+    found = {
+        f"{world}/{name}": one for world, all_of in results.items() for name, one in all_of.findings.items()
+    }
+    not_run = {
+        f"{world}/{name}": reason
+        for world, all_of in results.items()
+        for name, reason in all_of.not_run.items()
+    }
+    if not found:
+        raise FedsimError(f"no attack could be run: {next(iter(not_run.values()))}")
     return RecordDict(
         {
-            "scores": messages.to_arrays(scores),
-            "thresholds": messages.metrics(thresholds),
-            "not-run": ConfigRecord(dict(results.not_run)),
+            "scores": messages.to_arrays({key: finding.scores for key, finding in found.items()}),
+            "thresholds": messages.metrics({key: finding.threshold for key, finding in found.items()}),
+            "not-run": ConfigRecord(dict(not_run)),
+            "seconds": messages.metrics(seconds),
             "by-round": messages.to_arrays(
                 {
                     f"{t} {name}": scores
-                    for name, found in results.by_round.items()
-                    for t, scores in found.items()
+                    for name, rounds in next(iter(results.values())).by_round.items()
+                    for t, scores in rounds.items()
                 }
             ),
         }

@@ -312,9 +312,11 @@ def _summary(run: Run) -> list[list[str]]:
 
 def _strongest(run: Run) -> dict[str, tuple[str, str]]:
     """Return by party the attack with the largest AUC over all games, and that AUC with its interval."""
+    from fedsim.evaluation.results import in_world
+
     if not run._directory.has("leakage"):
         return {}
-    leakage = run.leakage
+    leakage = in_world(run._directory, run.leakage)
     auc = leakage[(leakage["metric"] == "auc") & (leakage["game"] == "all")].dropna(subset=["value"])
     best = auc.loc[auc.groupby("party")["value"].idxmax()]
     return {
@@ -325,8 +327,9 @@ def _strongest(run: Run) -> dict[str, tuple[str, str]]:
 
 def _condition(run: Run) -> str:
     """Say under what the figures of the table hold."""
+    from fedsim.core.scenario.adversary import OWNS
+
     return (
         "The strongest of several attacks on the same records: its AUC errs upwards, .5 is guessing. "
-        f"The adversary holds the candidate records; adversary.auxiliary = "
-        f"'{run.scenario.adversary.auxiliary}' says what it owns besides."
+        f"The adversary owns {OWNS[run.scenario.adversary.ladder[0]]} (adversary.worlds)."
     )

@@ -150,7 +150,16 @@ def load_candidates(folder: Path) -> Records:
     Raises:
         InputError: the file is missing or corrupt.
     """
-    return _pool(folder / "candidates.safetensors").records
+    return load_candidate_pool(folder).records
+
+
+def load_candidate_pool(folder: Path) -> Pool:
+    """Read the candidates kept in ``folder``, with their party where it is known.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    return _pool(folder / "candidates.safetensors")
 
 
 def _pool(file: Path) -> Pool:

@@ -16,6 +16,7 @@ malicious client writes it as the run goes (`record_*`), a file per round, and r
     assumptions.json         what the adversary is assumed to know and own besides
     auxiliary.safetensors    records that it owns besides
     candidates.safetensors   the records whose membership is asked
+    worlds.safetensors       what of these it owns in each world that is compared: see `views.worlds`
     poison.safetensors       what a poisoning adversary adds to its training records
     raised.safetensors       the records whose loss an ascending adversary raises
     ascent-003.safetensors   what an ascending adversary added to its answer in round 3

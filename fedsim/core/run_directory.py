@@ -13,13 +13,17 @@
       schema.json        how a raw record becomes features: see `fedsim.core.data.released`
       candidates-000.safetensors         the records that the adversary is asked about, no truth in them
       persons-000.safetensors            all records of their persons, where these have several
+      worlds-000.safetensors             what it owns of them in each world: see `fedsim.core.data.worlds`
       layout.json        which features are which column's, as `fedsim.core.data.layout` writes it
       truth.parquet      who is a member; written and read by `fedsim.evaluation.truth` alone
-      scores.parquet     game, observer, attack, candidate, score, threshold
-      leakage.parquet    observer, attack, party, game, metric, value, low, high, n_members, n_nonmembers,
-                         note
+      scores.parquet     game, observer, attack, world, candidate, score, threshold
+      leakage.parquet    observer, attack, world, party, game, metric, value, low, high, n_members,
+                         n_nonmembers, note
+      ladder.parquet     world, attack, attacks, value, low, high, tpr, tpr_low, tpr_high, note, n_members,
+                         n_nonmembers: the participant's strongest attack in each world
       strongest.parquet  party, observer, attack, attacks, value, low, high, n_members, n_nonmembers:
-                         the attack with the largest AUC, its interval allows for having chosen it
+                         the attack with the largest AUC, its interval allows for having chosen it; this and
+                         all below is of the headline's world, the scenario's first
       scores_by_round.parquet  game, observer, attack, round, candidate, score: attacks on each round's model
       leakage_by_round.parquet  observer, attack, round, game, metric (auc, tpr_at_fpr_0.01), value, low,
                          high, n_members, n_nonmembers, note: these joined with the truth, over all parties
@@ -27,14 +31,14 @@
                          candidates' labels; confidence_rounds.parquet what that tells, by round
       source_scores.parquet  game, observer, attack, candidate, party, score: which party is it a member of?
       sources.parquet    observer, attack, game, metric, value, low, high, n
-      attacks.parquet    observer, attack, sees, needs, assumes, source, shadows: what was declared of them
-      not_run.parquet    game, observer, attack, reason: attacks that could not be run; absent where all could
+      attacks.parquet    observer, attack, sees, needs, assumes, source, shadows, simulates: as declared
+      not_run.parquet    game, observer, attack, world, reason: attacks not run; absent where all were
       foreign.json       where the models came from, if fedsim did not make them: see `fedsim.runs.foreign`
       serving/           keys, budgets and log of the released model: see `fedsim.serving.state`
       attributes.parquet, inversion.parquet, gradient.parquet, counts.parquet, inverted.safetensors
                          what `fedsim.runs.beyond` made of a finished run, where it was asked
 
-An attack is known by the pair of its observer and its name.
+An attack is known by the pair of its observer and its name; it is scored in each world.
 
 Nothing in it is a pickle, and every file is written whole or not at all.
 """
@@ -58,7 +62,9 @@ from safetensors import safe_open
 from typing_extensions import TypedDict, Unpack
 
 from fedsim.core import files
+from fedsim.core.data import worlds
 from fedsim.core.data.records import PersonRecords, Pool
+from fedsim.core.data.worlds import World
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.adversary import Observer
 from fedsim.core.scenario.reading import parse, save
@@ -68,8 +74,9 @@ PRIVATE = 0o700
 """Mode of a run's folder: it holds encoded private records, and who is a member. One that was there keeps its
 own."""
 
-FORMAT = 2
-"""Of the folder's files and columns, in the manifest. 1: the observer was a prefix of the attack's name."""
+FORMAT = 3
+"""Of the folder's files and columns, in the manifest. 1: the observer was a prefix of the attack's name;
+2: all of a run was one world."""
 
 
 class GameEntry(TypedDict):
@@ -98,6 +105,7 @@ class Manifest(TypedDict, total=False):
     dp: party → its plan, in JSON's numbers; central_dp: what central DP spends on a party
     games: number of a finished game → what came of it
     twins: names of runs beside this one, of the same scenario under other DP-SGD; tags: words of a person's
+    world_seconds: number of a game → world → seconds that the participant's attacks took in it
     versions: package → version; machine: system, processor, cores
     """
 
@@ -123,6 +131,7 @@ class Manifest(TypedDict, total=False):
     released: dict[str, int]
     twins: list[str]
     tags: list[str]
+    world_seconds: dict[str, dict[str, float]]
     versions: dict[str, str]
     machine: dict[str, Any]
 
@@ -262,7 +271,8 @@ class RunDirectory:
             lock.release()
 
     def _dealt(self) -> list[Path]:
-        return [*self.path.glob("candidates-*.safetensors"), *self.path.glob("persons-*.safetensors")]
+        names = ("candidates", "persons", "worlds")
+        return [path for name in names for path in self.path.glob(f"{name}-*.safetensors")]
 
     def forget_records(self) -> None:
         """Remove what has been dealt, so that it can be dealt anew."""
@@ -391,6 +401,14 @@ class RunDirectory:
     def _persons_path(self, game: int) -> Path:
         return self.path / f"persons-{game:03d}.safetensors"
 
+    def write_worlds(self, game: int, named: Mapping[str, World]) -> None:
+        """Keep what the adversary owns in each world."""
+        files.write_arrays(self.path / f"worlds-{game:03d}.safetensors", worlds.arrays(named))
+
+    def read_worlds(self, game: int) -> dict[str, World]:
+        """Read what the adversary owns in each world."""
+        return worlds.from_arrays(files.read_arrays(self.path / f"worlds-{game:03d}.safetensors"))
+
     # ----------------------------------------------------------------- tables
     def table(self, name: str) -> pd.DataFrame:
         """Read one of the tables above, such as 'scores'.
@@ -420,26 +438,26 @@ class RunDirectory:
 
 
 def scores_table(
-    observer: Observer, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float]
+    observer: Observer,
+    world: str,
+    asked: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    thresholds: Mapping[str, float],
 ) -> pd.DataFrame:
-    """Return what an observer's attacks found as a table: observer, attack, candidate, score, threshold."""
+    """Return what an observer's attacks found in a world as a table; asked: (m,) int, the candidates."""
+    columns = ["observer", "attack", "world", "candidate", "score", "threshold"]
     parts = [
         pd.DataFrame(
-            {
-                "observer": observer,
-                "attack": name,
-                "candidate": np.arange(len(values)),
-                "score": values,
-                "threshold": thresholds[name],
-            }
+            dict(zip(columns, (observer, name, world, asked, values, thresholds[name]), strict=True))
         )
         for name, values in scores.items()
     ]
-    columns = ["observer", "attack", "candidate", "score", "threshold"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def by_round_table(observer: Observer, found: Mapping[str, Mapping[int, np.ndarray]]) -> pd.DataFrame:
+def by_round_table(
+    observer: Observer, asked: np.ndarray, found: Mapping[str, Mapping[int, np.ndarray]]
+) -> pd.DataFrame:
     """Return what attacks found in each round's model: observer, attack, round, candidate, score."""
     parts = [
         pd.DataFrame(
@@ -447,7 +465,7 @@ def by_round_table(observer: Observer, found: Mapping[str, Mapping[int, np.ndarr
                 "observer": observer,
                 "attack": name,
                 "round": t,
-                "candidate": np.arange(len(values)),
+                "candidate": asked,
                 "score": values,
             }
         )
@@ -458,10 +476,10 @@ def by_round_table(observer: Observer, found: Mapping[str, Mapping[int, np.ndarr
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def not_run_table(observer: Observer, reasons: Mapping[str, str]) -> pd.DataFrame:
-    """Return the attacks of an observer that could not be run: observer, attack, reason."""
-    rows = [(observer, name, reason) for name, reason in reasons.items()]
-    return pd.DataFrame(rows, columns=["observer", "attack", "reason"])
+def not_run_table(observer: Observer, world: str, reasons: Mapping[str, str]) -> pd.DataFrame:
+    """Return the attacks of an observer that could not be run in a world: observer, attack, world, reason."""
+    rows = [(observer, name, world, reason) for name, reason in reasons.items()]
+    return pd.DataFrame(rows, columns=["observer", "attack", "world", "reason"])
 
 
 def _claim(path: Path) -> bool:

@@ -30,8 +30,8 @@ KEY = ["observer", "attack"]
 """The columns that name an attack in every table."""
 
 COLUMNS = [
-    "observer", "attack", "party", "game", "metric", "value", "low", "high", "n_members", "n_nonmembers",
-    "note",
+    "observer", "attack", "world", "party", "game", "metric", "value", "low", "high", "n_members",
+    "n_nonmembers", "note",
 ]  # fmt: skip
 
 
@@ -52,10 +52,10 @@ class Sample:
 
 
 def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return the leakage table, one row per observer, attack, party, game and metric.
+    """Return the leakage table, one row per observer, attack, world, party, game and metric.
 
-    scores: game, observer, attack, candidate, score. thresholds: game, observer, attack, threshold.
-    truth: game, candidate, party, member (bool), one row per candidate.
+    scores: game, observer, attack, world, candidate, score. thresholds: game, observer, attack, world,
+    threshold. truth: game, candidate, party, member (bool), one row per candidate.
 
     party: a victim's name, or 'all' for the candidates of all parties together.
     game: the game's number as text, or 'all' for the mean over games.
@@ -68,8 +68,9 @@ def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame
         ValueError: a score is NaN, a candidate has no truth, or an attack has no threshold.
     """
     rows: list[tuple] = []
-    for (observer, attack), judged in joined(scores, thresholds, truth).groupby(KEY, sort=False):
-        key = str(observer), str(attack)
+    by_attack = joined(scores, thresholds, truth).groupby([*KEY, "world"], sort=False)
+    for (observer, attack, world), judged in by_attack:
+        key = str(observer), str(attack), str(world)
         for party in ["all", *sorted(judged["party"].unique())]:
             samples = samples_of(judged if party == "all" else judged[judged["party"] == party])
             by_game = [measure(sample) for sample in samples]
@@ -138,7 +139,7 @@ def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 def roc_table(judged: pd.DataFrame, points: int = 25) -> pd.DataFrame:
     """Return each attack's ROC over all parties as columns observer, attack, fpr, tpr, low, high, note.
 
-    judged: rows of `joined`
+    judged: rows of `joined`, of one world
     fpr: ``points`` rates, evenly spaced on a log axis from the smallest that the non-members resolve, to 1.
     tpr, low, high: the mean over games, or of pooled ranks, as in the leakage table; the interval holds at
     each rate by itself, not for the whole curve.
@@ -163,7 +164,8 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
     """Return how often an accusation is right, derived from a leakage table.
 
     priors: shares of members among those whom the adversary asks about, each in (0, 1).
-    Columns: observer, attack, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high, note.
+    Columns: observer, attack, world, party, game, prior, at ('threshold', 'fpr_0.1', …), value, low, high,
+    note.
 
     Raises:
         ValueError: a prior is not in (0, 1).
@@ -171,7 +173,7 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
     if not all(0 < prior < 1 for prior in priors):
         raise ValueError(f"priors {list(priors)}: each must lie in (0, 1)")
     rows: list[tuple] = []
-    for keys, group in leakage.groupby([*KEY, "party", "game"], sort=False):
+    for keys, group in leakage.groupby([*KEY, "world", "party", "game"], sort=False):
         columns = (group[name] for name in ("metric", "value", "low", "high", "note"))
         by_metric = {metric: Estimate(*rest) for metric, *rest in zip(*columns, strict=True)}
         pairs = {"threshold": (by_metric["tpr_at_threshold"], by_metric["fpr"])}
@@ -181,23 +183,25 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
             for at, (tpr, fpr) in pairs.items():
                 result = ppv(tpr, fpr, prior)
                 rows.append((*keys, prior, at, result.value, result.low, result.high, result.note))
-    names = [*KEY, "party", "game", "prior", "at", "value", "low", "high", "note"]
+    names = [*KEY, "world", "party", "game", "prior", "at", "value", "low", "high", "note"]
     return pd.DataFrame(rows, columns=names)
 
 
 def joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return scores with threshold, party, member, and the rank within observer, attack and game, in (0, 1].
+    """Return scores with threshold, party, member, and the rank within observer, attack, world and game.
 
-    Arguments and errors are those of `evaluate`.
+    Scores that name no world are of world 'all'. Arguments and errors are those of `evaluate`.
     """
     if scores["score"].isna().any():
         raise ValueError("a score is NaN")
+    if "world" not in scores:
+        scores, thresholds = scores.assign(world="all"), thresholds.assign(world="all")
     judged = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
-    judged = judged.merge(thresholds, on=["game", *KEY], how="left", validate="many_to_one")
+    judged = judged.merge(thresholds, on=["game", *KEY, "world"], how="left", validate="many_to_one")
     if judged[["member", "threshold"]].isna().any(axis=None):
         raise ValueError("a scored candidate has no truth, or an attack has no threshold")
     judged["member"] = judged["member"].astype(bool)
-    judged["rank"] = judged.groupby([*KEY, "game"])["score"].rank(pct=True)
+    judged["rank"] = judged.groupby([*KEY, "world", "game"])["score"].rank(pct=True)
     return judged
 
 
@@ -213,10 +217,8 @@ def _sample(game: str, rows: pd.DataFrame) -> Sample:
     return Sample(game, threshold, score[member], score[~member], rank[member], rank[~member])
 
 
-def _rows(
-    key: tuple[str, str, str, str], estimates: dict[str, Estimate], samples: Sequence[Sample]
-) -> Iterator[tuple]:
-    """Yield a row per metric; key: observer, attack, party, game."""
+def _rows(key: tuple[str, ...], estimates: dict[str, Estimate], samples: Sequence[Sample]) -> Iterator[tuple]:
+    """Yield a row per metric; key: observer, attack, world, party, game."""
     n = sum(len(sample.members) for sample in samples)
     m = sum(len(sample.nonmembers) for sample in samples)
     for metric, estimate in estimates.items():

@@ -8,18 +8,26 @@ from fedsim.core import rng
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import comparison
 from fedsim.evaluation.by_round import evaluate_by_round
+from fedsim.evaluation.ladder import ladder as rungs
 from fedsim.evaluation.leakage import evaluate, joined
 from fedsim.evaluation.sources import evaluate as evaluate_sources
 from fedsim.evaluation.truth import read_truth
 
 
-def judged(run: RunDirectory) -> pd.DataFrame:
-    """Return every score of a run beside the truth: see `fedsim.evaluation.leakage.joined` for the columns.
+def judged(run: RunDirectory, world: str | None = None) -> pd.DataFrame:
+    """Return a world's scores beside the truth: see `fedsim.evaluation.leakage.joined` for the columns.
+
+    world: default: the headline's
 
     Raises:
         InputError: a file is missing or corrupt.
     """
-    return joined(*_tables(run))
+    return in_world(run, joined(*_tables(run)), world)
+
+
+def in_world(run: RunDirectory, table: pd.DataFrame, world: str | None = None) -> pd.DataFrame:
+    """Return the rows of a run's table that are about one world; default: the headline's."""
+    return table[table["world"] == (world or run.scenario.adversary.ladder[0])]
 
 
 def leakage(run: RunDirectory) -> pd.DataFrame:
@@ -32,7 +40,7 @@ def leakage(run: RunDirectory) -> pd.DataFrame:
 
 
 def strongest(run: RunDirectory) -> pd.DataFrame:
-    """Return each observer's strongest attack: see `fedsim.evaluation.comparison.strongest` for the columns.
+    """Return each observer's strongest attack in the headline's world: see `comparison.strongest`.
 
     The participant's for all parties and for each of them; the other observers' for all parties together.
 
@@ -61,6 +69,15 @@ def leakage_by_round(run: RunDirectory) -> pd.DataFrame:
     return evaluate_by_round(run.table("scores_by_round"), read_truth(run.path))
 
 
+def ladder(run: RunDirectory) -> pd.DataFrame:
+    """Return what the strongest attack finds in each world: see `fedsim.evaluation.ladder`.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return rungs(joined(*_tables(run)), run.scenario.adversary.ladder, run.scenario.seed)
+
+
 def sources(run: RunDirectory) -> pd.DataFrame:
     """Return how often each rule of source inference is right: see `fedsim.evaluation.sources.evaluate`.
 
@@ -73,5 +90,7 @@ def sources(run: RunDirectory) -> pd.DataFrame:
 def _tables(run: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return scores, thresholds and truth."""
     scores = run.table("scores")
-    thresholds = scores[["game", "observer", "attack", "threshold"]].drop_duplicates(ignore_index=True)
+    thresholds = scores[["game", "observer", "attack", "world", "threshold"]].drop_duplicates(
+        ignore_index=True
+    )
     return scores.drop(columns="threshold"), thresholds, read_truth(run.path)

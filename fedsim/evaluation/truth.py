@@ -18,9 +18,11 @@ from fedsim.core.data.encode import Encoded
 from fedsim.core.data.parties import units_of
 from fedsim.core.data.records import PersonRecords, Pool
 from fedsim.core.data.store import PartyRecords
+from fedsim.core.data.worlds import World
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import read_table, write_table
 from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.evaluation.worlds import draw_worlds
 
 MIN_PER_SIDE = 2
 TRUTH = "truth.parquet"
@@ -32,6 +34,7 @@ class Game:
 
     candidates: the records whose membership the adversary is asked to infer, shuffled.
     auxiliary: records that the adversary owns beside these and its own.
+    worlds: how much of them it owns, by world.
     truth: one row a candidate: candidate (0 … n-1), record (its row in the encoded table), party, member
         (bool), label (class index).
     persons: all records of the candidates' persons, None where the table names none; whoever is a member is
@@ -42,6 +45,7 @@ class Game:
     candidates: Pool
     auxiliary: Pool
     truth: pd.DataFrame
+    worlds: dict[str, World]
     persons: PersonRecords | None = None
 
 
@@ -113,11 +117,15 @@ def game_of(
     truth = others.iloc[chosen].reset_index(drop=True)
     truth.insert(0, "candidate", np.arange(len(truth)))
     known_parties = list(rows) if settings.knows_party else []
+    stream = rng.generator(seed, "worlds", game=game)
+    beside, disjoint = others.iloc[owned], settings.auxiliary == "disjoint"
+    worlds = draw_worlds(settings.ladder, truth, beside, stream, disjoint=disjoint)
     return Game(
         parties,
         _pool(encoded, truth, known_parties),
-        _pool(encoded, others.iloc[owned], known_parties),
+        _pool(encoded, beside, known_parties),
         truth,
+        worlds,
         _belongings(encoded, others[~others["party"].isin(settings.coalition)], truth),
     )
 

@@ -19,8 +19,8 @@ from fedsim.core.scenario.adversary import OBSERVERS, Observer
 from fedsim.evaluation import comparison, guarantees
 from fedsim.evaluation.comparison import Comparison, Key
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES, PRIORS, ppv_table, roc_table
-from fedsim.evaluation.results import judged, strongest
-from fedsim.report.verdicts import Leak, leaks_in
+from fedsim.evaluation.results import in_world, judged, strongest
+from fedsim.report.verdicts import Leak, Rung, leaks_in, rungs_of
 
 PARTICIPANT: Observer = "participant"
 
@@ -102,6 +102,7 @@ class Findings:
     troubles: party, status, detail, rounds: what went wrong, and how often.
     not_run: observer, attack, reason, games: attacks that could not be run, and in how many games.
     suite: what was declared of the attacks, as in the run.
+    ladder: the worlds in the scenario's order; all else is of the first, the headline's.
     matrix: adversary × victim, from this and other runs.
     twins: runs of the same scenario under other DP-SGD.
     """
@@ -125,6 +126,7 @@ class Findings:
     not_run: pd.DataFrame = field(default_factory=pd.DataFrame)
     suite: pd.DataFrame = field(default_factory=pd.DataFrame)
     twins: list[RunDirectory] = field(default_factory=list)
+    ladder: list[Rung] = field(default_factory=list)
 
     @property
     def guarantee(self) -> tuple[float, float] | None:
@@ -159,7 +161,7 @@ def gather(
     if not run.has("leakage"):
         parties = _parties(run, rounds, {})
         return Findings(run, parties, rounds=curves, troubles=troubles, conduct=conduct)
-    leakage = run.table("leakage")
+    leakage = in_world(run, run.table("leakage"))
     everyones = judged(run)
     own = everyones[everyones["observer"] == PARTICIPANT]
     table = run.table("strongest") if run.has("strongest") else strongest(run)
@@ -186,6 +188,7 @@ def gather(
         not_run=_not_run(run),
         suite=run.table("attacks"),
         twins=_twins(run),
+        ladder=rungs_of(run.table("ladder")),
     )
 
 
@@ -394,5 +397,5 @@ def _matrix(run: RunDirectory, leakage: pd.DataFrame, others: Sequence[RunDirect
             )
         if not other.has("leakage"):
             raise InputError(f"{other.path} has no leakage yet; finish it with `fedsim run … --resume`")
-        tables[adversary] = other.table("leakage")
+        tables[adversary] = in_world(other, other.table("leakage"))
     return comparison.exposure(tables)

@@ -7,13 +7,13 @@ records are too few to tell a severe leak from none, that is what is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from fedsim.core.scenario.adversary import AdversarySettings
+from fedsim.core.scenario.adversary import WHERE, AdversarySettings
 
 SLIGHT, CLEAR = 0.6, 0.75
 """AUCs from which a leak is called clear, and severe."""
@@ -78,24 +78,69 @@ def condition(adversary: AdversarySettings, leak: Leak, suite: pd.DataFrame, rec
     suite: what was declared of the attacks (``attacks.parquet``); record: what one is called
     """
     declared = suite[(suite["observer"] == leak.observer) & (suite["attack"] == leak.attack)]
-    if not declared["shadows"].astype(bool).any():
+    if not simulates(declared):
         return f"if it holds the full record of the {record} it asks about"
-    return {
-        "population": f"if it already holds the full records of all the {record}s it asks about",
-        "disjoint": f"though of the other parties it holds only {record}s' records that trained nothing",
-        "own": "though it holds no records but its own and the one it asks about",
-    }[adversary.auxiliary]
+    return CONDITIONS[adversary.ladder[0]].format(records=f"{record}s")
+
+
+def simulates(declared: pd.DataFrame) -> bool:
+    """Tell whether attacks simulate federations or rounds, on records that their owner must have."""
+    return bool(declared[["shadows", "simulates"]].astype(bool).to_numpy().any())
+
+
+CONDITIONS: dict[str, str] = {
+    "all": "if it already holds the full records of all the {records} it asks about",
+    "half": "if it already holds the full records of half of the parties' {records}",
+    "few": "if it already holds the full records of one in ten of the parties' {records}",
+    "none": "though of the other parties it holds only {records}' records that trained nothing",
+    "own": "though it holds no records but its own and the one it asks about",
+}
+"""What an adversary must hold in a world, as a condition of the verdict."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What the participant finds in one world (`core.scenario.adversary.OWNS`).
+
+    leak: its strongest attack there; tpr: of this at 1 % FPR, as a row of the leakage table
+    """
+
+    world: str
+    leak: Leak
+    tpr: Mapping[str, Any]
+
+
+def rungs_of(ladder: pd.DataFrame) -> list[Rung]:
+    """Return the worlds of the table ``ladder`` of a run, the headline's first."""
+    rungs = []
+    for row in ladder.to_dict("records"):
+        best = {name: row[name] for name in ("attack", "attacks", "value", "low", "high")}
+        leak = Leak("participant", **best, n_members=row["n_members"], n_nonmembers=row["n_nonmembers"])
+        tpr = {"value": row["tpr"], "low": row["tpr_low"], "high": row["tpr_high"], "note": row["note"]}
+        rungs.append(Rung(str(row["world"]), leak, tpr))
+    return rungs
+
+
+def other_worlds(rungs: Sequence[Rung]) -> str:
+    """Say what is found in the worlds after the headline's: '; where half of the members are …: …'."""
+    found = [(WHERE[rung.world], rung.leak, verdict(rung.leak)) for rung in rungs[1:]]
+    return "".join(
+        f"; {where}: {'a ' * (judged.level != 'ok')}{judged.words} ({interval(leak)})"
+        for where, leak, judged in found
+    )
 
 
 def world_of(adversary: AdversarySettings) -> str:
-    """Name the world: closed where the adversary owns every record that may be a member, else open."""
-    return "closed world" if adversary.auxiliary == "population" else "open world"
+    """Name the headline's world: closed where the adversary owns every record that may be a member."""
+    return "closed world" if adversary.ladder[0] == "all" else "open world"
 
 
-def headline(overall: Leak | None, parties: Mapping[str, Leak], holding: str = "") -> Verdict:
+def headline(
+    overall: Leak | None, parties: Mapping[str, Leak], holding: str = "", beside: str = ""
+) -> Verdict:
     """Answer the first question in one line: over all parties together, else wherever a leak shows.
 
-    parties: each victim's own; holding: the condition, see `condition`
+    parties: each victim's own; holding: the condition, see `condition`; beside: see `other_worlds`
     """
     if overall is None:
         return Verdict("ok", "Not measured yet: this run has no attack results")
@@ -105,16 +150,18 @@ def headline(overall: Leak | None, parties: Mapping[str, Leak], holding: str = "
     if whole.level != "ok":
         alone = "" if exposed else "; each party by itself has too few records to show it"
         return Verdict(
-            whole.level, f"Yes{held}: a {whole.words} over all parties ({interval(overall)}){alone}"
+            whole.level, f"Yes{held}: a {whole.words} over all parties ({interval(overall)}){alone}{beside}"
         )
     if exposed:
         places = listed([f"{name} ({judgement.words})" for name, judgement in exposed.items()])
         level = "bad" if any(judgement.level == "bad" for judgement in exposed.values()) else "warn"
-        return Verdict(level, f"At some parties{held}: {places}; over all parties together, no leak is shown")
+        words = f"At some parties{held}: {places}; over all parties together, no leak is shown{beside}"
+        return Verdict(level, words)
     if whole.words == "too few records to tell":
-        return Verdict("ok", f"Too few records to tell: {interval(overall)} holds both")
+        return Verdict("ok", f"Too few records to tell: {interval(overall)} holds both{beside}")
     return Verdict(
-        "ok", f"No leak shown at any party, which does not prove that there is none ({whole.detail})"
+        "ok",
+        f"No leak shown at any party, which does not prove that there is none ({whole.detail}){beside}",
     )
 
 

@@ -6,13 +6,14 @@ import math
 
 from attacks import deviation
 from fedsim.core.privacy import shipped
+from fedsim.core.scenario.adversary import OWNS
 from fedsim.core.scenario.protection import DefenceSettings, DPSettings, OutputPolicy, ReleaseSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import PrivateTrainingSettings, TrainingSettings
 from fedsim.evaluation import guarantees
 from fedsim.evaluation.comparison import of_attacks
 from fedsim.report.findings import Findings, Leak, Party
-from fedsim.report.verdicts import Verdict, condition, headline, listed
+from fedsim.report.verdicts import Verdict, condition, headline, listed, other_worlds
 
 
 def answer(findings: Findings, record: str) -> Verdict:
@@ -21,7 +22,12 @@ def answer(findings: Findings, record: str) -> Verdict:
     holding = ""
     if overall is not None:
         holding = condition(findings.run.scenario.adversary, overall, findings.suite, record)
-    return headline(overall, {p.name: p.leak for p in findings.parties if p.leak is not None}, holding)
+    return headline(
+        overall,
+        {p.name: p.leak for p in findings.parties if p.leak is not None},
+        holding,
+        other_worlds(findings.ladder),
+    )
 
 
 def meaning(leak: Leak, record: str) -> str:
@@ -52,11 +58,16 @@ def confident(findings: Findings, record: str) -> str:
     )
 
 
+def owns(name: str) -> str:
+    """Say what the adversary owns in a world."""
+    return OWNS[name]
+
+
 def world(findings: Findings, record: str) -> str:
     """Say what the strongest attack assumes its owner to hold: how far its figures carry."""
     assert findings.overall is not None
     settings, name = findings.run.scenario.adversary, findings.overall.attack
-    suite = findings.suite
+    suite, here = findings.suite, settings.ladder[0]
     of_attack = suite[(suite["observer"] == findings.overall.observer) & (suite["attack"] == name)]
     if not of_attack["shadows"].any():
         central = findings.run.scenario.federation.central_dp
@@ -67,21 +78,16 @@ def world(findings: Findings, record: str) -> str:
             f"For this {name} needs each candidate's full record, with its label, and nothing more of the "
             f"other parties.{left_out}"
         )
-    if settings.auxiliary == "population":
+    if here == "all":
         return (
             "This is a closed world: the adversary is assumed to own every candidate's full record already, "
             "among the other records of the parties, and to lack only who trained on which. "
-            f"{name} simulates {settings.shadows} whole federations on them. An adversary who holds fewer "
-            f"{record}s' records should find less; to see how much, run with adversary.auxiliary = "
-            "'disjoint' or 'own'."
+            f"{name} simulates {settings.shadows} whole federations on them. What an adversary finds who "
+            f"owns fewer {record}s' records stands below, world by world (adversary.worlds)."
         )
-    owned = {
-        "disjoint": f"other {record}s' records of the same parties, none of which is a candidate",
-        "own": "no records but its own",
-    }[settings.auxiliary]
     return (
-        f"For this {name} needs each candidate's full record, and simulates {settings.shadows} federations "
-        f"on {owned}."
+        f"For this {name} needs each candidate's full record, and simulates {settings.shadows} federations; "
+        f"the adversary owns {OWNS[here]}."
     )
 
 

@@ -18,10 +18,10 @@ from fedsim.runs.observers import mount, note_attacks, observers_of
 
 
 def evaluate(run: RunDirectory) -> None:
-    """Join the scores with the truth and write ``leakage.parquet``, ``strongest.parquet``, and where asked
-    ``sources.parquet``."""
+    """Join the scores with the truth; write the tables leakage, strongest, ladder, and sources if asked."""
     run.write_table("leakage", results.leakage(run))
     run.write_table("strongest", results.strongest(run))
+    run.write_table("ladder", results.ladder(run))
     if run.has("scores_by_round"):
         run.write_table("leakage_by_round", results.leakage_by_round(run))
     if run.has("source_scores"):

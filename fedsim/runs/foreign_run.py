@@ -15,6 +15,7 @@ import pandas as pd
 
 from attacks.views import observations
 from attacks.views.settings import PublicSettings
+from attacks.views.worlds import record_worlds
 from fedsim.core.files import write_json
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import load_weights
@@ -56,7 +57,9 @@ def write(brought: Brought, place: Path) -> RunDirectory:
         run.write_model(0, t, weights)
     run.write_table("rounds", _rounds(brought, game, plans))
     if brought.left_out:
-        run.write_game("not_run", 0, not_run_table("participant", brought.left_out))
+        run.write_game(
+            "not_run", 0, not_run_table("participant", scenario.adversary.ladder[0], brought.left_out)
+        )
     described = {name: _plain(plan) for name, plan in plans.items() if plan is not None}
     run.update_manifest(dp=described)
     return run
@@ -100,6 +103,7 @@ def _write_observations(
     if brought.start is not None:
         observations.record_start(folder, brought.start)
     observations.record_candidates(folder, game.candidates)
+    record_worlds(folder, game.worlds)
 
 
 def _public(brought: Brought, game: truth.Game, plans: Mapping[str, Plan | None]) -> PublicSettings:

@@ -37,6 +37,7 @@ TABLES = (
     "leakage_by_round",
     "confidence",
     "confidence_rounds",
+    "ladder",
     "source_scores",
     "sources",
 )
@@ -108,7 +109,9 @@ def verify_asked(run: RunDirectory) -> None:
 def _asked(run: RunDirectory) -> list[str]:
     """Return the files of those whom the adversary is asked about; of persons only where there are any."""
     games = range(run.scenario.games)
-    return [f"{what}-{game:03d}.safetensors" for what in ("candidates", "persons") for game in games]
+    return [
+        f"{what}-{game:03d}.safetensors" for what in ("candidates", "persons", "worlds") for game in games
+    ]
 
 
 def verify_unfinished(run: RunDirectory, game: int) -> None:

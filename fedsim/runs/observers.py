@@ -6,6 +6,7 @@ keeps what they find. No one here reads the truth.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from attacks.views.coalition import load_accomplice, unite
 from attacks.views.outsider import ReleasedModel
 from attacks.views.participant import ParticipantView
 from attacks.views.server import ServerView, load_server_view
+from attacks.views.worlds import in_world, load_worlds
 from fedsim.core.run_directory import RunDirectory, by_round_table, not_run_table, scores_table
 from fedsim.core.scenario.adversary import OBSERVERS, AdversarySettings, Observer
 
@@ -40,15 +42,22 @@ def victims_of(run: RunDirectory) -> tuple[int, ...]:
     return tuple(k for k, name in enumerate(run.manifest["parties"]) if name not in together)
 
 
-def sight(run: RunDirectory, game: int, observer: Observer, rounds: Sequence[int] = ()) -> Sight:
+def sight(
+    run: RunDirectory, game: int, observer: Observer, rounds: Sequence[int] = (), world: str | None = None
+) -> Sight:
     """Read what an observer saw of a game.
 
     rounds: those whose models participant and coalition look at; default: adversary.rounds
+    world: what these two own; default: all that the adversary owns in any
 
     Raises:
         InputError: a file is missing or corrupt.
     """
-    view = observations.load_view(run.observations(game))
+    folder = run.observations(game)
+    view = observations.load_view(folder)
+    if world is not None:
+        candidates = observations.load_candidate_pool(folder)
+        view = in_world(view, candidates, world, load_worlds(folder)[world])
     if rounds:
         assumed = view.assumptions.model_copy(update={"rounds": list(rounds)})
         view = replace(view, assumptions=assumed)
@@ -80,8 +89,9 @@ def _released(run: RunDirectory, game: int, view: ParticipantView) -> ReleasedMo
 
 
 def _server(run: RunDirectory, game: int, view: ParticipantView) -> ServerView:
-    candidates = observations.load_candidates(run.observations(game))
-    party = np.full(len(candidates), -1) if view.candidate_party is None else view.candidate_party
+    party = view.candidate_party
+    if party is None:
+        party = np.full(len(observations.load_candidates(run.observations(game))), -1)
     models = {t: run.read_model(game, t) for t in range(run.last_round(game) + 1)}
     folder = run.server_observations(game)
     return load_server_view(folder, view.settings, models, party, victims_of(run))
@@ -102,27 +112,58 @@ def mount(
     """
     if not attacks:
         return
+    seconds = {}
+    for world in worlds_of(run, observer):
+        mounted = [a for a in attacks if registry.owned_in(world, a)]
+        if world != run.scenario.adversary.ladder[0]:  # which party it was is asked in the headline's world
+            mounted = [a for a in mounted if a.infers == "membership"]
+        if not mounted:
+            continue
+        started = time.monotonic()
+        _mount(run, game, observer, world, mounted, laboratory, rounds)
+        seconds[world] = round(time.monotonic() - started, 3)
+    if observer == "participant" and any(attack.infers == "membership" for attack in attacks):
+        run.update_manifest(world_seconds={**run.manifest.get("world_seconds", {}), str(game): seconds})
+
+
+def worlds_of(run: RunDirectory, observer: Observer) -> tuple[str, ...]:
+    """Return the worlds in which an observer attacks: outsider and server own no records to simulate with."""
+    ladder = run.scenario.adversary.ladder
+    return ladder if observer in ("participant", "coalition") else ladder[:1]
+
+
+def _mount(
+    run: RunDirectory,
+    game: int,
+    observer: Observer,
+    world: str,
+    attacks: Sequence[Attack],
+    laboratory: Laboratory | None,
+    rounds: Sequence[int],
+) -> None:
     candidates = observations.load_candidates(run.observations(game))
-    task = Task(candidates, run.scenario.seed, game, laboratory, victims_of(run))
-    results = execution.run(observer, sight(run, game, observer, rounds), attacks, task)
+    asked = load_worlds(run.observations(game))[world].asked
+    task = Task(candidates.take(asked), run.scenario.seed, game, laboratory, victims_of(run))
+    results = execution.run(observer, sight(run, game, observer, rounds, world), attacks, task)
     scores = {name: finding.scores for name, finding in results.findings.items()}
     thresholds = {name: finding.threshold for name, finding in results.findings.items()}
     tables = {
-        "scores": scores_table(observer, scores, thresholds),
-        "scores_by_round": by_round_table(observer, results.by_round),
-        "source_scores": _source_table(run, observer, results.sources),
-        "not_run": not_run_table(observer, results.not_run),
+        "scores": scores_table(observer, world, asked, scores, thresholds),
+        "scores_by_round": by_round_table(observer, asked, results.by_round),
+        "source_scores": _source_table(run, observer, asked, results.sources),
+        "not_run": not_run_table(observer, world, results.not_run),
     }
     for name, fresh in tables.items():
-        _replace(run, name, game, observer, attacks, fresh)
+        if "world" in fresh or world == run.scenario.adversary.ladder[0]:
+            _replace(run, name, game, observer, world, attacks, fresh)
 
 
 def note_attacks(run: RunDirectory, attacks: Mapping[Observer, Sequence[Attack]]) -> None:
     """Keep what is declared of the attacks, so that whoever reads the run need not import a user's code."""
-    columns = ["observer", "attack", "sees", "needs", "assumes", "source", "shadows"]
+    columns = ["observer", "attack", "sees", "needs", "assumes", "source", "shadows", "simulates"]
     rows = pd.DataFrame(
         [
-            (observer, a.name, a.sees, a.needs, a.assumes, a.source, a.shadows)
+            (observer, a.name, a.sees, a.needs, a.assumes, a.source, a.shadows, a.simulates)
             for observer, of_observer in attacks.items()
             for a in of_observer
         ],
@@ -134,8 +175,10 @@ def note_attacks(run: RunDirectory, attacks: Mapping[Observer, Sequence[Attack]]
     run.write_table("attacks", _in_order(run, rows))
 
 
-def _source_table(run: RunDirectory, observer: Observer, sources: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return (n, V) scores of each rule as rows: observer, attack, candidate, party, score."""
+def _source_table(
+    run: RunDirectory, observer: Observer, asked: np.ndarray, sources: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return (m, V) scores of each rule as rows: observer, attack, candidate, party, score."""
     names = list(run.manifest["parties"])
     parties = np.array([names[k] for k in victims_of(run)], dtype=object)
     tables = [
@@ -143,7 +186,7 @@ def _source_table(run: RunDirectory, observer: Observer, sources: dict[str, np.n
             {
                 "observer": observer,
                 "attack": name,
-                "candidate": np.repeat(np.arange(len(scores)), len(parties)),
+                "candidate": np.repeat(asked, len(parties)),
                 "party": np.tile(parties, len(scores)),
                 "score": scores.ravel(),
             }
@@ -158,6 +201,7 @@ def _replace(
     table: str,
     game: int,
     observer: Observer,
+    world: str,
     attacks: Sequence[Attack],
     fresh: pd.DataFrame,
 ) -> None:
@@ -167,6 +211,8 @@ def _replace(
         before = run.table(table)
         before = before[before["game"] == game].drop(columns="game")
         repeated = (before["observer"] == observer) & before["attack"].isin([a.name for a in attacks])
+        if "world" in before:
+            repeated &= before["world"] == world
         if not len(fresh) and not repeated.any():
             return
         others = before[~repeated]
@@ -177,10 +223,16 @@ def _replace(
 
 
 def _in_order(run: RunDirectory, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows by observer, then by attack in the registry's order."""
+    """Return the rows by observer, then by world, then by attack in the registry's order."""
     settings = run.scenario.adversary
     attacks = registry.known(settings.attacks, settings.folder)
     pairs = [(observer, a.name) for observer in _ORDER for a in attacks if observer in a.observers]
     place = {pair: position for position, pair in enumerate(pairs)}
-    keys = [place.get(pair, len(place)) for pair in zip(rows["observer"], rows["attack"], strict=True)]
-    return rows.iloc[np.argsort(keys, kind="stable")].reset_index(drop=True)
+    keys = np.array(
+        [place.get(pair, len(place)) for pair in zip(rows["observer"], rows["attack"], strict=True)], int
+    )
+    observers = rows["observer"].map(_ORDER.index).to_numpy(int)
+    worlds = np.zeros(len(rows), int)
+    if "world" in rows:
+        worlds = rows["world"].map(settings.ladder.index).to_numpy(int)
+    return rows.iloc[np.lexsort((keys, worlds, observers))].reset_index(drop=True)

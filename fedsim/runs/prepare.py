@@ -141,6 +141,7 @@ def check(scenario: Scenario, data_dir: Path | None, encoded: Encoded | None = N
     )
     knows = scenario.adversary.knows_party
     filled_in = {"party": adversary, "knows_party": natural if knows is None else knows}
+    filled_in["worlds"] = list(scenario.adversary.ladder)
     filled_in["candidates"] = deviation.candidates(scenario.adversary)
     scenario = scenario.model_copy(update={"adversary": scenario.adversary.model_copy(update=filled_in)})
     return Prepared(scenario, encoded, rows, adversary)
@@ -261,6 +262,7 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
     run.write_candidates(number, game.candidates)
     if game.persons is not None:
         run.write_persons(number, game.persons)
+    run.write_worlds(number, game.worlds)
     settings = run.scenario.adversary
     sizes = {name: len(records.train) for name, records in game.parties.items()}
     owners = {name: records.train_person for name, records in game.parties.items()}

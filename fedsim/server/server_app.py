@@ -7,9 +7,10 @@ and works from the run's folder: it reads the scenario and writes models, rounds
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
@@ -18,6 +19,7 @@ from attacks.views import server
 from clients import messages
 from clients.party import run_folder
 from fedsim.core import rng
+from fedsim.core.data import worlds
 from fedsim.core.errors import FedsimError
 from fedsim.core.imports import is_reference
 from fedsim.core.models import zoo
@@ -31,6 +33,8 @@ from fedsim.server.replies import flaw_of, sort_out, too_few, update_shapes
 from fedsim.server.strategy import Drawn
 
 app = ServerApp()
+
+Found = TypeVar("Found")
 
 
 @app.main()
@@ -227,8 +231,11 @@ def _collect_findings(federation: Federation) -> None:
     """
     run, game = federation.run, federation.game
     candidates = messages.to_arrays(run.read_candidates(game).arrays())
+    owned = run.read_worlds(game)
     config = ConfigRecord({"workers": int(run.manifest.get("workers", 1))})
-    content = RecordDict({"candidates": candidates, "config": config})
+    content = RecordDict(
+        {"candidates": candidates, "worlds": messages.to_arrays(worlds.arrays(owned)), "config": config}
+    )
     adversary = run.manifest["adversary"]
     node = next(
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
@@ -242,21 +249,34 @@ def _collect_findings(federation: Federation) -> None:
     content = replies[0].content
     scores = messages.to_numpy(content.array_records["scores"])
     thresholds = messages.numbers(content.metric_records["thresholds"])
-    run.write_game("scores", game, scores_table("participant", scores, thresholds))
-    _keep_by_round(run, game, messages.to_numpy(content.array_records["by-round"]))
-    reasons = {str(name): str(reason) for name, reason in content.config_records["not-run"].items()}
+    reasons = {str(key): str(reason) for key, reason in content.config_records["not-run"].items()}
+    parts = [
+        scores_table("participant", name, world.asked, _of(name, scores), _of(name, thresholds))
+        for name, world in owned.items()
+    ]
+    run.write_game("scores", game, pd.concat(parts, ignore_index=True))
+    first = next(iter(owned.values())).asked
+    _keep_by_round(run, game, first, messages.to_numpy(content.array_records["by-round"]))
     if reasons:
-        run.write_game("not_run", game, not_run_table("participant", reasons))
+        tables = [not_run_table("participant", name, _of(name, reasons)) for name in owned]
+        run.write_game("not_run", game, pd.concat(tables, ignore_index=True))
+    seconds = messages.numbers(content.metric_records["seconds"])
+    run.update_manifest(world_seconds={**run.manifest.get("world_seconds", {}), str(game): seconds})
 
 
-def _keep_by_round(run: RunDirectory, game: int, scores: dict[str, np.ndarray]) -> None:
-    """Keep what attacks found in each round's model; scores: 'round attack' → (n,)."""
+def _of(world: str, found: dict[str, Found]) -> dict[str, Found]:
+    """Return what was found in a world, by attack; ``found``: by 'world/attack'."""
+    return {
+        key.removeprefix(f"{world}/"): value for key, value in found.items() if key.startswith(f"{world}/")
+    }
+
+
+def _keep_by_round(run: RunDirectory, game: int, asked: np.ndarray, scores: dict[str, np.ndarray]) -> None:
+    """Keep what attacks found in each round's model; scores: 'round attack' → (m,) of those asked."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for key, values in scores.items():
         t, _, name = key.partition(" ")
         found.setdefault(name, {})[int(t)] = values
     if found:
-        table = by_round_table(
-            "participant", {name: dict(sorted(found[name].items())) for name in sorted(found)}
-        )
-        run.write_game("scores_by_round", game, table)
+        by_name = {name: dict(sorted(found[name].items())) for name in sorted(found)}
+        run.write_game("scores_by_round", game, by_round_table("participant", asked, by_name))

@@ -33,7 +33,7 @@ Values = dict[str, Any]
 """Dotted key → value."""
 
 FIXED = [
-    "kind", "observer", "attack", "party", "game", "metric", "value", "low", "high", "n_members",
+    "kind", "observer", "attack", "world", "party", "game", "metric", "value", "low", "high", "n_members",
     "n_nonmembers", "note",
 ]  # fmt: skip
 """Columns of the table after cell, scenario, variant and the axes."""

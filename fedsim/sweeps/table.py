@@ -45,7 +45,8 @@ def _states(points: Sequence[Point], failed: Mapping[str, str]) -> pd.DataFrame:
 
 
 def table(points: Sequence[Point]) -> pd.DataFrame:
-    """Return what the finished points found, a row per point, kind, observer, attack, party, game, metric.
+    """Return what the finished points found, a row per point, kind, observer, attack, world, party, game,
+    metric.
 
     Columns: cell, scenario, variant, one per axis, and `FIXED`.
     kind: 'leakage' (see `fedsim.evaluation`), 'source' (which party is a member of?), 'utility' (the final
@@ -83,7 +84,7 @@ def findings(run: RunDirectory) -> pd.DataFrame:
         sources = run.table("sources").rename(columns={"n": "n_members"})
         parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
     rows = pd.concat(parts, ignore_index=True)[FIXED]
-    return rows.fillna({"observer": "", "attack": "", "note": ""}).astype(
+    return rows.fillna({"observer": "", "attack": "", "world": "", "note": ""}).astype(
         {"n_members": int, "n_nonmembers": int}
     )
 
@@ -136,11 +137,11 @@ def _guarantees(run: RunDirectory) -> pd.DataFrame:
 
 
 def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
-    """Return a row per point and headline attack, over all parties and games.
+    """Return a row per point, world and headline attack, over all parties and games.
 
     headline: names as a person writes them ('lira', 'server:fedmia').
-    Columns: the labels, epsilon, observer, attack, and for accuracy, utility_auc, and each of `LEAKAGE` the
-    value and, with '_low' and '_high' appended, its 95 % interval.
+    Columns: the labels, epsilon, world, observer, attack, and for accuracy, utility_auc, and each of
+    `LEAKAGE` the value and, with '_low' and '_high' appended, its 95 % interval.
     """
     labels = list(sweep.columns[1 : sweep.columns.get_loc("kind")])
     overall = sweep[(sweep["party"] == "all") & (sweep["game"] == "all")]
@@ -152,10 +153,9 @@ def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
         row |= _figure(utility, "accuracy") | _figure(utility, "auc", "utility_auc")
         for observer, attack in map(attack_key, headline):
             named = (point["observer"] == observer) & (point["attack"] == attack)
-            of_attack = point[(point["kind"] == "leakage") & named]
-            if len(of_attack):
+            for world, of_attack in point[(point["kind"] == "leakage") & named].groupby("world", sort=False):
                 leakage = {name: x for metric in LEAKAGE for name, x in _figure(of_attack, metric).items()}
-                rows.append({**row, "observer": observer, "attack": attack, **leakage})
+                rows.append({**row, "world": world, "observer": observer, "attack": attack, **leakage})
     return pd.DataFrame(rows)
 
 

@@ -13,8 +13,10 @@ from attacks.membership import outsider
 from fedsim.core.errors import InputError
 from fedsim.core.privacy import output
 from fedsim.core.run_directory import FORMAT, RunDirectory
+from fedsim.core.scenario.adversary import OWNS
 from fedsim.core.scenario.protection import CentralDPSettings
 from fedsim.evaluation.comparison import of_attacks
+from fedsim.evaluation.results import in_world
 from fedsim.report import course
 from fedsim.report.verdicts import Leak
 from fedsim.terminal import summary
@@ -41,10 +43,11 @@ def show(run: RunDirectory, console: Console, everything: bool = False) -> None:
     if not run.has("leakage"):
         _unfinished(run, console)
         return
-    leakage, leaks = run.table("leakage"), summary.strongest(run)
+    leakage, leaks = in_world(run, run.table("leakage")), summary.strongest(run)
     level = {"bad": "bold red", "warn": "bold yellow"}.get(summary.verdict(run, leaks).level, "bold")
     for place, sentence in enumerate(summary.sentences(run, leaks)):
         console.print(sentence, style="" if place else level, highlight=False, markup=False)
+    console.print(_ladder(run))
     ranked = summary.ranked(leakage)
     shown = ranked if everything else ranked[:SHOWN]
     console.print(_leakage(of_attacks(leakage, shown), [key for key in ranked if key in shown]))
@@ -134,6 +137,37 @@ def _central(run: RunDirectory, central: CentralDPSettings) -> str:
         f"Central DP: party-level ε = {spent:.3g}, δ = {central.delta:.0e}: a promise about whole parties, "
         "none about a record beyond what its noise hides"
     )
+
+
+def _ladder(run: RunDirectory) -> Table:
+    """Return a row a world: what the adversary owns there, and what its strongest attack finds."""
+    rungs, seconds = run.table("ladder"), run.manifest.get("world_seconds", {}).values()
+    table = new_table("What the adversary owns, and the strongest attack in that world, with 95 % intervals")
+    table.add_column("world", no_wrap=True)
+    table.add_column("it owns", max_width=26)
+    table.add_column("strongest attack", max_width=16)
+    for heading in ("AUC", "TPR at\n1 % FPR", "members +\nheld out", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for world, rows in rungs.groupby("world", sort=False):
+        row, name = rows.iloc[0], str(world)
+        took = [of_game[name] for of_game in seconds if name in of_game]
+        rate = rows[["tpr", "tpr_low", "tpr_high", "note"]].set_axis(["value", "low", "high", "note"], axis=1)
+        table.add_row(
+            name,
+            OWNS[name],
+            f"{escape(row['attack'])} (of {row['attacks']})",
+            cell(rows),
+            cell(rate),
+            f"{row['n_members']} + {row['n_nonmembers']}",
+            f"{sum(took) / len(took):.0f}" if took else "-",
+        )
+    table.caption = (
+        "Assumed: the parties' exact sizes, w_0, the training's settings, and that half of those asked about "
+        "are members. Intervals allow for having chosen the strongest attack. All below is of world "
+        f"'{escape(run.scenario.adversary.ladder[0])}'."
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def _leakage(leakage: pd.DataFrame, order: list[tuple[str, str]]) -> Table:

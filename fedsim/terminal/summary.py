@@ -27,7 +27,8 @@ def verdict(run: RunDirectory, leaks: dict[str, Leak]) -> Verdict:
     """Return the answer to 'what could another participant learn?', with its condition."""
     record = run.manifest.get("record", "record")
     holding = verdicts.condition(run.scenario.adversary, leaks["all"], run.table("attacks"), record)
-    return verdicts.headline(leaks["all"], {k: v for k, v in leaks.items() if k != "all"}, holding)
+    beside = verdicts.other_worlds(verdicts.rungs_of(run.table("ladder")))
+    return verdicts.headline(leaks["all"], {k: v for k, v in leaks.items() if k != "all"}, holding, beside)
 
 
 def sentences(run: RunDirectory, leaks: dict[str, Leak]) -> list[str]:
@@ -44,7 +45,7 @@ def sentences(run: RunDirectory, leaks: dict[str, Leak]) -> list[str]:
 
 def accused(run: RunDirectory, leak: Leak, record: str, prior: float = PRIORS[0]) -> str:
     """Say how many of 100 accusations of the strongest attack are right, at its own threshold."""
-    table = run.table("leakage")
+    table = results.in_world(run, run.table("leakage"))
     keys = (table["party"] == "all") & (table["game"] == "all")
     rows = ppv_table(of_attacks(table[keys], [(leak.observer, leak.attack)]), [prior])
     row = rows[rows["at"] == "threshold"].to_dict("records")[0]
@@ -105,13 +106,13 @@ def document(run: RunDirectory) -> dict[str, Any]:
     shown["strongest"] = [{"party": party, **asdict(leak)} for party, leak in leaks.items()]
     leakage = run.table("leakage")
     shown["leakage"] = leakage[leakage["game"] == "all"]
-    return shown | {name: run.table(name) for name in ("sources", "not_run") if run.has(name)}
+    return shown | {name: run.table(name) for name in ("ladder", "sources", "not_run") if run.has(name)}
 
 
 def world(run: RunDirectory, attack: str) -> str:
     """Name the world that an attack's figures hold in, and the key that sets it."""
     declared, settings = run.table("attacks"), run.scenario.adversary
     rows = declared[(declared["observer"] == "participant") & (declared["attack"] == attack)]
-    if not rows["shadows"].astype(bool).any():
+    if not verdicts.simulates(rows):
         return "it needs no records beside its own, so that it is the same in closed and open world"
-    return f"{verdicts.world_of(settings)} (adversary.auxiliary = '{settings.auxiliary}')"
+    return f"{verdicts.world_of(settings)} (adversary.worlds: '{settings.ladder[0]}')"

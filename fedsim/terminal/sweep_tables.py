@@ -20,7 +20,12 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
     shown = [name for name in labels if name == "scenario" or compact[name].nunique() > 1]
     table = new_table(title)
     several = len(compact) and set(compact["observer"]) != {"participant"}
-    for name in [*shown, "ε", *(["observer"] if several else []), "attack"]:
+    naming = [
+        *["world"] * bool(len(compact) and compact["world"].nunique() > 1),
+        *["observer"] * bool(several),
+        "attack",
+    ]
+    for name in [*shown, "ε", *naming]:
         table.add_column(escape(str(name)).replace(".", ".\n"), no_wrap=name != "scenario")
     for heading in measures.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -29,7 +34,7 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
         point = [row[name] for name in labels]
         own = [escape(_label(row[name])) for name in shown] + [_label(row["epsilon"])]
         cells = [_interval_cell(row, measure) for measure in measures]
-        attack = [escape(str(row[key])) for key in (*["observer"] * bool(several), "attack")]
+        attack = [escape(str(row[key])) for key in naming]
         table.add_row(*(own if point != before else [""] * len(own)), *attack, *cells)
         before = point
     table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'."

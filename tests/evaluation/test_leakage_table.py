@@ -59,7 +59,7 @@ def cell(leakage: pd.DataFrame, **keys: str) -> Any:
 def test_the_table_has_a_row_for_every_attack_party_game_and_metric() -> None:
     leakage = evaluate(*tables())
     assert list(leakage.columns) == [
-        "observer", "attack", "party", "game", "metric", "value", "low", "high", "n_members",
+        "observer", "attack", "world", "party", "game", "metric", "value", "low", "high", "n_members",
         "n_nonmembers", "note",
     ]  # fmt: skip
     keys = leakage[["attack", "party", "game", "metric"]]

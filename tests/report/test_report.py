@@ -19,6 +19,7 @@ from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.core.privacy import gaussian
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.adversary import AdversarySettings
 from fedsim.evaluation import guarantees
 from fedsim.report import findings, words
 from fedsim.report.findings import Findings, Party
@@ -412,7 +413,7 @@ def test_numbers() -> None:
 
 def test_the_closed_world_is_named_where_it_is_assumed(mixed: RunDirectory) -> None:
     def said(attack: str, auxiliary: str) -> str:
-        settings = mixed.scenario.adversary.model_copy(update={"auxiliary": auxiliary, "shadows": 64})
+        settings = AdversarySettings(auxiliary=auxiliary, shadows=64)  # type: ignore[arg-type]
         run = RunDirectory(mixed.path)
         run.__dict__["scenario"] = mixed.scenario.model_copy(update={"adversary": settings})
         leak = Leak("participant", attack, 3, 0.8, 0.7, 0.9, 50, 50)
@@ -424,8 +425,8 @@ def test_the_closed_world_is_named_where_it_is_assumed(mixed: RunDirectory) -> N
     closed = said("joint", "population")
     assert "closed world" in closed and "own every candidate's full record" in closed and "64 whole" in closed
     assert "closed world" not in said("lira-offline", "disjoint")
-    assert "none of which is a candidate" in said("lira-offline", "disjoint")
-    assert "no records but its own" in said("lira-offline", "own")
+    assert "no candidate's record but the one it asks about" in said("lira-offline", "disjoint")
+    assert "its own records alone" in said("lira-offline", "own")
     assert "nothing more of the other parties" in said("loss", "population")
 
 

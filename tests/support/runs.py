@@ -25,7 +25,10 @@ def write_table(path: Path, n: int = 60, seed: int = 0) -> Path:
 
 
 def document(folder: Path, n: int = 60, **sections: object) -> dict[str, object]:
-    """A scenario of three hospitals and three short rounds on `write_table`'s table."""
+    """A scenario of three hospitals and three short rounds on `write_table`'s table, in one world.
+
+    adversary, of ``sections``: beside worlds = ["all"], where it does not say in which
+    """
     table = write_table(folder / "patients.csv", n)
     base: dict[str, object] = {
         "name": "tiny",
@@ -41,7 +44,10 @@ def document(folder: Path, n: int = 60, **sections: object) -> dict[str, object]
         "federation": {"rounds": 3},
         "training": {"epochs": 2, "batch": 8, "private": {"epochs": 2, "batch": 8, "lr": 0.1}},
     }
-    return base | sections
+    adversary = dict(sections.pop("adversary", {}))  # type: ignore[call-overload]
+    if not adversary.keys() & {"worlds", "auxiliary"}:
+        adversary["worlds"] = ["all"]
+    return base | sections | {"adversary": adversary}
 
 
 def scenario(folder: Path, n: int = 60, **sections: object) -> Scenario:

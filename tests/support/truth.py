@@ -17,12 +17,13 @@ from clients.client_app import app
 from fedsim.engines.inprocess import InProcessGrid
 from fedsim.core.files import read_arrays
 run = Path(sys.argv[1])
-candidates = read_arrays(run / "candidates-000.safetensors")
+candidates, worlds = (read_arrays(run / f"{name}-000.safetensors") for name in ("candidates", "worlds"))
 opened.clear()
 with InProcessGrid(run, 0, 3) as grid:
     adversary = min(grid.get_node_ids())
     config = ConfigRecord({"workers": 1})
-    content = RecordDict({"candidates": messages.to_arrays(candidates), "config": config})
+    sent = {"candidates": messages.to_arrays(candidates), "worlds": messages.to_arrays(worlds)}
+    content = RecordDict({**sent, "config": config})
     [reply] = grid.send_and_receive([Message(content, adversary, "query.attack")])
 assert reply.has_content(), reply.error
 print(json.dumps(sorted(path for path in opened if path.startswith(str(run)))))

@@ -15,6 +15,34 @@ OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 """Who mounts attacks, in the order in which they see more."""
 
 
+WorldName = Literal["all", "half", "few", "none", "own"]
+"""What an adversary owns beside its own records, from most to least."""
+
+OWNED_AS: dict[str, Literal["population", "disjoint", "own"]] = {
+    "all": "population", "half": "population", "few": "population", "none": "disjoint", "own": "own",
+}  # fmt: skip
+"""What the records owned in a world are to its candidates: see `AdversarySettings.auxiliary`."""
+
+
+OWNS: dict[str, str] = {
+    "all": "every candidate's record, among all others of the parties",
+    "half": "half of the parties' records: half of the members are unknown to it",
+    "few": "one in ten of the parties' records: most members are unknown to it",
+    "none": "no candidate's record but the one it asks about, and others that are nobody's",
+    "own": "its own records alone, and the one it asks about",
+}
+"""What an adversary owns in a world, in words."""
+
+WHERE: dict[str, str] = {
+    "all": "where it owns every candidate's record",
+    "half": "where half of the members are unknown to it",
+    "few": "where nine in ten members are unknown to it",
+    "none": "where it owns no candidate's record but the one it asks about",
+    "own": "where it owns its own records alone",
+}
+"""A world, as a sentence names it."""
+
+
 def parse_attack(text: str) -> tuple[Observer | None, str]:
     """Split the name of an attack as a person writes it: 'server:fedmia' is ('server', 'fedmia').
 
@@ -61,6 +89,13 @@ class AdversarySettings(Settings):
     )
     rounds: list[Annotated[int, Field(ge=0)]] = Field(
         [], description="rounds t whose models w_t attacks may look at, 0 being the start; default: all"
+    )
+    worlds: list[WorldName] | None = Field(
+        None,
+        description="what it owns of the others' records, each attacked on the same federation: 'all' every "
+        "candidate's, 'half' half of the members' and of the others', 'few' one in ten, 'none' only the "
+        "record asked about, with held-out ones that are nobody's, 'own' nothing but its own; the first is "
+        "the headline's; default: 'all' and 'half', or what auxiliary says",
     )
     auxiliary: Literal["population", "disjoint", "own"] = Field(
         "population",
@@ -116,6 +151,26 @@ class AdversarySettings(Settings):
     def own_attacks(self) -> list[str]:
         """The attacks that are the user's own functions, as 'module:callable'."""
         return [text for text in self.attacks if is_own(text)]
+
+    @property
+    def ladder(self) -> tuple[WorldName, ...]:
+        """The worlds, the headline's first."""
+        if self.worlds is not None:
+            return tuple(self.worlds)
+        by_auxiliary: dict[str, tuple[WorldName, ...]] = {"disjoint": ("none",), "own": ("own",)}
+        return by_auxiliary.get(self.auxiliary, ("all", "half"))
+
+    @model_validator(mode="after")
+    def _worlds_are_worlds(self) -> AdversarySettings:
+        if self.worlds is not None and len(set(self.worlds)) != max(1, len(self.worlds)):
+            raise ValueError("worlds: name at least one, each once")
+        alone = {"disjoint": ["none"], "own": ["own"]}.get(self.auxiliary)
+        if self.worlds is not None and alone is not None and self.worlds != alone:
+            raise ValueError(
+                f"auxiliary = '{self.auxiliary}' is the one world {alone}; leave auxiliary out to compare "
+                "several worlds"
+            )
+        return self
 
     @model_validator(mode="after")
     def _coalition_is_an_observer(self) -> AdversarySettings:
