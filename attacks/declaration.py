@@ -71,6 +71,7 @@ class Attack:
     simulates: whether it simulates rounds of single parties by itself, without shadows
     by_round: whether it is asked of every round's model as well, which takes an attack that reads one model
     reads: the records that it can score: of a table, letters ('text'), or any
+    beside: attacks on the view whose log-odds it is given with the matrix, as far as they can be run
     origin: 'module:callable' where a scenario named it so
     """
 
@@ -90,6 +91,7 @@ class Attack:
     simulates: bool = False
     reads: Reads = "table"
     by_round: bool = False
+    beside: tuple[str, ...] = ()
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ def attack(
     simulates: bool = False,
     reads: Reads = "table",
     by_round: bool = False,
+    beside: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -153,7 +156,7 @@ def attack(
     def declare(function: Function) -> Function:
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
-            threshold, active, isolates, simulates, reads, by_round,
+            threshold, active, isolates, simulates, reads, by_round, beside,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,10 +14,11 @@ import numpy as np
 
 from attacks import by_round
 from attacks.calibration import calibrate
-from attacks.declaration import Attack, Kind
+from attacks.declaration import Attack, Kind, declarations
 from attacks.matrix import rehearsal
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.membership.server import Measurements, measure
+from attacks.rounds import decoding
 from attacks.shadows.suite import Laboratory, simulate
 from attacks.views import rounds
 from attacks.views.outsider import ReleasedModel
@@ -34,6 +37,9 @@ Sight = ParticipantView | ReleasedModel | ServerView
 """What an observer saw: a participant or a coalition, an outsider, the server."""
 
 Made = TypeVar("Made")
+
+VIEWS = declarations(decoding.score)
+"""Attacks whose log-odds others take beside their shadows."""
 
 log = logging.getLogger("fedsim")
 
@@ -178,8 +184,7 @@ def _measurements(sight: Sight, task: Task, memo: _Memo) -> Measurements:
 def _read(attack: Attack, purpose: str, sight: Sight, task: Task, memo: _Memo) -> Finding:
     """Run an attack that reads the view; its threshold comes from the owner's own records."""
     assert isinstance(sight, ParticipantView)
-    candidates, stream = task.candidates, task.stream(purpose)
-    scores = _finite(attack, _scores(attack, len(candidates), sight, candidates, stream))
+    scores = memo(f"scores/{attack.name}", lambda: _read_scores(attack, purpose, sight, task))
     if attack.threshold is not None:
         return Finding(scores, attack.threshold)
     stream = task.stream(f"{purpose}/calibration")
@@ -190,10 +195,29 @@ def _read(attack: Attack, purpose: str, sight: Sight, task: Task, memo: _Memo) -
     return Finding(scores, calibrate(members, nonmembers))
 
 
+def _read_scores(attack: Attack, purpose: str, sight: ParticipantView, task: Task) -> np.ndarray:
+    candidates, stream = task.candidates, task.stream(purpose)
+    return _finite(attack, _scores(attack, len(candidates), sight, candidates, stream))
+
+
+def _put_beside(attack: Attack, matrix: SignalMatrix, sight: Sight, task: Task, memo: _Memo) -> None:
+    """Put the log-odds of the attacks that are given beside it to the matrix, as far as these can be run."""
+    assert isinstance(sight, ParticipantView)
+    view = sight
+    for other in (one for one in VIEWS if one.name in attack.beside):
+        make = functools.partial(_read_scores, other, _purpose("participant", other), view, task)
+        with contextlib.suppress(FedsimError):
+            scores = memo(f"scores/{other.name}", make)
+            # The same object: what else was made of this matrix stays with it.
+            matrix.beside[other.name] = np.concatenate([scores, np.zeros(len(matrix.labels) - len(scores))])
+
+
 def _compare(attack: Attack, purpose: str, sight: Sight, task: Task, memo: _Memo) -> Finding:
     """Run an attack on shadows; its threshold comes from shadows attacked in the target's place."""
     matrix = _matrix(attack, sight, task, memo)
     stream = task.stream(purpose)
+    if attack.beside:
+        _put_beside(attack, matrix, sight, task, memo)
     scores = _scores(attack, len(matrix.labels), matrix, stream)[: len(task.candidates)]
     scores = _finite(attack, scores)
     if attack.threshold is not None:

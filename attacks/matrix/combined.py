@@ -2,8 +2,10 @@
 
 Some shadows are attacked in the target's place by every part (`calibration.in_the_targets_place`; those of
 joint inference by its own). Their memberships, which the adversary knows, teach a logistic regression how
-much to trust which part. Parts that read the view alone (loss, confidence, entropy, …) are functions of the φ
-that is a part here itself.
+much to trust which part. Round decoding needs no shadows and reads first updates where these read models;
+given the membership it is as good as independent of them. Its log-odds are added, tempered where they spread
+more than they predict (`attacks.rounds.channel`). Parts that read the view alone (loss, confidence, entropy, …)
+are functions of the φ that is a part here itself.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from attacks.matrix import lira, lira_rounds, rmia, shokri
 from attacks.matrix.joint import stacking
 from attacks.matrix.rehearsal import MatrixScore, in_the_targets_place
 from attacks.matrix.signal_matrix import SignalMatrix
+from attacks.rounds import decoding
 
 REHEARSALS = 8
 
@@ -46,11 +49,12 @@ PARTS: Mapping[str, MatrixScore] = {
     compares_with=("whole", "early"),
     inside=True,
     threshold=0.0,
+    beside=(decoding.NAME,),
 )
 def score(
     matrix: SignalMatrix, rng: np.random.Generator, parts: Mapping[str, MatrixScore] = PARTS
 ) -> np.ndarray:
-    """Return the classifier's log-odds of membership over joint inference and ``parts``, (n,) float64."""
+    """Return the log-odds of membership by joint inference, ``parts`` and what is beside, (n,) float64."""
     decoded, rows = stacking.rehearse(matrix, rng), stacking.held_back(matrix)
     chosen = rng.choice(len(rows), size=max(1, min(REHEARSALS, len(matrix) // 8)), replace=False)
     taught, member = [], []
@@ -58,7 +62,8 @@ def score(
         taught.append(_features(rehearsal, decoded.shadows[k], rng, parts))
         member.append(truth)
     weights, offset = _fit(np.concatenate(taught), np.concatenate(member))
-    return _features(matrix, decoded.target, rng, parts) @ weights + offset
+    odds = _features(matrix, decoded.target, rng, parts) @ weights + offset
+    return np.asarray(odds + sum(matrix.beside.values()))
 
 
 def _features(

@@ -7,7 +7,7 @@ which thresholds and learned attacks are fitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class SignalMatrix:
         in the order of the state dict, None unless asked for; target and shadows start from the same w_0, so
         that weight space is aligned
     features: (n, …) float32, of the records, None where no attack asks for them
+    beside: attack → (n,) float64, log-odds of the target's records from another source than shadows; 0 for a
+        record about which nothing is said
     early: the same of more shadows, of the first rounds alone, the first S being these; None unless asked for
     """
 
@@ -43,6 +45,7 @@ class SignalMatrix:
     shadow_weights: np.ndarray | None = None
     features: np.ndarray | None = None
     early: SignalMatrix | None = None
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.shadows)
@@ -53,7 +56,7 @@ class SignalMatrix:
         return self.inside >= 0
 
     def subset(self, shadows: np.ndarray) -> SignalMatrix:
-        """Return the matrix with only these shadows (indices or a mask), without early ones; same target."""
+        """Return the matrix with only these shadows (indices or a mask), of these alone; same target."""
         return replace(
             self,
             shadows=self.shadows[shadows],
@@ -61,4 +64,5 @@ class SignalMatrix:
             shadow_logits=None if self.shadow_logits is None else self.shadow_logits[shadows],
             shadow_weights=None if self.shadow_weights is None else self.shadow_weights[shadows],
             early=None,
+            beside={},
         )

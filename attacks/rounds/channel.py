@@ -117,6 +117,16 @@ class Reading:
         """Return z = (A + πH)/σ, (n,): mean 0 and deviation 1 over non-members where the channel is true."""
         return (self.amplitude + prior * self.gain) / self.deviation
 
+    def tempering(self, prior: float) -> float:
+        """Return in (0, 1] by what log likelihood ratios are multiplied, to claim no more than is seen.
+
+        Over the records A² is on average σ² + π(1 − π)H², whoever is a member. Where it is larger the channel
+        is not all true, and a Gaussian ratio is inversely proportional to the variance.
+        """
+        expected = 1 + prior * (1 - prior) * np.mean(self.separation**2)
+        observed = np.mean((self.amplitude / self.deviation) ** 2)
+        return float(min(1.0, expected / max(observed, 1e-12)))
+
     def likelihood_ratio(self, prior: float) -> np.ndarray:
         """Return log p(A | member) − log p(A | non-member), (n,): H (A − (½ − π) H) / σ²."""
         return self.gain * (self.amplitude - (0.5 - prior) * self.gain) / self.deviation**2

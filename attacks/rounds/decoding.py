@@ -28,6 +28,8 @@ from attacks.views.participant import ParticipantView
 from fedsim.core import rng as streams
 from fedsim.core.data.records import Records
 
+NAME = "round-decoding"
+
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ to choose from, by the largest predicted separation, in units of a signature's mean square."""
 
@@ -82,7 +84,7 @@ class Outcome:
 
 
 @attack(
-    "round-decoding",
+    NAME,
     sees=FIRST_MODELS,
     assumes=ALIKE_ROUNDS,
     source="ours: simulated rounds of single parties",
@@ -220,7 +222,9 @@ def _best(
 def _ratio(experiment: Experiment, readings: list[Reading]) -> np.ndarray:
     """Return the log likelihood ratio of membership, (n,): Σ_t log(ρ exp(ratio of being in U_t) + 1 − ρ)."""
     active, prior = experiment.active, experiment.knowledge.prior
-    ratios = (reading.likelihood_ratio(active * prior) for reading in readings)
+    ratios = (
+        reading.tempering(active * prior) * reading.likelihood_ratio(active * prior) for reading in readings
+    )
     if active == 1:
         return np.sum(list(ratios), axis=0)
     return np.sum([np.logaddexp(np.log(active) + each, np.log1p(-active)) for each in ratios], axis=0)

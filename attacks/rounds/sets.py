@@ -13,6 +13,7 @@ import numpy as np
 
 from attacks.rounds.knowledge import Knowledge
 from attacks.rounds.party_rounds import MemberSets
+from attacks.shadows.interpolation import between, pairs
 from fedsim.core import rng
 from fedsim.core.data.records import Records
 
@@ -61,27 +62,14 @@ def fillers(knowledge: Knowledge, seed: int) -> Fillers:
         missing = max(0, int(knowledge.sizes[k]) - int(DRAWN * len(rows)))
         count = min(VARIETY * missing, max(missing, FILLERS))
         stream = rng.generator(seed, "round-decoding/fillers", round=k)
-        parents.append(_pairs(knowledge.records.labels, rows, count, stream))
+        parents.append(pairs(knowledge.records.labels, rows, count, stream))
         party.append(np.full(count, k))
     both = np.concatenate(parents)
     share = rng.generator(seed, "round-decoding/shares").random(len(both))
-    first, second = knowledge.records.take(both[:, 0]), knowledge.records.take(both[:, 1])
-    along = share.reshape(-1, *[1] * (first.features.ndim - 1)).astype(first.features.dtype)
-    features = along * first.features + (1 - along) * second.features
-    return Fillers(Records(features, first.labels), both, share, np.concatenate(party))
+    return Fillers(between(knowledge.records, both, share), both, share, np.concatenate(party))
 
 
-def _pairs(labels: np.ndarray, rows: np.ndarray, count: int, stream: np.random.Generator) -> np.ndarray:
-    """Draw pairs of the rows of equal label, (count, 2)."""
-    first = stream.choice(rows, count)
-    second = np.empty_like(first)
-    for label in np.unique(labels[first]):
-        same = labels[first] == label
-        second[same] = stream.choice(rows[labels[rows] == label], same.sum())
-    return np.stack([first, second], axis=1)
-
-
-def draw_sets(knowledge: Knowledge, between: Fillers, count: int, seed: int) -> MemberSets:
+def draw_sets(knowledge: Knowledge, spare: Fillers, count: int, seed: int) -> MemberSets:
     """Draw ``count`` independent sets of true size, of one other party after another."""
     width = int(knowledge.sizes.max())
     rows, party = np.full((count, width), -1), np.resize(np.array(knowledge.others), count)
@@ -89,11 +77,11 @@ def draw_sets(knowledge: Knowledge, between: Fillers, count: int, seed: int) -> 
         stream = rng.generator(seed, "round-decoding/set", round=s)
         eligible, size = knowledge.eligible(k), int(knowledge.sizes[k])
         owned = stream.permutation(eligible)[: min(size, int(DRAWN * len(eligible)))]
-        rows[s, :size] = _filled(knowledge, between, k, owned, size, stream)
+        rows[s, :size] = _filled(knowledge, spare, k, owned, size, stream)
     return MemberSets(party, rows, np.arange(count))
 
 
-def draw_contexts(knowledge: Knowledge, between: Fillers, repeats: int, seed: int) -> Iterator[Context]:
+def draw_contexts(knowledge: Knowledge, spare: Fillers, repeats: int, seed: int) -> Iterator[Context]:
     """Draw contexts in which each record is put ``repeats`` times into the open place.
 
     Contexts come in pairs: one half of a party's records fills the one and is put into the other.
@@ -102,24 +90,22 @@ def draw_contexts(knowledge: Knowledge, between: Fillers, repeats: int, seed: in
         k = knowledge.others[repeat % len(knowledge.others)]
         for party in knowledge.others if knowledge.by_party else (k,):
             stream = rng.generator(seed, f"round-decoding/context/{repeat}", round=party)
-            yield from _pair(knowledge, between, party, stream)
+            yield from _pair(knowledge, spare, party, stream)
 
 
-def _pair(
-    knowledge: Knowledge, between: Fillers, party: int, stream: np.random.Generator
-) -> Iterator[Context]:
+def _pair(knowledge: Knowledge, spare: Fillers, party: int, stream: np.random.Generator) -> Iterator[Context]:
     eligible, size = stream.permutation(knowledge.eligible(party)), int(knowledge.sizes[party]) - 1
     alone = np.setdiff1d(knowledge.belonging(party), eligible)
     halves = np.array_split(eligible, 2)
     beside = np.array_split(stream.permutation(alone), 2)
     for inside, outside, others in zip(halves, halves[::-1], beside, strict=True):
-        rest = _filled(knowledge, between, party, inside[:size], size, stream)
+        rest = _filled(knowledge, spare, party, inside[:size], size, stream)
         yield Context(party, rest, np.concatenate([outside, others]))
 
 
 def _filled(
     knowledge: Knowledge,
-    between: Fillers,
+    spare: Fillers,
     party: int,
     owned: np.ndarray,
     size: int,
@@ -129,11 +115,11 @@ def _filled(
     missing = size - len(owned)
     if missing <= 0:
         return owned
-    rows = np.flatnonzero(between.party == party)
+    rows = np.flatnonzero(spare.party == party)
     return np.concatenate([owned, len(knowledge) + stream.choice(rows, missing, replace=missing > len(rows))])
 
 
-def design(knowledge: Knowledge, between: Fillers, sets: MemberSets) -> np.ndarray:
+def design(knowledge: Knowledge, spare: Fillers, sets: MemberSets) -> np.ndarray:
     """Return how much of each record is in each set, (B, R) float32; of an interpolated one its parents."""
     counts = np.zeros((len(sets), len(knowledge)), np.float32)
     place, column = np.nonzero(sets.rows >= 0)
@@ -141,6 +127,6 @@ def design(knowledge: Knowledge, between: Fillers, sets: MemberSets) -> np.ndarr
     plain = row < len(knowledge)
     np.add.at(counts, (place[plain], row[plain]), 1)
     mixed, filler = place[~plain], row[~plain] - len(knowledge)
-    for parent, share in ((0, between.share), (1, 1 - between.share)):
-        np.add.at(counts, (mixed, between.parents[filler, parent]), share[filler].astype(np.float32))
+    for parent, share in ((0, spare.share), (1, 1 - spare.share)):
+        np.add.at(counts, (mixed, spare.parents[filler, parent]), share[filler].astype(np.float32))
     return counts

@@ -45,6 +45,9 @@ class Membership:
 MOST = 0.75
 """At most this share of the records that could be in a party is in it, however large the party was."""
 
+HALF = 0.5
+"""The same where further members are unknown to the adversary: as many as are members of the target."""
+
 
 def draw_members(
     shadows: int,
@@ -54,6 +57,7 @@ def draw_members(
     fixed: Mapping[int, np.ndarray] | None = None,
     seed: int,
     game: int = 0,
+    spare: Mapping[int, np.ndarray] | None = None,
 ) -> Membership:
     """Draw which records of the pool are in which party of which shadow.
 
@@ -61,6 +65,8 @@ def draw_members(
         records that could be in a party are drawn, so that each is left out of some shadows.
     party_of: (records,) int, the only party that a record can be in, or −1 where it can be in any.
     fixed: party → rows that are in it in every shadow, which the adversary knows to be there.
+    spare: party → rows that stand for members whom the adversary does not own, in no other party. With them
+        at most half of the records that could be in a party are drawn, and it has its true size.
 
     Shadows 2j and 2j + 1 are drawn from one permutation, from its two ends: where there are twice as many
     records as places the second holds exactly what the first does not. The first S of more shadows are the
@@ -72,12 +78,18 @@ def draw_members(
     held = [np.asarray((fixed or {}).get(k, []), np.int64) for k in range(len(sizes))]
     free = np.ones(len(party_of), bool)
     free[np.concatenate(held)] = False
+    others = [np.asarray((spare or {}).get(k, []), np.int64) for k in range(len(sizes))]
+    free[np.concatenate(others)] = False
+    share = MOST if spare is None else HALF
     own = [np.flatnonzero(free & (party_of == k)) for k in range(len(sizes))]
     anyones = np.flatnonzero(free & (party_of < 0))
-    from_own = [_places(size - len(f), len(rows)) for size, f, rows in zip(sizes, held, own, strict=True)]
+    from_own = [
+        _places(size - len(f), len(rows), share) for size, f, rows in zip(sizes, held, own, strict=True)
+    ]
     missing = [max(0, size - len(f) - n) for size, f, n in zip(sizes, held, from_own, strict=True)]
-    from_any = _shared_out(missing, _places(sum(missing), len(anyones)))
-    counts = [len(f) + a + b for f, a, b in zip(held, from_own, from_any, strict=True)]
+    from_any = _shared_out(missing, _places(sum(missing), len(anyones), share))
+    unknown = [min(m - b, len(rows)) for m, b, rows in zip(missing, from_any, others, strict=True)]
+    counts = [len(f) + a + b + c for f, a, b, c in zip(held, from_own, from_any, unknown, strict=True)]
     if not all(counts):
         raise ValueError(f"no record of the pool can be in party {counts.index(0)}")
     members = np.full((shadows, len(sizes), max(counts)), -1, np.int32)
@@ -88,13 +100,15 @@ def draw_members(
         else:
             orders, common = [order[::-1] for order in orders], common[::-1]
         dealt = np.split(common[: sum(from_any)], np.cumsum(from_any)[:-1])
+        filling = rng.generator(seed, f"shadow/{s}/spare", game=game)
         for k, count in enumerate(counts):
-            members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k]])
+            filled = filling.choice(others[k], unknown[k], replace=False) if unknown[k] else others[k][:0]
+            members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k], filled])
     return Membership(members, len(party_of))
 
 
-def _places(wanted: int, available: int) -> int:
-    return min(wanted, max(1, int(MOST * available))) if wanted > 0 and available > 0 else 0
+def _places(wanted: int, available: int, share: float) -> int:
+    return min(wanted, max(1, int(share * available))) if wanted > 0 and available > 0 else 0
 
 
 def _shared_out(wanted: Sequence[int], total: int) -> list[int]:

@@ -18,12 +18,13 @@ import numpy as np
 
 from attacks import deviation
 from attacks.matrix.signal_matrix import SignalMatrix
-from attacks.shadows import members, plan
+from attacks.shadows import interpolation, members, plan
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, flat_weights, train_shadows
 from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
+from fedsim.core import rng
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.scenario.protection import NO_DEFENCE
 
@@ -40,6 +41,8 @@ OBSERVED_ROUNDS = 4
 WEIGHTS_BYTES = 2**28
 """Memory that the weights of shadows may take; of more shadows they are not kept."""
 
+VARIETY, MOST_UNKNOWN = 4, 2048
+"""Records that stand for unknown members: for each that a party holds, up to about this many a party."""
 
 MOST_CORES = 4
 """Cores that shadows take unasked; what more of them bring was not measured."""
@@ -73,6 +76,7 @@ def simulate(
     count = early_shadows(view) if early else view.assumptions.shadows
     candidate_pool = Pool(candidates, _party_of(view, len(candidates)))
     drawn_from, fixed = _records_to_draw(view, candidate_pool)
+    drawn_from, spare = _with_unknown(view, drawn_from, fixed, seed, game)
     columns = Records.concatenate([candidates, *_beside(view)])
     membership = members.draw_members(
         count,
@@ -81,6 +85,7 @@ def simulate(
         fixed=fixed,
         seed=seed,
         game=game,
+        spare=spare,
     )
     request = ShadowRequest(
         plan=federation_plan(view, rounds[-1]).resized(membership.sizes),
@@ -204,6 +209,35 @@ def _records_to_draw(view: ParticipantView, candidate_pool: Pool) -> tuple[Pool,
     )
     rows = np.arange(len(pool) - len(trained_on), len(pool))
     return pool, {int(k): rows[trainer == k] for k in np.unique(trainer)}
+
+
+def _with_unknown(
+    view: ParticipantView, pool: Pool, fixed: dict[int, np.ndarray], seed: int, game: int
+) -> tuple[Pool, dict[int, np.ndarray] | None]:
+    """Return the pool with what stands for members that are not owned, and party → the rows of these.
+
+    They lie between two owned records of the same label, of the party where it is known. Where the adversary
+    owns all that may be members there are none of them.
+    """
+    if view.assumptions.ladder[0] == "all":
+        return pool, None
+    stream = rng.generator(seed, "shadows/unknown members", game=game)
+    free = np.setdiff1d(np.arange(len(pool)), np.concatenate([*fixed.values(), np.empty(0, int)]))
+    parts, spare, end = [pool], {}, len(pool)
+    for k, size in enumerate(view.settings.sizes):
+        rows = free[(pool.party[free] == k) | (pool.party[free] < 0)]
+        if k in fixed or not len(rows):
+            continue
+        count = min(VARIETY * size, max(size, MOST_UNKNOWN))
+        parents = interpolation.pairs(pool.records.labels, rows, count, stream)
+        records = interpolation.between(pool.records, parents, stream.random(count))
+        parts.append(Pool(records, np.full(count, k)))
+        spare[k] = np.arange(end, end + count)
+        end += count
+    joined = Pool(
+        Records.concatenate([part.records for part in parts]), np.concatenate([part.party for part in parts])
+    )
+    return joined, spare
 
 
 def _inside(view: ParticipantView, membership: Membership, candidates: int, columns: int) -> np.ndarray:

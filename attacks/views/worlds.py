@@ -46,7 +46,7 @@ def in_world(view: ParticipantView, candidates: Pool, name: str, world: World) -
     pool = Pool(
         Records.concatenate([part.records for part in owned]), np.concatenate([part.party for part in owned])
     )
-    assumed = view.assumptions.model_copy(update={"auxiliary": OWNED_AS[name]})
+    assumed = view.assumptions.model_copy(update={"auxiliary": OWNED_AS[name], "worlds": [name]})
     return replace(
         view,
         auxiliary=pool,
