@@ -2,10 +2,12 @@
 
 Some shadows are attacked in the target's place by every part (`calibration.in_the_targets_place`; those of
 joint inference by its own). Their memberships, which the adversary knows, teach a logistic regression how
-much to trust which part. Round decoding needs no shadows and reads first updates where these read models;
-given the membership it is as good as independent of them. Its log-odds are added, tempered where they spread
-more than they predict (`attacks.rounds.channel`). Parts that read the view alone (loss, confidence, entropy, …)
-are functions of the φ that is a part here itself.
+much to trust which part. Parts that read the view alone (loss, confidence, entropy, …) are functions of the φ
+that is a part here itself.
+
+Round decoding needs no shadows, and reads the first updates where these read models: given the membership it
+is as good as independent of them. Its log-odds are added, tempered where they spread more than they predict
+(`attacks.rounds.channel`).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def ladder(findings: Findings, prior: float, record: str) -> list[Rung]:
         leaks[_BY_AUXILIARY[run.scenario.adversary.auxiliary]] = findings.overall
     rungs = []
     for world, leak in leaks.items():
-        leakage = findings.leakage
+        leakage = run.table("leakage")  # of every world; the findings are of the headline's alone
         rows = leakage[leakage["world"] == world] if "world" in leakage else leakage
         named = verdicts.named_rightly(accused(rows, leak, prior), prior, record)
         owns = OWNS[world] if _simulates(findings, leak) else "nothing of the other parties"

@@ -188,7 +188,7 @@ def gather(
         not_run=_not_run(run),
         suite=run.table("attacks"),
         twins=_twins(run),
-        ladder=rungs_of(run.table("ladder")),
+        ladder=rungs_of(run.table("ladder")) if run.has("ladder") else [],
     )
 
 

@@ -27,7 +27,7 @@ def verdict(run: RunDirectory, leaks: dict[str, Leak]) -> Verdict:
     """Return the answer to 'what could another participant learn?', with its condition."""
     record = run.manifest.get("record", "record")
     holding = verdicts.condition(run.scenario.adversary, leaks["all"], run.table("attacks"), record)
-    beside = verdicts.other_worlds(verdicts.rungs_of(run.table("ladder")))
+    beside = verdicts.other_worlds(verdicts.rungs_of(run.table("ladder")) if run.has("ladder") else [])
     return verdicts.headline(leaks["all"], {k: v for k, v in leaks.items() if k != "all"}, holding, beside)
 
 

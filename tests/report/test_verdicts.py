@@ -74,12 +74,23 @@ def test_the_headline_follows_the_whole_and_then_the_parties() -> None:
 )
 def test_the_condition_is_what_the_attack_needs(attack: str, auxiliary: str, said: str) -> None:
     suite = pd.DataFrame(
-        [("participant", "lira", True), ("participant", "loss", False)],
-        columns=["observer", "attack", "shadows"],
+        [("participant", "lira", True, False), ("participant", "loss", False, False)],
+        columns=["observer", "attack", "shadows", "simulates"],
     )
     settings = AdversarySettings.model_validate({"auxiliary": auxiliary})
     assert said in verdicts.condition(settings, leak(0.9, 0.8, 0.95, attack), suite, "patient")
     assert verdicts.world_of(settings) == ("closed world" if auxiliary == "population" else "open world")
+
+
+def test_every_world_is_named_and_none_is_called_a_leak_that_may_be_guessing() -> None:
+    found = {"all": leak(0.99, 0.98, 1.0), "half": leak(0.52, 0.45, 0.6), "none": leak(0.8, 0.7, 0.9)}
+    rungs = [verdicts.Rung(world, one, {}) for world, one in found.items()]
+    said = verdicts.headline(found["all"], {}, "", verdicts.other_worlds(rungs)).words
+    assert "AUC 0.99" in said and said.endswith(
+        "; where half of the members are unknown to it: no leak shown (AUC 0.52, 95 % interval 0.45 to 0.60)"
+        "; where it owns no candidate's record but the one it asks about: a severe leak (AUC 0.80, 95 % "
+        "interval 0.70 to 0.90)"
+    )
 
 
 def row(value: float, low: float, high: float) -> dict[str, float]:
