@@ -85,7 +85,7 @@ def against_baseline(found: pd.DataFrame, attack: str, fpr: float) -> str:
     if attack == BASELINE:
         return ""
     games = comparison.scored(found, [("participant", attack), ("participant", BASELINE)])
-    if not estimates.resolvable(sum(int((~game.member).sum()) for game in games), fpr):
+    if not estimates.bounded_below(sum(int((~game.member).sum()) for game in games), fpr):
         return ""
     result = comparison.compare_tpr(games, fpr, rng.generator(0, "study", party=attack), draws=1000)
     return f"{100 * result.value:+.1f} ({100 * result.low:+.1f} to {100 * result.high:+.1f})"

@@ -18,11 +18,13 @@ import pandas as pd
 
 from fedsim.evaluation.estimates import (
     ERROR,
+    WITHIN,
     Estimate,
     auc,
+    bounded_below,
     clopper_pearson,
-    freedom_of_mean,
-    mean,
+    mean_auc,
+    place,
     resolvable,
 )
 from fedsim.evaluation.leakage import KEY
@@ -94,8 +96,8 @@ def delong(game: Scored) -> tuple[np.ndarray, np.ndarray]:
 def compare_auc(games: Sequence[Scored]) -> Comparison:
     """Return AUC of the first attack − AUC of the second, mean over games; ``scores`` are (2, n).
 
-    One game: Student's t at min(members, non-members) − 1 degrees of freedom. Several: as
-    `estimates.mean`, the games' paired variances with the spread between games added.
+    One game: Student's t at min(members, non-members) − 1 degrees of freedom, and it speaks of this one
+    federation. Several: Student's t on the games' differences, as in `estimates.mean_auc`.
 
     Raises:
         ValueError: a game has fewer than two members or two non-members.
@@ -107,11 +109,10 @@ def compare_auc(games: Sequence[Scored]) -> Comparison:
     differences, variances = np.array([_auc_difference(game) for game in games]).T
     value, within = float(differences.mean()), float(variances.mean())
     if len(games) == 1:
-        spread, freedom = 0.0, min(games[0].member.sum(), (~games[0].member).sum()) - 1
+        variance, freedom = within, min(games[0].member.sum(), (~games[0].member).sum()) - 1
     else:
-        spread = float(differences.var(ddof=1))
-        freedom = freedom_of_mean(spread, within, len(games))
-    error = math.sqrt((spread + within) / len(games))
+        variance, freedom = float(differences.var(ddof=1)) + WITHIN * within, len(games) - 1
+    error = math.sqrt(variance / len(games))
     if error == 0:
         return Comparison(value, value, value, 1.0)
     reach = float(t.isf(ERROR / 2, freedom)) * error
@@ -141,12 +142,15 @@ def compare_tpr(
     replacement, then members and non-members within them, the same for both attacks. With fewer than about
     five games it knows little of how games differ, and speaks of these games. The p-value inverts it.
 
+    Where the non-members are too few for a lower bound of either rate, percentiles of a bootstrap hold less
+    often than they claim, and no difference is given.
+
     Raises:
-        ValueError: all games' non-members together cannot resolve ``alpha``.
+        ValueError: all games' non-members together are too few (`estimates.bounded_below`).
     """
     nonmembers = [int((~game.member).sum()) for game in games]
-    if not resolvable(sum(nonmembers), alpha):
-        raise ValueError(f"FPR {alpha} is not resolvable at n={sum(nonmembers)}")
+    if not bounded_below(sum(nonmembers), alpha):
+        raise ValueError(f"n={sum(nonmembers)} non-members are too few to compare rates at FPR {alpha}")
     if len(games) > 1 and not all(resolvable(m, alpha) for m in nonmembers):
         games, origin = _pool(games)
     else:
@@ -213,17 +217,25 @@ def _tpr_difference(games: Sequence[Scored], weights: Sequence[np.ndarray], alph
 
 
 def _weighted_tpr(game: Scored, attack: int, weights: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the TPR, (b,), strictly above the lowest threshold whose weighted FPR is at most ``alpha``."""
+    """Return `estimates.tpr_at_fpr` of each weighting, (b,): a record counts as often as it was drawn."""
     scores, member = game.scores[attack], game.member
     order = np.argsort(-scores[~member], kind="stable")
     nonmembers, alarms = scores[~member][order], np.cumsum(weights[:, ~member][:, order], axis=1)
-    allowed = np.floor(alarms[:, -1] * alpha + 1e-9)
-    cut = np.argmax(alarms > allowed[:, None], axis=1)  # the first non-member who must not be accused
+    at = place(alarms[:, -1], alpha)  # (b,), among the drawn non-members, largest first, from 1 on
+    before = np.floor(at + 1e-9)
     order = np.argsort(-scores[member], kind="stable")
     hits = np.cumsum(weights[:, member][:, order], axis=1)
     above = np.searchsorted(-scores[member][order], -nonmembers)  # (m,) members strictly above each
     hits = np.pad(hits, ((0, 0), (1, 0)))
-    return hits[np.arange(len(hits)), above[cut]] / np.maximum(1, hits[:, -1])
+
+    def hits_above(j: np.ndarray) -> np.ndarray:
+        """Return the members strictly above the j-th largest non-member drawn, (b,); none for j = 0."""
+        found = hits[np.arange(len(hits)), above[np.argmax(alarms >= j[:, None], axis=1)]]
+        return np.where(j == 0, 0, np.where(j > alarms[:, -1], hits[:, -1], found))
+
+    lower = hits_above(before)
+    between = lower + np.maximum(0, at - before) * (hits_above(before + 1) - lower)
+    return np.asarray(between / np.maximum(1, hits[:, -1]))
 
 
 def compare_table(
@@ -236,14 +248,14 @@ def compare_table(
     """Return every other attack's difference from ``reference`` (that minus the other), over all parties.
 
     judged: rows of `leakage.joined`. Columns: observer, attack, metric ('auc' or 'tpr_at_fpr_α'), value, low,
-    high, p; no row of TPR without α, or where the non-members of all games together cannot resolve it.
+    high, p; no row of TPR without α, or where the non-members of all games together are too few for it.
     """
     rows: list[tuple] = []
     for attack in [key for key in attacks_in(judged) if key != reference]:
         games = scored(of_attacks(judged, [attack, reference]), [reference, attack])
         results = {"auc": compare_auc(games)}
         nonmembers = sum(int((~game.member).sum()) for game in games)
-        if alpha is not None and resolvable(nonmembers, alpha):
+        if alpha is not None and bounded_below(nonmembers, alpha):
             results[f"tpr_at_fpr_{alpha}"] = compare_tpr(games, alpha, stream, draws)
         rows += [(*attack, metric, r.value, r.low, r.high, r.p) for metric, r in results.items()]
     return pd.DataFrame(rows, columns=[*KEY, "metric", "value", "low", "high", "p"])
@@ -289,7 +301,7 @@ def _auc_over_games(games: Sequence[Scored], attack: int, error: float) -> Estim
     by_game = [
         auc(game.scores[attack][game.member], game.scores[attack][~game.member], error) for game in games
     ]
-    return mean(by_game, error)
+    return mean_auc(by_game, error)
 
 
 def simultaneous_error(games: Sequence[Scored], stream: np.random.Generator, draws: int = 20_000) -> float:

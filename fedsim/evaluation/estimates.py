@@ -2,16 +2,18 @@
 
 Every figure comes with a 95 % interval (tests simulate the coverage of each):
 
-auc                 DeLong et al. 1988 on the logit scale, Student's t
+auc                 DeLong et al. 1988 on the logit scale, Student's t, with a floor under the variance
 fpr, tpr_…          Clopper & Pearson 1934
 balanced_accuracy   the two rates' intervals combined (MOVER, Zou & Donner 2008)
 advantage           TPR − FPR (Yeom et al. 2018), twice the balanced accuracy − 1: its interval, moved
 advantage_max       Kolmogorov's bands around both distribution functions
 ppv                 the two rates' intervals, corner to corner
 tpr_at_fpr_α        Clopper–Pearson, at thresholds that bracket the true (1 − α)-quantile (order statistics)
-mean over games     the games' intervals combined, with the spread between games added
+mean over games     the games' intervals combined, with the spread between games added; of AUCs Student's t
+                    on the games' values, on the logit scale
 
-Within one game the intervals speak of the victims' records, given the one federation that was run.
+Within one game the intervals speak of the victims' records, given the one federation that was run, not of
+another draw of who is a member. `experiments/results/coverage.md` has how often they hold.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 ERROR = 0.05
 """Two-sided error of every interval."""
+
+FLOOR = 0.05
+"""By how much of 1 / min(n, m) an AUC is taken to be uncertain beside DeLong's variance: near 1, where a
+record or two decide, that is estimated too low whenever the AUC is too high."""
+
+WITHIN = 0.05
+"""Share of the games' own variance that is added to that of their values in a mean of AUCs: games of one
+value must not make it certain."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ def auc(members: np.ndarray, nonmembers: np.ndarray, error: float = ERROR) -> Es
     if parts.sum() < 1e-18 or value in (0, 1):
         return Estimate(value, *clopper_pearson(value * min(n, m), min(n, m), error))
     freedom = parts.sum() ** 2 / np.sum(parts**2 / (np.array([n, m]) - 1))
-    reach = t.isf(error / 2, freedom) * math.sqrt(parts.sum()) / (value * (1 - value))
+    deviation = math.sqrt(parts.sum() + (FLOOR / min(n, m)) ** 2)
+    reach = t.isf(error / 2, freedom) * deviation / (value * (1 - value))
     return Estimate(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)))
 
 
@@ -157,13 +169,25 @@ def resolvable(nonmembers: int, alpha: float) -> bool:
     return _expected(nonmembers, alpha) >= 1
 
 
-def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, alpha: float) -> Estimate:
-    """Return the TPR at the lowest threshold whose FPR on the non-members is at most ``alpha``.
+def bounded_below(nonmembers: int, alpha: float) -> bool:
+    """Whether so many non-members allow a TPR at FPR ``alpha`` any lower bound above 0: m α ≥ 4.4, about.
 
-    'Member' is said strictly above the threshold, so that tied non-members never pass α. The interval is of
-    the TPR at *true* FPR α. The number of non-members above the true (1 − α)-quantile is Binomial(m, α), so
-    that two order statistics of them lie above and below it with error/4 each; Clopper–Pearson at these two
-    thresholds takes error/4 each as well.
+    Below it the true threshold may lie above all of them with more than error/4.
+    """
+    return (1 - alpha) ** nonmembers < ERROR / 4
+
+
+def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, alpha: float) -> Estimate:
+    """Return the TPR at the threshold whose true FPR is as often above ``alpha`` as below it.
+
+    Above the j-th largest of m non-members lies a true share of them of j / (m + 1) in expectation and of
+    (j − 1/3) / (m + 1/3) in the median, not of (j − 1) / m as in the sample. The TPR is interpolated between
+    the two j next to `place` (Hyndman & Fan 1996, type 8): in the sample's own terms it would be that of a
+    larger FPR, and at the expected one, the ROC being concave, it would err downwards. 'Member' is said
+    strictly above a threshold, so that tied non-members never pass. The interval is of the TPR at *true* FPR
+    α. The number of non-members above the true (1 − α)-quantile is Binomial(m, α), so that two order
+    statistics of them lie above and below it with error/4 each; Clopper–Pearson at these two thresholds
+    takes error/4 each as well. Where m allows no lower bound (`bounded_below`), it is 0 and the note says so.
     """
     from scipy.stats import binom
 
@@ -178,7 +202,23 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, alpha: float) -> Est
     most = int(binom.isf(ERROR / 4, m, alpha))  # P(more) ≤ error/4
     low, _ = clopper_pearson(hits[least], n, ERROR / 2)
     _, high = clopper_pearson(hits[most + 1], n, ERROR / 2)
-    return Estimate(float(hits[math.floor(_expected(m, alpha)) + 1] / n), low, high)
+    note = "" if bounded_below(m, alpha) else f"no lower bound at n={m}"
+    return Estimate(_interpolated(hits, float(place(m, alpha))) / n, low, high, note)
+
+
+def place(nonmembers: Any, alpha: float) -> Any:
+    """Return j, not whole: above the j-th largest of so many lies a true share of ``alpha`` in the median.
+
+    nonmembers: a number or an array of them; everyone is accused at α = 1, j = m + 1.
+    """
+    return nonmembers + 1 if alpha >= 1 else alpha * (nonmembers + 1 / 3) + 1 / 3
+
+
+def _interpolated(hits: np.ndarray, place: float) -> float:
+    """Return the hits above the ``place``-th largest non-member, between whole places by proportion."""
+    before = min(math.floor(place + 1e-9), len(hits) - 1)
+    after = min(before + 1, len(hits) - 1)
+    return float(hits[before] + max(0.0, place - before) * (hits[after] - hits[before]))
 
 
 def mean(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
@@ -198,7 +238,7 @@ def mean(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     known = [estimate for estimate in estimates if not math.isnan(estimate.value)]
     note = "" if len(known) == len(estimates) else f"{len(known)} of {len(estimates)} games"
     if len(known) < 2:
-        return replace(known[0], note=note) if known else estimates[0]
+        return replace(known[0], note=note or known[0].note) if known else estimates[0]
     value, low, high = np.array([(estimate.value, estimate.low, estimate.high) for estimate in known]).T
     z = norm.isf(error / 2)
     below, above = (np.mean(((value - end) / z) ** 2) for end in (low, high))
@@ -209,6 +249,35 @@ def mean(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
         min(1.0, float(centre + _half_width(spread, above, len(known), error))),
         note,
     )
+
+
+def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
+    """Return the mean of AUCs over games; a game whose value is NaN is left out, and the note says so.
+
+    Student's t with G − 1 degrees of freedom on the G values, whose variance s² holds both what games differ
+    by and what each is uncertain by; w² / 20 is added, w² the mean squared standard error of the games' own
+    intervals on that side, so that equal values do not make the mean certain. The reach is taken on the
+    logit scale: near 1 the values are skewed, and a symmetric interval misses on one side. Of one game it is
+    that game's. Simulated coverage: `experiments/results/coverage.md`.
+    """
+    from scipy.special import expit, logit
+    from scipy.stats import norm, t
+
+    known = [estimate for estimate in estimates if not math.isnan(estimate.value)]
+    if len(known) < 2:
+        return mean(estimates, error)
+    note = "" if len(known) == len(estimates) else f"{len(known)} of {len(estimates)} games"
+    value, low, high = np.array([(estimate.value, estimate.low, estimate.high) for estimate in known]).T
+    centre = float(value.mean())
+    if centre in (0.0, 1.0):  # every game perfect: no logit
+        return replace(mean(estimates, error), note=note)
+    ends = []
+    for sign, end in ((-1, low), (1, high)):
+        within = float(np.mean(((value - end) / norm.isf(error / 2)) ** 2))
+        deviation = math.sqrt((value.var(ddof=1) + WITHIN * within) / len(known))
+        reach = t.isf(error / 2, len(known) - 1) * deviation / (centre * (1 - centre))
+        ends.append(float(expit(logit(centre) + sign * reach)))
+    return Estimate(centre, ends[0], ends[1], note)
 
 
 def _half_width(spread: float, within: float, games: int, error: float) -> float:

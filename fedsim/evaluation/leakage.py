@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from fedsim.evaluation.estimates import (
     balanced_accuracy,
     max_advantage,
     mean,
+    mean_auc,
     ppv,
     rate,
     resolvable,
@@ -106,6 +108,7 @@ def over_games(samples: Sequence[Sample], by_game: Sequence[dict[str, Estimate]]
     within a game need no truth, and make the games' scores comparable.
     """
     means = {metric: mean([estimates[metric] for estimates in by_game]) for metric in by_game[0]}
+    means["auc"] = mean_auc([estimates["auc"] for estimates in by_game])
     means["advantage"] = advantage(means["balanced_accuracy"])
     for alpha in FALSE_POSITIVE_RATES:
         if pools(samples, alpha):
@@ -122,7 +125,10 @@ def _pooled_tpr(samples: Sequence[Sample], alpha: float) -> Estimate:
     members = np.concatenate([sample.member_ranks for sample in samples])
     nonmembers = np.concatenate([sample.nonmember_ranks for sample in samples])
     pooled = tpr_at_fpr(members, nonmembers, alpha)
-    return replace(pooled, note=pooled.note or f"ranks pooled over {len(samples)} games")
+    if math.isnan(pooled.value):
+        return pooled
+    notes = [f"ranks pooled over {len(samples)} games", *filter(None, [pooled.note])]
+    return replace(pooled, note="; ".join(notes))
 
 
 def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -44,3 +44,9 @@ def number(value: float, digits: int = 3) -> str:
         return "-"
     text = f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def intervals(leakage: pd.DataFrame) -> str:
+    """Say what a leakage table's intervals are of: one game's speak of the one federation that was run."""
+    several = leakage.loc[leakage["game"] != "all", "game"].nunique() > 1
+    return "with 95 % intervals" + ("" if several else " for this one federation")

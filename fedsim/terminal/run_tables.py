@@ -20,7 +20,7 @@ from fedsim.evaluation.results import in_world
 from fedsim.report import course
 from fedsim.report.verdicts import Leak
 from fedsim.terminal import summary
-from fedsim.terminal.formatting import METRICS, cell, new_table, number
+from fedsim.terminal.formatting import METRICS, cell, intervals, new_table, number
 from fedsim.terminal.round_table import by_round
 
 _BY_OBSERVER = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
@@ -174,7 +174,7 @@ def _leakage(leakage: pd.DataFrame, order: list[tuple[str, str]]) -> Table:
     """Return a row per attack in ``order``, (observer, attack) each."""
     overall = _over_games(leakage)
     overall = overall[overall["party"] == "all"]
-    table = new_table("Strongest attacks over all parties, with 95 % intervals")
+    table = new_table(f"Strongest attacks over all parties, {intervals(leakage)}")
     several = _add_attack_columns(table, overall)
     metrics, too_few = _resolvable(of_attacks(overall, order))
     for metric in metrics:
@@ -214,7 +214,7 @@ def _exposure(leakage: pd.DataFrame) -> Table:
     victims = list(dict.fromkeys(auc["party"]))
     if len(victims) > _MANY_VICTIMS:
         return _exposure_of_many(auc, victims)
-    table = new_table("AUC per attack and victim party (members + held out), with 95 % intervals")
+    table = new_table(f"AUC per attack and victim party (members + held out), {intervals(leakage)}")
     several = _add_attack_columns(table, auc)
     for victim in victims:
         n = auc[auc["party"] == victim].iloc[0]

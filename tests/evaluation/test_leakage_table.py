@@ -126,7 +126,7 @@ def test_a_rate_below_the_resolution_is_said_so_or_pooled_over_games() -> None:
     assert math.isnan(unresolved["value"]) and unresolved["note"] == "not resolvable at n=30"
     pooled = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.01")
     assert 0 <= pooled["low"] <= pooled["value"] <= pooled["high"]
-    assert pooled["note"] == "ranks pooled over 4 games"
+    assert pooled["note"] == "ranks pooled over 4 games; no lower bound at n=120"
     still = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.001")
     assert math.isnan(still["value"]) and still["note"] == "not resolvable at n=120"
     mean = cell(leakage, attack="loss", party="a", game="all", metric="tpr_at_fpr_0.1")
@@ -255,13 +255,14 @@ def test_roc_table_meets_the_leakage_table_and_scikit_learns_curve() -> None:
     found = scores[scores["attack"] == "entropy"].merge(truth, on=["game", "candidate"])
     fpr, tpr, _ = roc(found["score"].to_numpy(), found["member"].to_numpy())
     for point in fine[fine["attack"] == "entropy"].itertuples():
-        assert point.tpr == pytest.approx(tpr[fpr <= point.fpr + 1e-12].max())
+        # Between the curve's points next to it: m = 100 non-members, a place of m α + 1/3, about.
+        assert tpr[fpr <= point.fpr - 0.01].max(initial=0) <= point.tpr <= tpr[fpr <= point.fpr + 0.02].max()
     assert (fine.groupby("attack")["tpr"].diff().dropna() >= 0).all()
 
 
 def test_roc_table_pools_games_that_cannot_resolve_alone() -> None:
     table = roc_table(joined(*tables(games=3, per_side=10)), points=10)
     assert table["fpr"].min() == pytest.approx(1 / 60)
-    pooled = table["note"] == "ranks pooled over 3 games"
+    pooled = table["note"].str.startswith("ranks pooled over 3 games")
     assert pooled[table["fpr"] < 0.049].all() and not pooled[table["fpr"] > 0.051].any()
     assert (table["low"] <= table["tpr"]).all() and (table["tpr"] <= table["high"]).all()

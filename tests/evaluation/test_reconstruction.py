@@ -63,6 +63,6 @@ def test_a_copied_member_is_nearer_to_members_and_the_middle_to_none() -> None:
     members = centre + np.array([0.1, 0.1, 0, 0, 0]) * stream.normal(size=(50, 5))
     heldout = drawn(50, 4)
     judged = typical(members[0], members, heldout, LAYOUT)
-    assert judged.nearer.low > 0.9 and judged.to_member == 0 and judged.to_heldout > 0
+    assert judged.nearer.low > 0.85 and judged.to_member == 0 and judged.to_heldout > 0
     none = typical(drawn(1, 9)[0], drawn(80, 5), drawn(80, 6), LAYOUT)
     assert none.nearer.low < 0.5 < none.nearer.high
