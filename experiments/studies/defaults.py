@@ -2,10 +2,10 @@
 
     python experiments/studies/defaults.py [--data-dir data] [--only heart]
 
-Each set's federation, as its scenario has it, without DP and at ε = 8 and 1 at every party, beside what plain
-logistic regression and gradient boosting (scikit-learn's defaults) learn from all parties' training records in
-one place. All are measured on the same held-out records, of the same draws of who is a member. Runs are kept
-below --out, so that a second call only makes the table again.
+Each set's federation, as its scenario has it, without DP and at ε = 8 and 1 at every party, beside what
+plain logistic regression and gradient boosting (scikit-learn's defaults) learn from all parties' training
+records in one place. All are measured on the same held-out records, of the same draws of who is a member.
+Runs are kept below --out, so that a second call only makes the table again.
 """
 
 from __future__ import annotations
@@ -149,14 +149,15 @@ def section(name: str, games: int | None, out: Path, data_dir: Path | None) -> l
 
 TITLE = """# Defaults: a federation as a careful practitioner would run it
 
-Made by `python experiments/studies/defaults.py`. Each federation is trained as its scenario says, `breast-cancer`
-as the hospitals' scenario says (nothing was chosen for it); games: {games}; means with Student's 95 % intervals.
-The scenarios' settings were chosen on other draws of members of the same records.
+Made by `python experiments/studies/defaults.py`. Each federation is trained as its scenario says,
+`breast-cancer` as the hospitals' scenario says (nothing was chosen for it); games: {games}; means with
+Student's 95 % intervals. The scenarios' settings were chosen on other draws of members of the same records.
 
-Loss is the mean cross-entropy (nats), Brier's score Σ_c (p_c − 1[y = c])²: both are low only where a model is right
-*and* its probabilities are. 'Behind': points of accuracy, and loss, that the federation is behind logistic
-regression on all parties' training records in one place, without DP. The aim without DP is at most 1 point and .02.
-'Best round': the lowest held-out loss of any round, which nobody knows beforehand. ε is of every party, δ = 10⁻⁵.
+Loss is the mean cross-entropy (nats), Brier's score Σ_c (p_c − 1[y = c])²: both are low only where a model
+is right *and* its probabilities are. 'Behind': points of accuracy, and loss, that the federation is behind
+logistic regression on all parties' training records in one place, without DP. The aim without DP is at most
+1 point and .02. 'Best round': the lowest held-out loss of any round, which nobody knows beforehand. ε is of
+every party, δ = 10⁻⁵.
 
 | set | model | accuracy | loss | Brier | behind, points | behind, loss | best round |
 |---|---|---|---|---|---|---|---|"""
