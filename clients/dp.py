@@ -2,25 +2,53 @@
 
 All of them live in Flower's ``Context.state``: on a real deployment every message is a new process, which
 must neither solve for σ again nor forget what was spent.
+
+Any Flower ClientApp can have the same switch for its own torch module, without the rest of fedsim:
+`train_or_refuse`, shown in ``experiments/flower_app``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any, cast
 
 import numpy as np
+import torch
 from flwr.app import ConfigRecord, Context
 
 from clients.party import Party
 from fedsim.core import rng
 from fedsim.core.data.records import Records
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.models.private import check_dp_ready
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan, would_exceed
+from fedsim.core.scenario.protection import DPSettings
+from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp, persons
-from fedsim.core.training.draws import Draws
+from fedsim.core.training.draws import Draws, PartyDraws
 from fedsim.core.training.steps import LocalTraining
+
+BUDGET = "epsilon-budget"
+"""Key of a node's own configuration (``flower-supernode --node-config``): ε that no app may exceed there."""
+
+
+class BudgetSpent(FedsimError):
+    """One more round would take a party above its ε budget: it does not train.
+
+    Flower answers what a ClientApp raises with an error, which its strategies leave out of the round.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What all rounds of a context have cost together, (ε, δ) for one record added or taken away."""
+
+    epsilon: float
+    delta: float
+    rounds: int
 
 
 def plan_of(party: Party, context: Context) -> Plan | None:
@@ -108,3 +136,90 @@ def _bounded(party: Party) -> tuple[Records, np.ndarray]:
 
 def _enter(context: Context, ledger: Ledger) -> None:
     context.state["ledger"] = ConfigRecord(cast(Any, ledger.to_config()))
+
+
+# ----------------------------------------------------------------- anyone's app
+def train_or_refuse(
+    module: torch.nn.Module,
+    features: np.ndarray,
+    labels: np.ndarray,
+    context: Context,
+    settings: DPSettings,
+    training: TrainingSettings,
+    *,
+    rounds: int,
+    seed: int | None = None,
+) -> Spent:
+    """Train ``module`` in place for one round of DP-SGD, entered into the ledger in ``context.state``.
+
+    module: of a classifier, its weights being those that the server sent
+    features, labels: the party's records, (n, …) float32 and (n,) int64
+    settings: ``epsilon`` is that of all ``rounds`` together; σ is solved for it in the first one
+    seed: of streams that repeat, for simulations; None: the operating system's source, which nobody predicts
+
+    The budget is ``settings.budget`` or the node's own (`BUDGET`), whichever is less: what an app asks for, a
+    node need not give. The ledger holds all that was ever trained with this context, also by other settings.
+
+    Formal guarantee:
+        That of `fedsim.core.training.dp.train_private`, ε being the ``epsilon`` that is returned: of all
+        rounds of the context. Whatever else the app answers (a loss, an accuracy, n) is outside it.
+
+    Raises:
+        BudgetSpent: the round would exceed the budget; nothing was trained.
+        InputError: the module cannot be trained with DP-SGD, or the unit is not the record; says why.
+    """
+    if settings.unit != "record":
+        raise InputError(f"unit = '{settings.unit}': here the unit of DP-SGD is one record")
+    if "ledger" not in context.state:
+        check_dp_ready(module, features.shape[1:])
+        _enter(context, Ledger())
+    plan = _plan_of_app(context, settings, training, len(labels), rounds)
+    reason = refusal(context, plan)
+    if reason is not None:
+        raise BudgetSpent(reason)
+    trained = _rounds_of(context)
+    report = dp.train_private(
+        module,
+        Records(np.asarray(features, np.float32), np.asarray(labels, np.int64)),
+        LocalTraining(training, gradients=settings.gradients),
+        plan,
+        _draws_of_app(context, trained + 1, seed),
+        clipping_norm=clipping_norm_of(context),
+    )
+    ledger = plan.spend(ledger_of(context), report.steps)
+    _enter(context, ledger)
+    if report.clipping_norm is not None:
+        context.state["clipping"] = ConfigRecord({"norm": report.clipping_norm})
+    context.state["rounds"] = ConfigRecord({"trained": trained + 1})
+    return Spent(ledger.epsilon(plan.delta, plan.accountant), plan.delta, trained + 1)
+
+
+def _plan_of_app(
+    context: Context, settings: DPSettings, training: TrainingSettings, n: int, rounds: int
+) -> Plan:
+    """Return the plan for these arguments, kept in the context; other arguments make another plan."""
+    asked = json.dumps([settings.model_dump(), training.model_dump(), n, rounds])
+    if "plan" not in context.state or context.state.config_records["asked"]["for"] != asked:
+        made = make_plan(settings, training, n, rounds)
+        context.state["plan"] = ConfigRecord(dataclasses.asdict(made))
+        context.state["asked"] = ConfigRecord({"for": asked})
+    plan = Plan(**cast(Any, dict(context.state.config_records["plan"])))
+    own = float(context.node_config.get(BUDGET, math.inf))
+    return dataclasses.replace(plan, budget=min(plan.budget, own))
+
+
+def _rounds_of(context: Context) -> int:
+    if "rounds" not in context.state:
+        return 0
+    return int(cast(int, context.state.config_records["rounds"]["trained"]))
+
+
+def _draws_of_app(context: Context, round: int, seed: int | None) -> PartyDraws:
+    if seed is None:
+        return PartyDraws(None, None)
+    party = str(context.node_config.get("partition-id", context.node_id))
+    sampling, noise = (
+        rng.torch_generator(seed, purpose, party=party, round=round)
+        for purpose in ("poisson sampling", "dp noise")
+    )
+    return PartyDraws(sampling, noise)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -141,9 +142,13 @@ def superlink(
 
 
 def run_app(
-    home: FlowerHome, config: str, federation: str = "", watched: Mapping[str, subprocess.Popen[bytes]] = {}
+    home: FlowerHome,
+    config: str,
+    federation: str = "",
+    watched: Mapping[str, subprocess.Popen[bytes]] = {},
+    app: Path | None = None,
 ) -> None:
-    """Run fedsim's Flower App on the home's SuperLink, until it ends.
+    """Run a Flower App, by default fedsim's, on the home's SuperLink, until it ends.
 
     config, federation: as for ``flwr run --run-config`` and ``--federation-config``
     watched: processes that have to live as long, by what they are called
@@ -151,7 +156,8 @@ def run_app(
     Raises:
         FedsimError: the run did not complete, or one of ``watched`` ended before it.
     """
-    command = ["flwr", "run", str(app_folder()), CONNECTION, "--stream", "--run-config", config]
+    command = ["flwr", "run", str(app or app_folder()), CONNECTION, "--stream"]
+    command += ["--run-config", config] if config else []
     running = home.start([*command, *(["--federation-config", federation] if federation else [])])
     try:
         while running.poll() is None:
@@ -201,8 +207,12 @@ def _await_health(
 
 
 def last_error(log_path: Path) -> str:
-    """Return the last line of the log that names an error."""
+    """Return what the log last says of an error."""
     lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines() if log_path.exists() else []
+    boxed = [number for number, line in enumerate(lines) if line.startswith("╭─ Error")]
+    if boxed:  # of the command flwr itself
+        rows = itertools.takewhile(lambda line: line.startswith("│"), lines[boxed[-1] + 1 :])
+        return plainly(" ".join(row.strip("│ ") for row in rows))
     telling = [line.strip() for line in lines if "Error" in line or "Exception" in line]
     return plainly((telling or lines or ["no log"])[-1])
 
