@@ -19,7 +19,7 @@ from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, train_s
 from attacks.signals import outputs
 from fedsim.core import rng
 from fedsim.core.data.records import Records
-from fedsim.core.privacy.output import answered, completed, softmax
+from fedsim.core.privacy.output import BACKED, answered, completed, softmax
 from fedsim.core.scenario.protection import OutputPolicy
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
@@ -67,10 +67,13 @@ def signals(
     told: probabilities of candidates (n, classes) and outsiders (m, classes), NaN where nothing was told
 
     Raises:
-        ValueError: fewer than `FEWEST_OUTSIDERS` known outsiders were answered.
+        ValueError: fewer than `FEWEST_OUTSIDERS` known outsiders were answered, or the policy's answers take
+            what only the service has.
     """
     if np.isfinite(told[1]).all(axis=1).sum() < FEWEST_OUTSIDERS:
         raise ValueError(f"its shadows need {FEWEST_OUTSIDERS} known outsiders or more")
+    if policy.policy in BACKED:
+        raise ValueError(f"its shadows cannot answer by the policy '{policy.policy}', as the service does")
     owned = Records.concatenate([candidates, outsiders])
     classes = told[0].shape[1]
     membership = draw_members(settings.shadows, [max(1, len(owned) // 2)], np.full(len(owned), -1), seed=seed)

@@ -247,6 +247,9 @@ def _say_cost(target: Target, asked: Question) -> None:
         f"candidates, {spending.copies} noisy copies of each{beyond}. Policy: {target.policy.policy}",
         err(),
     )
+    if target.per_minute is not None and spending.queries > target.per_minute:
+        minutes = -(-spending.queries // target.per_minute) - 1
+        line(f"The key may ask {target.per_minute} a minute: this takes about {minutes} min", err())
 
 
 def _show(target: Target, asked: Question, found: Suite) -> None:

@@ -36,7 +36,8 @@ ALPHA = 0.05
 class Target:
     """A released model as its outsider knows it.
 
-    ask: features (n, …) float32 → (n, classes) float64, NaN: not told; queries: that may be spent
+    ask: features (n, …) float32 → (n, classes) float64, NaN: not told; queries: that may be spent;
+    per_minute: records that may be asked about in 60 seconds
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     schema: ReleasedSchema
     policy: OutputPolicy
     queries: int | None
+    per_minute: int | None = None
 
 
 def remote(url: str, key: str, budget: int | None = None) -> Target:
@@ -56,7 +58,7 @@ def remote(url: str, key: str, budget: int | None = None) -> Target:
     queries = _smaller(model.queries, budget)
     if queries == 0:
         raise InputError(f"{url}: the key has no query left")
-    return Target(url, model.ask, model.schema, model.policy, queries)
+    return Target(url, model.ask, model.schema, model.policy, queries, model.per_minute)
 
 
 def of_run(

@@ -30,6 +30,7 @@ class RemoteModel:
     schema: the table's columns, as the service tells them
     policy: of the key's answers
     queries: records that may still be asked about, also by the key's ε; None where there is no limit
+    per_minute: records in any 60 seconds, None likewise
     """
 
     def __init__(self, url: str, key: str, client: httpx.Client | None = None) -> None:
@@ -49,6 +50,7 @@ class RemoteModel:
             self.policy = OutputPolicy.model_validate(card["policy"])
             self.queries = _left(self.policy, limits, spent)
             self._batch = int(limits["batch"])
+            self.per_minute = None if limits["per_minute"] is None else int(limits["per_minute"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.url}: what answers there is no model served by fedsim") from error
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedsim.terminal.formatting import new_table, number
 
+_JUDGED = "95 % intervals. No attack was told; the best of several errs upwards."
 _METRICS = {"auc": "AUC", "accused members": "members\naccused", "accused others": "others\naccused"}
 
 
@@ -40,7 +41,7 @@ def judged(table: pd.DataFrame) -> Table:
     for attack, rows in table.groupby("attack", sort=False):
         cells = [_cell(rows[rows["metric"] == metric]) for metric in (*_METRICS, "right")]
         shown.add_row(escape(str(attack)), *cells)
-    shown.caption, shown.caption_justify = "95 % intervals; no attack was told.", "left"
+    shown.caption, shown.caption_justify = _JUDGED, "left"
     return shown
 
 

@@ -43,8 +43,8 @@ def answered(
     Raises:
         ValueError: the policy needs a backing that is not there.
     """
-    if policy.policy in _BACKED:
-        return _BACKED[policy.policy](p, policy, rng, backing)
+    if policy.policy in BACKED:
+        return BACKED[policy.policy](p, policy, rng, backing)
     if policy.policy == "rounded":
         return np.round(p, policy.digits)
     if policy.policy == "label":
@@ -97,7 +97,8 @@ def _voted(p: np.ndarray, policy: OutputPolicy, rng: np.random.Generator, backin
     return _largest(counts + rng.laplace(0, 2 / policy.epsilon, p.shape), 1).astype(np.float64)
 
 
-_BACKED = {"hamp": _in_random_order_of_size, "memguard": _guarded, "votes": _voted}
+BACKED = {"hamp": _in_random_order_of_size, "memguard": _guarded, "votes": _voted}
+"""Policies that need a `Backing`."""
 
 
 def answer_noise(policy: OutputPolicy) -> float:

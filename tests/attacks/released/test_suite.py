@@ -153,6 +153,11 @@ def test_few_outsiders_train_no_shadows_and_no_budget_makes_no_copies(
     found = suite.run(OutsiderView(model, 2, 70), OutputPolicy(), candidates, few, 3, SHADOWS)
     assert set(found.not_run) == {"noise-robustness", *suite.WITH_SHADOWS}
     assert "20 known outsiders" in found.not_run["lira"]
+    settings = (OutputPolicy(policy="hamp"), candidates, outsiders, 3, SHADOWS)
+    assert (
+        "cannot answer by the policy 'hamp'"
+        in suite.run(OutsiderView(model, 2, None), *settings).not_run["lira"]
+    )
 
 
 def test_shadows_are_seen_through_the_policy(world: tuple[Records, Records, np.ndarray]) -> None:
