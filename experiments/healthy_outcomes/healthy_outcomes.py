@@ -5,17 +5,20 @@
 A start-up offers a diagnostic model of rare disorders to research institutions. A researcher with a key
 compares the model's answers about people who are known not to be in its data with those about the members of
 a patients' group. Everything is asked over HTTP, on this machine. Makes
-`experiments/results/healthy_outcomes.md` and a figure; about 10 CPU minutes.
+`experiments/results/healthy_outcomes.md` and a figure; about 10 CPU minutes. Stopped, it goes on with the
+same command.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,20 @@ def target_card(url: str, key: str) -> dict[str, Any]:
         return model.card
 
 
+def kept(path: Path, make: Callable[[], Outcome]) -> Outcome:
+    """Return the outcome of a file, made where there is none: stopped, the script goes on."""
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        arrays = {name: np.array(known[name], dtype=float) for name in ("of_members", "of_others")}
+        rates = {name: Estimate(**known[name]) for name in ("right", "wrong")}
+        aucs = {name: Estimate(**estimate) for name, estimate in known["auc"].items()}
+        return Outcome(**{**known, **arrays, **rates, "auc": aucs})
+    outcome = make()
+    arrays = {name: getattr(outcome, name).tolist() for name in ("of_members", "of_others")}
+    files.write_text(path, json.dumps(asdict(replace(outcome, **arrays))))
+    return outcome
+
+
 # --------------------------------------------------------------------------------------------- the page
 def share(estimate: Estimate) -> str:
     if not math.isfinite(estimate.value):
@@ -250,8 +267,8 @@ def main(out: Path, workers: int, only: tuple[str, ...], quick: bool, results: P
         click.echo(f"{number} of {len(chosen)}: {defence.name}", err=True)
         run = federation(defence, out / "runs", data, quick)
         lists = persons(run, out / "persons")
-        laboratory = Laboratory(workers, out / "shadows")
-        outcomes.append((defence, investigate(run, defence, lists, laboratory)))
+        ask = partial(investigate, run, defence, lists, Laboratory(workers, out / "shadows"))
+        outcomes.append((defence, kept(out / "outcomes" / f"{files.slug(defence.name)}.json", ask)))
     plain = federation(chosen[0], out / "runs", data, quick)
     filters = [
         notice
