@@ -31,6 +31,7 @@ COMMANDS = {
     "runs": ("run:runs", "List the runs in a folder."),
     "attack": ("attack:attack", "Repeat a run's attacks, or attack a released model as an outsider."),
     "sweep": ("sweep:sweep", "Run every combination of settings, and make one table of all."),
+    "evidence": ("evidence:evidence", "Was this record in the training set? With odds and errors."),
     "attribute": ("beyond:attribute", "Infer a hidden column of a run's records."),
     "invert": ("beyond:invert", "Reconstruct the typical record of each class from a run's models."),
     "reconstruct": ("beyond:reconstruct", "Reconstruct training records from the updates of a run."),
