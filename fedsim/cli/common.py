@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,8 @@ def _plain(data: object) -> object:
 
     if isinstance(data, pd.DataFrame):
         return [_plain(row) for row in data.to_dict("records")]
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return _plain(vars(data))
     if isinstance(data, dict):
         return {str(key): _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple | set):

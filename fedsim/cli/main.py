@@ -31,6 +31,8 @@ COMMANDS = {
     "runs": ("run:runs", "List the runs in a folder."),
     "attack": ("attack:attack", "Repeat a run's attacks, or attack a released model as an outsider."),
     "sweep": ("sweep:sweep", "Run every combination of settings, and make one table of all."),
+    "policy": ("policy:policy", "Judge a run by its policy; exit code 4 where it does not pass."),
+    "recommend": ("policy:recommend", "The cheapest DP-SGD setting that meets a policy."),
     "evidence": ("evidence:evidence", "Was this record in the training set? With odds and errors."),
     "attribute": ("beyond:attribute", "Infer a hidden column of a run's records."),
     "invert": ("beyond:invert", "Reconstruct the typical record of each class from a run's models."),

@@ -125,6 +125,7 @@ def run(
         _twin(directory, switch, data_dir, engine, workers)
     report_and_show(directory, as_json)
     _track(directory, tensorboard, mlflow)
+    _gate(directory)
 
 
 def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, quick: bool) -> RunDirectory:
@@ -145,6 +146,16 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
             return prepare.prepare(prepared, place)
     with live.bar("epochs of pretraining", err()) as progress:
         return prepare.prepare(prepared, place, progress)
+
+
+def _gate(directory: RunDirectory) -> None:
+    """Judge a run by its policy, where it has one, and end with the gate's exit code where it fails."""
+    settings = directory.scenario.policy
+    if settings is not None and settings.thresholds():
+        from fedsim.cli.policy import FAILED, gate_passes
+
+        if not gate_passes(directory, settings):
+            raise SystemExit(FAILED)
 
 
 def _twin(

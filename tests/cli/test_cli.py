@@ -18,7 +18,7 @@ from support.runs import document, final_sha, finished_run, write_table
 
 from attacks.shadows import simulate
 from fedsim import __version__
-from fedsim.cli.main import main
+from fedsim.cli.main import COMMANDS, main
 from fedsim.core.run_directory import RunDirectory
 
 
@@ -150,7 +150,7 @@ def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Itera
 
 def test_every_command_has_help_with_an_example() -> None:
     commands = list(all_commands())
-    assert len(commands) == 29
+    assert len(commands) == len(set(commands)) > len(COMMANDS)
     for command in commands:
         result = fedsim(*command, "--help")
         assert result.exit_code == 0 and "Example" in result.output, command

@@ -16,6 +16,7 @@ from fedsim.core.errors import suggestion
 from fedsim.core.imports import is_reference
 from fedsim.core.scenario.adversary import AdversarySettings
 from fedsim.core.scenario.base import Positive, Settings, Share
+from fedsim.core.scenario.policy import PolicySettings
 from fedsim.core.scenario.protection import CentralDPSettings, DefenceSettings, DPSettings, ReleaseSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
@@ -256,6 +257,7 @@ class Scenario(Settings):
     )
     release: ReleaseSettings = ReleaseSettings()
     adversary: AdversarySettings = AdversarySettings()
+    policy: PolicySettings | None = Field(None, description="what a run must show to pass; default: nothing")
 
     @field_validator("release", mode="before")
     @classmethod
