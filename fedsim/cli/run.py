@@ -307,19 +307,3 @@ def report(folder: Path, others: tuple[Path, ...], priors: tuple[float, ...]) ->
 
     directory, beside = open_results(folder), [open_results(other) for other in others]
     line(f"Report: {_write_report(directory, beside, priors)}")
-
-
-@click.command()
-@click.argument("parent", default="runs", type=click.Path(path_type=Path))
-def runs(parent: Path) -> None:
-    """List the runs in PARENT (default: runs).
-
-    \b
-    Examples:
-      fedsim runs
-      fedsim runs runs/sweeps/epsilon/cells
-    """
-    from fedsim.core.run_directory import runs_in
-    from fedsim.terminal import run_tables
-
-    out().print(run_tables.runs(runs_in(parent)))

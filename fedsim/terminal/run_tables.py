@@ -10,9 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from attacks.membership import outsider
-from fedsim.core.errors import InputError
 from fedsim.core.privacy import output
-from fedsim.core.run_directory import FORMAT, RunDirectory
+from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import OWNS
 from fedsim.core.scenario.protection import CentralDPSettings
 from fedsim.evaluation.comparison import of_attacks
@@ -316,34 +315,3 @@ def _sources(sources: pd.DataFrame) -> list[Table | str]:
 
 def _over_games(leakage: pd.DataFrame) -> pd.DataFrame:
     return leakage[leakage["game"] == "all"]
-
-
-def runs(directories: list[RunDirectory]) -> Table:
-    """Return the list of runs; of one that this fedsim does not read, its name and why."""
-    table = new_table("Runs")
-    for heading in ("run", "scenario", "games", "rounds", "engine", "state", "created"):
-        table.add_column(heading)
-    for run in directories:
-        table.add_row(escape(run.path.name), *map(escape, _run_cells(run)))
-    return table
-
-
-def _run_cells(run: RunDirectory) -> tuple[str, ...]:
-    try:
-        manifest = run.manifest
-        if run.format != FORMAT:
-            state = f"format {run.format}; this fedsim reads {FORMAT}"
-            return "", "", "", "", state, str(manifest.get("created", ""))
-        scenario = run.scenario
-    except InputError:
-        return "", "", "", "", "unreadable", ""
-    done = len(manifest.get("games", {}))
-    state = "complete" if manifest.get("complete") else f"{done} of {scenario.games} games"
-    return (
-        scenario.name,
-        str(scenario.games),
-        str(scenario.federation.rounds),
-        str(manifest.get("engine", "")),
-        state,
-        str(manifest.get("created", "")),
-    )

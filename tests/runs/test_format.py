@@ -12,7 +12,7 @@ from support.runs import prepared_run
 from fedsim.cli.main import main
 from fedsim.core import files
 from fedsim.core.run_directory import FORMAT, RunDirectory, runs_in
-from fedsim.terminal import run_tables
+from fedsim.terminal import runs_table
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_list_of_runs_shows_it_beside_the_others(old: RunDirectory, tmp_path
     broken.mkdir()
     (broken / "manifest.json").write_text("{")
     console = Console(width=150, record=True)
-    console.print(run_tables.runs(runs_in(tmp_path)))
+    console.print(runs_table.runs(runs_table.listed(runs_in(tmp_path))))
     text = console.export_text()
     assert f"format 1; this fedsim reads {FORMAT}" in text
     assert "0 of 1 games" in text and "unreadable" in text

@@ -1,0 +1,152 @@
+"""`fedsim runs`, `tag`, `compare` and `export`: finished runs beside each other, and their results as
+files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from fedsim.cli.common import err, json_option, line, out, print_json
+from fedsim.core.errors import InputError
+
+
+@click.command()
+@click.argument("parent", default="runs", type=click.Path(path_type=Path))
+@click.option("--where", default="", metavar="TEXT", help="Only runs with this in name, scenario or tags.")
+@click.option("--tag", default="", help="Only runs with this tag.")
+@click.option(
+    "--sort", default="created", show_default=True, help="created, run, scenario, auc, accuracy or epsilon."
+)
+@click.option("--delete", "doomed", multiple=True, metavar="RUN", help="Delete a run of PARENT, by its name.")
+@click.option("--yes", is_flag=True, help="Delete without a question.")
+@json_option
+def runs(
+    parent: Path, where: str, tag: str, sort: str, doomed: tuple[str, ...], yes: bool, as_json: bool
+) -> None:
+    """List the runs in PARENT (default: runs) with what was found, or delete some.
+
+    \b
+    Examples:
+      fedsim runs
+      fedsim runs --sort auc --where hospitals
+      fedsim runs runs/sweeps/epsilon/cells --json
+      fedsim runs --delete hospitals-2
+    """
+    from fedsim.core.run_directory import runs_in
+    from fedsim.terminal import runs_table
+
+    if doomed:
+        _delete(parent, doomed, yes)
+        return
+    rows = runs_table.listed(runs_in(parent), sort, tag, where)
+    if as_json:
+        print_json(rows)
+    else:
+        out().print(runs_table.runs(rows))
+
+
+def _delete(parent: Path, names: tuple[str, ...], yes: bool) -> None:
+    from fedsim.core.errors import suggestion
+    from fedsim.core.run_directory import runs_in
+
+    there = {run.path.name: run for run in runs_in(parent)}
+    for name in names:
+        if name not in there:
+            raise InputError(f"--delete {name}: no run of {parent}{suggestion(name, there)}")
+    for name in names:
+        with there[name].locked():  # nobody is running it
+            if not yes and not click.confirm(f"Delete {there[name].path} with all that was kept?", err=True):
+                line(f"{name} is kept", err())
+                continue
+            shutil.rmtree(there[name].path)
+        line(f"{name} is deleted", err())
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("words", metavar="TAG", nargs=-1, required=True)
+@click.option("--remove", is_flag=True, help="Take the tags away.")
+def tag(folder: Path, words: tuple[str, ...], remove: bool) -> None:
+    """Give RUN tags, words of your own, to find it by.
+
+    \b
+    Examples:
+      fedsim tag runs/hospitals baseline paper
+      fedsim tag runs/hospitals paper --remove
+    """
+    from fedsim.core.run_directory import RunDirectory
+
+    run = RunDirectory.open(folder)
+    for word in words:
+        if "," in word or not word.strip():
+            raise InputError(f"tag '{word}': a tag is a word without commas")
+    before = run.manifest.get("tags", [])
+    kept = [word for word in before if word not in words]
+    run.update_manifest(tags=kept if remove else [*kept, *dict.fromkeys(words)])
+    line(f"{run.path.name}: {', '.join(run.manifest['tags']) or 'no tags'}")
+
+
+@click.command()
+@click.argument("folders", metavar="RUN RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page.")
+@json_option
+def compare(folders: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
+    """Compare runs with the first: scenarios, leakage, utility and ε, with intervals of the differences.
+
+    \b
+    Examples:
+      fedsim compare runs/hospitals runs/hospitals-dp-all-8
+      fedsim compare runs/a runs/b runs/c --html compare.html
+    """
+    from fedsim.report import compared
+    from fedsim.runs.integrity import open_results
+    from fedsim.terminal import runs_table
+
+    if len(folders) < 2:
+        raise InputError("compare needs two runs or more; list them with `fedsim runs`")
+    opened = [open_results(folder) for folder in folders]
+    for run in opened:
+        if not run.has("leakage"):
+            raise InputError(f"{run.path} has no leakage yet; finish it with `fedsim run … --resume`")
+    names = [run.path.name for run in opened]
+    if len(set(names)) < len(names):
+        raise InputError(f"two runs have the same name ({', '.join(names)}); give each folder its own")
+    with err().status("Comparing…"):
+        tables = compared.settings(opened), compared.summary(opened), compared.differences(opened)
+    if as_json:
+        print_json(dict(zip(("settings", "runs", "differences"), tables, strict=True)))
+    else:
+        runs_table.compare(*tables, out())
+    if page is not None:
+        from fedsim.report.compared_page import write
+
+        line(f"Page: {write(page, *tables)}", err() if as_json else out())
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--csv", "as_csv", is_flag=True, help="The tables of results, whole.")
+@click.option("--latex", "as_latex", is_flag=True, help="Attacks and parties as tables for a paper.")
+@click.option("--out", "place", type=click.Path(path_type=Path), help="Folder. [default: RUN/export]")
+def export(folder: Path, as_csv: bool, as_latex: bool, place: Path | None) -> None:
+    """Write RUN's results as CSV or LaTeX.
+
+    \b
+    Examples:
+      fedsim export runs/hospitals --csv
+      fedsim export runs/hospitals --latex --out paper/tables
+    """
+    from fedsim.report import export as writing
+    from fedsim.runs.integrity import open_results
+
+    if not (as_csv or as_latex):
+        raise InputError("say --csv or --latex, or both")
+    run = open_results(folder)
+    place = place or run.path / "export"
+    for path in (
+        *(writing.csv(run, place) if as_csv else []),
+        *(writing.latex(run, place) if as_latex else []),
+    ):
+        line(str(path))
