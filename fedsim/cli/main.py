@@ -50,6 +50,9 @@ COMMANDS = {
     "log": ("serve:log", "The audit log of a served model."),
     "attacks": ("attacks:attacks", "The attacks there are."),
     "data": ("data:data", "The named data sets."),
+    "init": ("init:init", "Draft a scenario for a table of your own."),
+    "doctor": ("doctor:doctor", "Look whether fedsim can run here."),
+    "completion": ("doctor:completion", "The script by which a shell completes fedsim's commands."),
     "scenario": ("scenario:scenario", "Scenario files: check one, or print the schema."),
 }
 """Command → where it stands in `fedsim.cli`, and what the list of commands says of it."""

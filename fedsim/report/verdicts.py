@@ -182,7 +182,10 @@ def named_rightly(row: Mapping[str, Any] | None, prior: float, record: str) -> s
     if row["low"] <= prior:
         return f"naming {record}s is not shown to be better than naming them at random, {asked}"
     count, low, high = (round(100 * row[end]) for end in ("value", "low", "high"))
-    return f"of 100 {record}s it names, {count} are rightly named ({low} to {high}), {asked}"
+    return (
+        f"of 100 {record}s it names, {count} are rightly named ({low} to {high}; at random "
+        f"{100 * prior:.3g}), {asked}"
+    )
 
 
 def listed(names: list[str], most: int = 6) -> str:

@@ -99,8 +99,8 @@ def row(value: float, low: float, high: float) -> dict[str, float]:
 
 def test_accusations_are_counted_only_where_they_beat_the_prior() -> None:
     assert verdicts.named_rightly(row(0.756, 0.57, 0.876), 0.1, "patient") == (
-        "of 100 patients it names, 76 are rightly named (57 to 88), where 1 in 10 of those it asks about is "
-        "a member"
+        "of 100 patients it names, 76 are rightly named (57 to 88; at random 10), where 1 in 10 of those it "
+        "asks about is a member"
     )
     for at_random in (row(0.3, 0.1, 0.6), row(0.1, 0.02, 0.2)):
         said = verdicts.named_rightly(at_random, 0.1, "patient")
