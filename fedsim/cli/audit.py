@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsim.cli.common import data_dir_option, dp_option, err, line, out, read_scenario, set_option
+from fedsim.cli.common import (
+    data_dir_option,
+    dp_option,
+    err,
+    json_option,
+    line,
+    out,
+    print_json,
+    read_scenario,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from fedsim.audit.settings import Audit
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
 @data_dir_option
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="Keep the audit's own run here.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@json_option
 @click.pass_context
 def audit(
     context: click.Context,
@@ -51,6 +62,7 @@ def audit(
     data_dir: Path | None,
     folder: Path | None,
     workers: int,
+    as_json: bool,
     **how: Any,
 ) -> None:
     """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
@@ -89,8 +101,11 @@ def audit(
         )
         with live.bar(f"{plan.vantage} runs", err()) as progress, settings.folder(None, plan) as path:
             audits.append(audit.audit(prepared, plan, path, workers, progress))
-    out().print(audit_tables.audits(audits))
-    for result in audits:
+    if as_json:
+        print_json(audits)
+    else:
+        out().print(audit_tables.audits(audits))
+    for result in [] if as_json else audits:
         line(audit_tables.audit_words(result), style="red" if result.violated else None)
     context.exit(3 if any(result.violated for result in audits) else 0)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedsim.cli.common import err, line, out
+from fedsim.cli.common import err, json_option, line, out, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,8 @@ _run = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @_run
 @click.option("--column", required=True, help="The column that the adversary does not know.")
 @click.option("--bins", default=3, show_default=True, type=click.IntRange(2), help="Bins of a number.")
-def attribute(folder: Path, column: str, bins: int) -> None:
+@json_option
+def attribute(folder: Path, column: str, bins: int, as_json: bool) -> None:
     """Infer a hidden column of RUN's candidates: the leak is what members lose and held-out records do not.
 
     \b
@@ -33,6 +34,9 @@ def attribute(folder: Path, column: str, bins: int) -> None:
 
     with err().status("Trying every value…"):
         table = beyond.attribute(RunDirectory.open(folder), column, bins)
+    if as_json:
+        print_json(table)
+        return
     caption = (
         "Accuracy of members, of held-out records, and of those whom the adversary calls members first. "
         "Above imputation: members' accuracy minus that of a model of the adversary's own records, which "
@@ -65,7 +69,8 @@ def _on_the_page(folder: Path) -> None:
 
 @click.command()
 @_run
-def invert(folder: Path) -> None:
+@json_option
+def invert(folder: Path, as_json: bool) -> None:
     """Reconstruct the typical record of each class from RUN's models, beside the mean of the adversary's own.
 
     \b
@@ -79,6 +84,9 @@ def invert(folder: Path) -> None:
     run = RunDirectory.open(folder)
     with err().status("Descending…"):
         table = beyond.invert(run)
+    if as_json:
+        print_json(table)
+        return
     caption = (
         "Nearer: P(a member is nearer to it than a held-out record of its class); .5 tells nothing of who is "
         "in the data. Distances: root mean squares over columns."
@@ -110,6 +118,7 @@ def invert(folder: Path) -> None:
 )
 @click.option("--repeats", default=4, show_default=True, type=click.IntRange(1), help="Batches of each.")
 @click.option("--round", default=1, show_default=True, type=click.IntRange(1), help="Whose update.")
+@json_option
 def reconstruct(
     folder: Path,
     batches: tuple[int, ...],
@@ -117,6 +126,7 @@ def reconstruct(
     protections: tuple[str, ...],
     repeats: int,
     round: int,
+    as_json: bool,
 ) -> None:
     """Reconstruct batches of training records from the updates that RUN's parties would send (the server's
     attack, and a participant's on a sum).
@@ -135,6 +145,9 @@ def reconstruct(
     with live.bar("settings", err()) as progress:
         run = RunDirectory.open(folder)
         table = beyond.gradient(run, settings, repeats, round=round, progress=progress)
+    if as_json:
+        print_json(table)
+        return
     keys = {"protection": "protection", "batch": "batch", "epochs": "steps", "method": "method"}
     metrics = {"rows": "rows", "cells": "cells", "labels": "labels"}
     caption = (
@@ -149,7 +162,8 @@ def reconstruct(
 @_run
 @click.option("--column", help="Also the shares of this column's values at the other parties.")
 @click.option("--bins", default=2, show_default=True, type=click.IntRange(2), help="Bins of a number.")
-def count(folder: Path, column: str | None, bins: int) -> None:
+@json_option
+def count(folder: Path, column: str | None, bins: int, as_json: bool) -> None:
     """Count members among RUN's candidates, and shares of a group at the parties: how many, not who.
 
     \b
@@ -163,6 +177,9 @@ def count(folder: Path, column: str | None, bins: int) -> None:
 
     with err().status("Counting…"):
         table = beyond.count(RunDirectory.open(folder), column, bins)
+    if as_json:
+        print_json(table)
+        return
     keys = {"score": "score", "estimator": "estimator"}
     metrics = {"error": "error", "gain over prior": "gain over\nprior", "covered": "covered"}
     caption = "Error: as a share of a list of 40; the prior, one half of it, is .3 off. Intervals 95 %."

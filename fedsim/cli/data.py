@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, err, line, out
+from fedsim.cli.common import data_dir_option, err, json_option, line, out, print_json
 
 
 @click.group()
@@ -21,7 +21,8 @@ def data() -> None:
 
 
 @data.command("list")
-def list_sets() -> None:
+@json_option
+def list_sets(as_json: bool) -> None:
     """List the named data sets.
 
     \b
@@ -31,7 +32,12 @@ def list_sets() -> None:
     from fedsim.core.data import catalogue
     from fedsim.terminal import data_tables
 
-    out().print(data_tables.data_list([catalogue.get(name) for name in catalogue.names()]))
+    sets = [catalogue.get(name) for name in catalogue.names()]
+    if as_json:
+        names = ("name", "title", "rows", "record", "licence", "origin", "embedded")
+        print_json([{name: getattr(entry, name) for name in names} for entry in sets])
+        return
+    out().print(data_tables.data_list(sets))
 
 
 @data.command()

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, err, line, notices, out, read_scenario, set_option
+from fedsim.cli.common import (
+    data_dir_option,
+    err,
+    json_option,
+    line,
+    notices,
+    out,
+    print_json,
+    read_scenario,
+    set_option,
+)
 
 
 @click.group()
@@ -24,7 +34,8 @@ def scenario() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @set_option
 @data_dir_option
-def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None:
+@json_option
+def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
     """Check FILE and its data without running anything, and say what it would do.
 
     \b
@@ -39,6 +50,15 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None) -> None
     line("Reading the records…", err())
     prepared = prepare.check(settings, data_dir)
     notices((*prepared.encoded.notices, *prepared.encoded.owner_notices))
+    if as_json:
+        seconds, memory = check_table.estimate(prepared)
+        parties = {name: len(index) for name, index in prepared.rows.items()}
+        print_json({
+            "scenario": settings.name, "parties": parties, "adversary": prepared.adversary,
+            "columns": list(prepared.encoded.columns), "seconds": seconds, "memory": memory,
+            "notices": [*prepared.encoded.notices, *prepared.encoded.owner_notices],
+        })  # fmt: skip
+        return
     check_table.show(prepared, out())
     sizes = ", ".join(f"{name} ({len(index)})" for name, index in prepared.rows.items())
     line(f"{file} is valid: {len(prepared.rows)} parties: {sizes}")

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, engine_option, err, line, out, ray_address_option
+from fedsim.cli.common import (
+    data_dir_option,
+    engine_option,
+    err,
+    json_option,
+    line,
+    out,
+    print_json,
+    ray_address_option,
+)
 from fedsim.core.errors import FedsimError
 
 
@@ -23,6 +32,7 @@ from fedsim.core.errors import FedsimError
 @engine_option
 @ray_address_option
 @click.option("--show", is_flag=True, help="Run nothing; show what is finished.")
+@json_option
 def sweep(
     file: Path,
     overrides: tuple[str, ...],
@@ -33,6 +43,7 @@ def sweep(
     engine: str,
     ray_address: str | None,
     show: bool,
+    as_json: bool,
 ) -> None:
     """Run every combination of the settings in FILE (a TOML file), and make one table of all.
 
@@ -67,8 +78,10 @@ def sweep(
         with live.sweep(plan, workers, err()) as watch:
             failed = points.run(plan, workers, engine, ray_address, watch)
     results = table.write(plan, folder, failed)
-    if len(results):
+    if as_json:
+        print_json(table.compact(results, settings.headline) if len(results) else [])
+    elif len(results):
         out().print(sweep_tables.sweep(table.compact(results, settings.headline), settings.name))
-    line(f"Table: {folder / 'sweep.parquet'}")
+    line(f"Table: {folder / 'sweep.parquet'}", err() if as_json else out())
     if failed:
         raise FedsimError(points.complaint(plan, failed))

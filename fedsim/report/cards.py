@@ -115,9 +115,7 @@ def switches(run: RunDirectory, twins: Sequence[RunDirectory], prior: float) -> 
 def switch(run: RunDirectory, prior: float) -> Switch:
     """Return what one run found, promised and is worth."""
     table = run.table("strongest") if run.has("strongest") else results.strongest(run)
-    leak, leakage = verdicts.leaks_in(table)["all"], run.table("leakage")
-    if "world" in leakage:
-        leakage = leakage[leakage["world"] == leakage["world"].iloc[0]]
+    leak, leakage = verdicts.leaks_in(table)["all"], results.in_world(run, run.table("leakage"))
     last = run.final_rounds()
     parties = [name for name in run.manifest["parties"] if name != run.manifest.get("adversary")]
     private = {name: settings for name in parties if (settings := run.scenario.dp_of(name)) is not None}
@@ -171,7 +169,7 @@ def reconciled(rows: Sequence[Switch]) -> str:
 
 def surest(run: RunDirectory, leak: Leak, most: int = 10) -> list[dict[str, Any]]:
     """Return the records that an attack calls members most surely: party, record, rank in (0, 1], member."""
-    scores = results.judged(run)
+    scores = results.in_world(run, results.judged(run))
     rows = of_attacks(scores, [(leak.observer, leak.attack)])
     rows = rows[rows["game"] == rows["game"].min()]
     top = rows.assign(rank=1 + len(rows) - rows["score"].rank(method="max")).nsmallest(most, "rank")

@@ -92,10 +92,8 @@ def _paired(pairs: Sequence[tuple[RunDirectory, str]]) -> list[Scored]:
     """Return the games with both runs' scores; none where they are about other records or other members."""
     tables = []
     for run, attack in pairs:
-        rows = results.judged(run)
+        rows = results.in_world(run, results.judged(run))
         rows = rows[(rows["observer"] == "participant") & (rows["attack"] == attack)]
-        if "world" in rows:
-            rows = rows[rows["world"] == rows["world"].iloc[0]]
         tables.append(rows.sort_values(["game", "candidate"]).reset_index(drop=True))
     keys = ["game", "candidate", "record", "party", "member"]
     data = [run.manifest.get("data_sha256") for run, _ in pairs]

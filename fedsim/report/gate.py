@@ -65,9 +65,8 @@ def write(run: RunDirectory, checks: list[Check]) -> dict[str, Any]:
 
 def _overall(run: RunDirectory) -> pd.DataFrame:
     """Return the participant's rows over all parties and games, in the world of the headline."""
-    rows = run.table("leakage")
-    rows = rows[(rows["observer"] == "participant") & (rows["party"] == "all") & (rows["game"] == "all")]
-    return rows[rows["world"] == rows["world"].iloc[0]] if "world" in rows else rows
+    rows = results.in_world(run, run.table("leakage"))
+    return rows[(rows["observer"] == "participant") & (rows["party"] == "all") & (rows["game"] == "all")]
 
 
 def _auc(run: RunDirectory) -> tuple[float, str]:

@@ -102,9 +102,8 @@ def _strongest(run: RunDirectory, game: int) -> tuple[Source, np.ndarray]:
 
 
 def _judged(run: RunDirectory, game: int) -> pd.DataFrame:
-    rows = results.judged(run)
-    rows = rows[(rows["game"] == game) & (rows["observer"] == "participant")]
-    return rows[rows["world"] == rows["world"].iloc[0]] if "world" in rows else rows
+    rows = results.in_world(run, results.judged(run))
+    return rows[(rows["game"] == game) & (rows["observer"] == "participant")]
 
 
 def _asked_again(
@@ -114,7 +113,8 @@ def _asked_again(
     rows = _judged(run, game)
     light = [attack for attack in registry.attacks_of(run.scenario)
              if attack.infers == "membership" and not (attack.shadows or attack.simulates)]  # fmt: skip
-    auc = run.table("leakage").query("metric == 'auc' and party == 'all' and observer == 'participant'")
+    auc = results.in_world(run, run.table("leakage"))
+    auc = auc.query("metric == 'auc' and party == 'all' and observer == 'participant'")
     auc = auc[auc["game"] == "all"]
     values = dict(zip(auc["attack"], auc["value"].astype(float), strict=True))
     ranked = sorted((a for a in light if a.name in values), key=lambda a: -values[a.name])

@@ -153,3 +153,17 @@ def test_results_are_exported(parent: Path, tmp_path: Path) -> None:
     assert all(f"{value:.3f}" in tex for value in auc["value"])
     assert "$\\infty$" in export._booktabs(export.parties(RunDirectory.open(parent / "off")))
     assert fedsim("export", str(parent / "dp")).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["attacks list", "data list"])
+def test_lists_are_also_data(command: str) -> None:
+    rows = json.loads(fedsim(*command.split(), "--json").stdout)
+    assert rows and all(row["name"] for row in rows)
+
+
+def test_tables_are_also_data(parent: Path) -> None:
+    checked = json.loads(fedsim("scenario", "check", str(parent / "off" / "scenario.toml"), "--json").stdout)
+    assert checked["parties"] == {f"hospital-{k}": 20 for k in (1, 2, 3)}
+    assert {column["name"] for column in checked["columns"]} == {"age", "pressure", "ward"}
+    counts = json.loads(fedsim("count", str(parent / "off"), "--json").stdout)
+    assert {"metric", "value", "low", "high"} <= set(counts[0])
