@@ -139,11 +139,14 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
     with err().status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
         notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
-    line(f"{check_table.cost(prepared)}; less where shadows are kept from before", err())
+    cost = f"{check_table.cost(prepared)}; less where shadows are kept from before"
     place = folder or new_run_path(Path("runs"), prepared.scenario.name)
     if prepared.scenario.model.pretrain is None:
         with err().status("Dealing the records…"):
-            return prepare.prepare(prepared, place)
+            run = prepare.prepare(prepared, place)
+        line(cost, err())  # not before the folder is known to be free: a refusal is one sentence
+        return run
+    line(cost, err())
     with live.bar("epochs of pretraining", err()) as progress:
         return prepare.prepare(prepared, place, progress)
 
