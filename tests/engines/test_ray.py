@@ -17,13 +17,29 @@ from fedsim.runs import integrity, play
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 
 
+def running() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+
+
+def mark_of(pid: int) -> str:
+    """The mark of the game that a process belongs to, '' for one of no game."""
+    try:
+        entries = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    prefix = f"{flower_cli.MARK}=".encode()
+    return next((entry.decode() for entry in entries if entry.startswith(prefix)), "")
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("flower")
 def test_ray_gives_the_same_bits_as_the_in_process_engine(tmp_path: Path) -> None:
     settings = {"dp": {"hospital-2": {"noise_multiplier": 1.0}}, "federation": {"rounds": 3, "fraction": 0.7}}
     alone = finished_run(tmp_path, out="a", **settings)
     run = prepared_run(tmp_path, out="b", **settings)
+    before = {mark_of(pid) for pid in running()}
     play.federate(run, engine="ray", workers=2)
+    assert {mark_of(pid) for pid in running()} <= before  # neither Flower's processes nor Ray's
     assert final_sha(run) == final_sha(alone)
     columns = ["round", "party", "status", "epsilon", "loss", "auc"]
     pd.testing.assert_frame_equal(run.table("rounds")[columns], alone.table("rounds")[columns])
