@@ -53,8 +53,12 @@ def gap(histogram: pd.DataFrame, rounds: pd.DataFrame, utility: pd.DataFrame) ->
     }  # fmt: skip
 
 
-def by_round(rounds: pd.DataFrame, utility: pd.DataFrame) -> Chart:
-    """Return leakage of each round's model by its confidence alone, beside held-out accuracy and loss."""
+def by_round(rounds: pd.DataFrame, utility: pd.DataFrame, leakage: pd.DataFrame | None = None) -> Chart:
+    """Return leakage of each round's model by its confidence alone, beside held-out accuracy and loss.
+
+    leakage: the participant's rows of ``leakage_by_round.parquet`` over all games, AUC: other attacks by
+    round
+    """
     means = rounds.groupby("round")[["auc", "low", "high"]].mean().reset_index()
     best = best_round(utility)
     x = means["round"].tolist()
@@ -64,6 +68,10 @@ def by_round(rounds: pd.DataFrame, utility: pd.DataFrame) -> Chart:
         _line(utility["round"], utility["accuracy"], "held-out accuracy", "--s0", dash="dash"),
         _line(utility["round"], utility["loss"], "held-out loss", "--s2", dash="dot", axis="y2"),
     ]
+    for place, (attack, rows) in enumerate(() if leakage is None else leakage.groupby("attack", sort=False)):
+        ordered, style = rows.sort_values("round"), 3 + place % 3
+        name = f"leakage: AUC of {attack} on this round's model"
+        data.append(_line(ordered["round"], ordered["value"], name, f"--s{style}", DASHES[style], 1.5))
     layout = {
         "xaxis": {"title": {"text": "round"}},
         "yaxis": {"title": {"text": "AUC, accuracy"}, "range": [0.4, 1.02]},

@@ -110,13 +110,23 @@ def _confidence(results: Findings) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     return run.table("confidence"), run.table("confidence_rounds")
 
 
+def _by_round(results: Findings) -> pd.DataFrame | None:
+    """Return the AUC of the attacks that were mounted on each round's model; None where none was."""
+    run = results.run
+    if not run.has("leakage_by_round"):
+        return None
+    rows = run.table("leakage_by_round")
+    rows = rows[(rows["observer"] == findings.PARTICIPANT) & (rows["game"] == "all")]
+    return rows[rows["metric"] == "auc"]
+
+
 def _charts(results: Findings) -> dict[str, charts.Chart]:
     """Return the interactive charts that the run has data for, by the end of their place's id."""
     drawn: dict[str, charts.Chart] = {}
     confidence = _confidence(results)
     if confidence is not None and len(results.rounds):
         drawn["gap"] = charts.gap(*confidence, _everyone(results))
-        drawn["by-round"] = charts.by_round(confidence[1], _everyone(results))
+        drawn["by-round"] = charts.by_round(confidence[1], _everyone(results), _by_round(results))
     if results.overall is not None:
         drawn["parties"] = charts.parties(_parties(results))
         drawn["roc"] = charts.roc(results.roc, results.attacks)

@@ -162,3 +162,21 @@ def test_one_sentence_reconciles_promise_and_measurement(pair: tuple[RunDirector
     vacuous = cards.Switch(**{**private.__dict__, "bound": 0.99999, "label": "ε = 8"})
     assert "by itself rules out hardly any attack" in cards.reconciled([off, vacuous])
     assert not math.isnan(private.leak.value)
+
+
+def test_attacks_by_round_are_drawn_from_their_table(pair: tuple[RunDirectory, RunDirectory]) -> None:
+    run = pair[0]
+    drawn = json.loads(
+        re.findall(r'type="application/json">(.*?)</script>', report.write(run).read_text(encoding="utf-8"))[
+            0
+        ]
+    )
+    rows = table(run, "leakage_by_round").query("metric == 'auc' and game == 'all'")
+    rows = rows[rows["observer"] == "participant"]
+    assert set(rows["attack"]) == {"loss"}
+    for attack, of_attack in rows.groupby("attack"):
+        named = [
+            trace for trace in drawn["by-round"]["data"] if f"AUC of {attack} on" in trace.get("name", "")
+        ]
+        assert len(named) == 1
+        assert named[0]["y"] == pytest.approx(of_attack.sort_values("round")["value"].tolist(), abs=1e-5)
