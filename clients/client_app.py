@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from clients import accomplice, central, malicious, participant
 from clients.isolation import contained
+from clients.node import BudgetSpent
 from clients.party import Party, party_of
 
 
@@ -25,6 +26,8 @@ def without_private_text(message: Message, context: Context, call_next: ClientAp
     """
     try:
         return call_next(message, context)
+    except BudgetSpent:  # of plans and budgets, no records
+        raise
     except (Exception, SystemExit) as error:
         if party_of(context).dp is None:
             raise

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context
 
+from clients import node
+from clients.node import BudgetSpent
 from clients.party import Party
 from fedsim.core import rng
 from fedsim.core.data.records import Records
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import InputError
 from fedsim.core.models.private import check_dp_ready
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan, would_exceed
@@ -30,16 +32,6 @@ from fedsim.core.scenario.training import TrainingSettings
 from fedsim.core.training import dp, persons
 from fedsim.core.training.draws import Draws, PartyDraws
 from fedsim.core.training.steps import LocalTraining
-
-BUDGET = "epsilon-budget"
-"""Key of a node's own configuration (``flower-supernode --node-config``): ε that no app may exceed there."""
-
-
-class BudgetSpent(FedsimError):
-    """One more round would take a party above its ε budget: it does not train.
-
-    Flower answers what a ClientApp raises with an error, which its strategies leave out of the round.
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +44,32 @@ class Spent:
 
 
 def plan_of(party: Party, context: Context) -> Plan | None:
-    """Return the plan of the whole run, made at the first call, with an empty ledger; None without DP."""
+    """Return the plan of the whole run, made at the first call, as is its ledger; None without DP.
+
+    Raises:
+        BudgetSpent: it would cost more than the node's own budget, see `clients.node`.
+    """
     if party.dp is None:
+        node.check_plan(context, None)
         return None
     if "plan" not in context.state:
         n, rounds = _units(party), party.scenario.federation.rounds
         plan = make_plan(party.dp, party.training, n, rounds)
+        node.check_plan(context, plan)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(plan))
-        _enter(context, Ledger())
+        _open_ledger(context)
     return Plan(**cast(Any, dict(context.state.config_records["plan"])))
 
 
 def ledger_of(context: Context) -> Ledger:
-    """Return what the party has spent over all its rounds so far.
+    """Return what the party has spent over all its rounds so far, by its node's disk where it is kept there.
 
     Raises:
         KeyError: no plan was made, see `plan_of`.
     """
+    on_disk = node.read_ledger(context)
+    if on_disk is not None:
+        return on_disk
     return Ledger.from_config(dict(context.state.config_records["ledger"]))
 
 
@@ -81,7 +82,7 @@ def clipping_norm_of(context: Context) -> float | None:
 
 def refusal(context: Context, plan: Plan) -> str | None:
     """Return why the party does not train another round, None if its ε budget has room for one."""
-    ledger = ledger_of(context)
+    ledger, plan = ledger_of(context), node.limited(context, plan)
     if not would_exceed(ledger, plan):
         return None
     return f"ε = {ledger.epsilon(plan.delta, plan.accountant):.4g} of {plan.budget:.4g} is spent"
@@ -134,7 +135,13 @@ def _bounded(party: Party) -> tuple[Records, np.ndarray]:
     return party.records.train.take(rows), _owners(party)[rows]
 
 
+def _open_ledger(context: Context) -> None:
+    context.state["ledger"] = ConfigRecord(cast(Any, (node.read_ledger(context) or Ledger()).to_config()))
+
+
 def _enter(context: Context, ledger: Ledger) -> None:
+    """Enter before anything leaves the party: an answer that is lost has been paid for all the same."""
+    node.write_ledger(context, ledger)
     context.state["ledger"] = ConfigRecord(cast(Any, ledger.to_config()))
 
 
@@ -157,8 +164,9 @@ def train_or_refuse(
     settings: ``epsilon`` is that of all ``rounds`` together; σ is solved for it in the first one
     seed: of streams that repeat, for simulations; None: the operating system's source, which nobody predicts
 
-    The budget is ``settings.budget`` or the node's own (`BUDGET`), whichever is less: what an app asks for, a
-    node need not give. The ledger holds all that was ever trained with this context, also by other settings.
+    The budget is ``settings.budget`` or the node's own (`clients.node`), whichever is less: what an app asks
+    for, a node need not give. The ledger holds all that was ever trained with this context, also by other
+    settings; where the node keeps it on its disk, with any context.
 
     Formal guarantee:
         That of `fedsim.core.training.dp.train_private`, ε being the ``epsilon`` that is returned: of all
@@ -172,7 +180,7 @@ def train_or_refuse(
         raise InputError(f"unit = '{settings.unit}': here the unit of DP-SGD is one record")
     if "ledger" not in context.state:
         check_dp_ready(module, features.shape[1:])
-        _enter(context, Ledger())
+        _open_ledger(context)
     plan = _plan_of_app(context, settings, training, len(labels), rounds)
     reason = refusal(context, plan)
     if reason is not None:
@@ -203,9 +211,7 @@ def _plan_of_app(
         made = make_plan(settings, training, n, rounds)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(made))
         context.state["asked"] = ConfigRecord({"for": asked})
-    plan = Plan(**cast(Any, dict(context.state.config_records["plan"])))
-    own = float(context.node_config.get(BUDGET, math.inf))
-    return dataclasses.replace(plan, budget=min(plan.budget, own))
+    return Plan(**cast(Any, dict(context.state.config_records["plan"])))
 
 
 def _rounds_of(context: Context) -> int:

@@ -12,9 +12,11 @@ import torch
 from dp_accounting import dp_event
 from dp_accounting.rdp import RdpAccountant
 from flwr.app import Context, RecordDict
+from support.runs import prepared_run
 
-from clients import dp
+from clients import dp, node
 from clients.dp import BudgetSpent, train_or_refuse
+from clients.party import party_of
 from fedsim.core import rng
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
@@ -101,7 +103,52 @@ def test_it_refuses_once_the_budget_is_spent_and_does_not_train() -> None:
 
 def test_the_nodes_own_budget_holds_whatever_the_app_asks_for() -> None:
     with pytest.raises(BudgetSpent):
-        rounds_of(context(**{dp.BUDGET: 0.01}), 1, SETTINGS.model_copy(update={"budget": 100.0}))
+        rounds_of(context(**{node.BUDGET: 0.01}), 1, SETTINGS.model_copy(update={"budget": 100.0}))
+
+
+def test_a_ledger_on_disk_outlives_the_node_and_the_run(tmp_path: Path) -> None:
+    kept = {node.LEDGER: str(tmp_path / "ledger.json")}
+    _, [one] = rounds_of(context(**kept), 1)
+    _, [two] = rounds_of(context(**kept), 1)  # another run, or the node was started again
+    _, [_, in_one_run] = rounds_of(context(), 2)
+    assert two.epsilon == in_one_run.epsilon > one.epsilon
+    between = (one.epsilon + two.epsilon) / 2
+    with pytest.raises(BudgetSpent):
+        rounds_of(context(**kept, **{node.BUDGET: between}), 1)
+    (tmp_path / "ledger.json").write_text('{"steps": 3}')
+    with pytest.raises(InputError, match="is not a ledger of ε"):
+        rounds_of(context(**kept), 1)
+
+
+def test_a_large_delta_buys_nothing_at_a_node_with_a_budget() -> None:
+    careless = DPSettings(noise_multiplier=0.7, delta=0.5, accountant="rdp")
+    mine = records()
+    with pytest.raises(BudgetSpent):
+        train_or_refuse(
+            net(), mine.features, mine.labels, context(**{node.BUDGET: 1.0}), careless, TRAINING, rounds=1
+        )
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, "much"])
+def test_a_budget_that_is_no_number_is_refused(budget: object) -> None:
+    with pytest.raises(InputError, match="--node-config epsilon-budget"):
+        rounds_of(context(**{node.BUDGET: budget}), 1)
+
+
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [({"epsilon": 8.0}, r"exceeds this node's own epsilon-budget of 1"), (None, r"under DP-SGD only")],
+)
+def test_a_party_refuses_a_scenario_above_its_nodes_budget(
+    tmp_path: Path, switch: dict[str, float] | None, said: str
+) -> None:
+    run = prepared_run(tmp_path, **({"dp": {"all": switch}} if switch else {}))
+    where = Context(
+        1, 2, {"partition-id": 1, "num-partitions": 3, node.BUDGET: 1.0}, RecordDict(),
+        {"run": str(run.path), "game": 0},
+    )  # fmt: skip
+    with pytest.raises(BudgetSpent, match=said):
+        dp.plan_of(party_of(where), where)
 
 
 def test_other_settings_make_another_plan_on_the_same_ledger() -> None:
