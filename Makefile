@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedsim run experiments/hospitals.toml --twin all=8 --twin all=1
@@ -22,6 +22,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build -q -W docs build/docs
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

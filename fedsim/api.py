@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedsim.core import own_packages
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import Manifest, RunDirectory, new_run_path
 from fedsim.core.scenario import reading
@@ -73,6 +74,7 @@ def run(
     """
     from fedsim.runs import play, prepare
 
+    own_packages.check()
     play.check_engine(engine)
     settings = _scenario(scenario, set or {}, _switches(dp))
     prepared = prepare.check(settings, None if data_dir is None else Path(data_dir))

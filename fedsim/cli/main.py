@@ -16,6 +16,7 @@ import click
 
 from fedsim import __version__
 from fedsim.cli.streams import VERBOSITY, on_standard_streams, printable
+from fedsim.core import own_packages
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.parallel import stop_signals
 
@@ -53,6 +54,7 @@ COMMANDS = {
     "init": ("init:init", "Draft a scenario for a table of your own."),
     "doctor": ("doctor:doctor", "Look whether fedsim can run here."),
     "completion": ("doctor:completion", "The script by which a shell completes fedsim's commands."),
+    "experiments": ("experiments:experiments", "The scenarios that come along: list or copy them."),
     "scenario": ("scenario:scenario", "Scenario files: check one, or print the schema."),
 }
 """Command → where it stands in `fedsim.cli`, and what the list of commands says of it."""
@@ -138,6 +140,7 @@ class FedsimGroup(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
         try:
+            own_packages.check()
             with stop_signals():
                 return super().invoke(ctx)
         except FedsimError as error:

@@ -38,6 +38,11 @@ def load(reference: str, folder: str | None, where: str) -> Callable[..., Any]:
     """
     module_name, _, name = reference.partition(":")
     path = str(Path(folder or ".").resolve())
+    root = module_name.partition(".")[0]
+    if root in ("attacks", "clients", "fedsim") and _has_module(Path(path), root):
+        raise InputError(
+            f"{where}: your module '{root}' in {path} has the name of one of fedsim's; rename it"
+        )
     try:
         with _importing_from(path, module_name.partition(".")[0]):
             module = importlib.import_module(module_name)
@@ -50,6 +55,13 @@ def load(reference: str, folder: str | None, where: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"{where}: '{module_name}' has no callable '{name}'{suggestion(name, known)}")
     return loaded
+
+
+def _has_module(folder: Path, root: str) -> bool:
+    """Whether a folder other than fedsim's own has a module of this name."""
+    if folder == Path(__file__).resolve().parents[2]:
+        return False
+    return (folder / f"{root}.py").is_file() or (folder / root / "__init__.py").is_file()
 
 
 def accepts(function: Callable[..., Any], arguments: int) -> bool:
