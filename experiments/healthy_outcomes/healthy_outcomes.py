@@ -292,6 +292,7 @@ def main(out: Path, workers: int, only: tuple[str, ...], quick: bool, results: P
         "",
         "Accused: rank p ≤ .05 among the known outsiders by the loss attack. Intervals are 95 %. The best of",
         "the attacks errs upwards. 'Outsiders alone': participants were sent the global models all the same.",
+        "All rows share one draw of known outsiders; the 5 % hold on average over draws.",
         "",
         *(f"- {notice}" for notice in dict.fromkeys(filters)),
     ]

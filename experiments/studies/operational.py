@@ -82,7 +82,7 @@ def by_training(found: pd.DataFrame) -> pd.DataFrame:
         for observer in OBSERVERS:
             theirs = cells[cells["observer"] == observer]
             best = theirs.loc[theirs["auc"].idxmax()]
-            row[observer] = best["auc"]
+            row[observer], row[f"{observer} low"] = best["auc"], best["auc_low"]
             said = with_interval(*(best[f"auc{end}"] for end in ("", "_low", "_high")))
             row[f"{observer} words"] = f"{said} {best['attack']}"
         rows.append(row)
@@ -126,7 +126,12 @@ def sentences(trained: pd.DataFrame, told: dict[str, dict[str, Estimate]], games
     """Answer which combination to take and against whom none of it helps, in five sentences."""
     none = trained[trained["training"] == "nothing"].iloc[0]
     matched = trained[trained["utility"] >= none["utility"] - TOLERANCE]
-    best = matched.loc[matched["participant"].idxmin()]
+    quiet = matched[matched["participant low"] <= 0.5]
+    # Where guessing is not ruled out, a smaller AUC is chance: the model's utility decides.
+    best = (
+        quiet.loc[quiet["utility"].idxmax()] if len(quiet) else matched.loc[matched["participant"].idxmin()]
+    )
+    why = "guessing is not ruled out" if len(quiet) else "it finds least"
     regular = trained[~trained["training"].str.contains("ε") & (trained["training"] != "nothing")]
     calm = regular.loc[regular["participant"].idxmin()]
     bare, covered = told["nothing"], told[best["training"]]
@@ -135,9 +140,9 @@ def sentences(trained: pd.DataFrame, told: dict[str, dict[str, Estimate]], games
     return [
         f"1. Undefended, the AUC of the participant is {none['participant words']}, of the server "
         f"{none['server words']}, of the outsider {told_bare}; utility {none['utility words']}.",
-        f"2. Of what costs at most {TOLERANCE:g} of utility, **{best['training']}** leaves the participant "
-        f"least: {best['participant words']}; the server {best['server words']}, the outsider "
-        f"{said(covered['full'])}; utility {best['utility words']}.",
+        f"2. Take **{best['training']}**: it costs at most {TOLERANCE:g} of utility, leaves the participant "
+        f"where {why}, and is of these the most useful: participant {best['participant words']}, server "
+        f"{best['server words']}, outsider {said(covered['full'])}; utility {best['utility words']}.",
         f"3. Of regularisation alone, {calm['training']} leaves the participant least: "
         f"{calm['participant words']}; the server {calm['server words']}; utility {calm['utility words']}.",
         f"4. The output side acts on the outsider alone: without DP '{least}' takes it from {told_bare} to "
