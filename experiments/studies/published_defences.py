@@ -133,6 +133,8 @@ def main(out: Path, data_dir: Path | None, results: Path) -> None:
         "`python experiments/studies/published_defences.py`: four employers, as `location.toml`; one game.",
         "The papers train one model on all records and attack it with more than the attacks on one model",
         "here: only the direction compares. 95 % intervals; the strongest of several attacks errs upwards.",
+        "All are trained for the same 20 rounds of 2 epochs, where the papers train until it converges; strengths",
+        "were not tuned.",
         "",
         "| defence | accuracy | outsider, AUC | participant, AUC | labels alone, AUC | largest advantage |",
         "|---|---|---|---|---|---|",
