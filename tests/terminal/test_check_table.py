@@ -12,11 +12,12 @@ from fedsim.runs import prepare
 from fedsim.runs.prepare import Prepared
 from fedsim.terminal import check_table
 
-CASES = Path(__file__).parents[1] / "core" / "data" / "cases"
+CASES = Path(__file__).parents[1] / "cases" / "inputs"
 
 
 def checked(name: str, **sections: object) -> Prepared:
-    data = {"path": str(CASES / name), "label": "outcome", "party": "clinic"}
+    (folder,) = CASES.glob(f"{name}-*")
+    data = {"path": str(folder / "d.csv"), "label": "outcome", "party": "clinic"}
     document = {"data": data, "model": {"name": "logistic"}, "adversary": {"attacks": ["loss"]}, **sections}
     return prepare.check(parse(document), None)
 
@@ -28,7 +29,7 @@ def printed(prepared: Prepared) -> str:
 
 
 def test_every_column_has_its_row_and_every_class_its_count() -> None:
-    text = printed(checked("a-09.csv"))
+    text = printed(checked("a-09"))
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "dropped: it numbers the records" in rows["Unnamed:"]
     assert "0 to 100" in rows["age"] and "sector" in rows["age"] and "data.bounds.age" in rows["age"]
@@ -38,7 +39,7 @@ def test_every_column_has_its_row_and_every_class_its_count() -> None:
 
 
 def test_what_stands_in_a_file_is_printed_safely() -> None:
-    facts = checked("a-07.csv").encoded.columns
+    facts = checked("a-07").encoded.columns
     strange = [type(facts[0])(**{**vars(facts[0]), "name": "x[/bold]\x1b[31m"})]
     console = Console(file=io.StringIO(), width=200)
     console.print(check_table.columns(strange))
@@ -48,16 +49,16 @@ def test_what_stands_in_a_file_is_printed_safely() -> None:
 
 def test_parties_are_named_as_they_are_written() -> None:
     prepared = checked(
-        "a-10.csv", dp={"北京医院": {"epsilon": 8}}, adversary={"party": "广州医院", "attacks": ["loss"]}
+        "a-10", dp={"北京医院": {"epsilon": 8}}, adversary={"party": "广州医院", "attacks": ["loss"]}
     )
     assert set(prepared.rows) == {"北京医院", "上海医院", "广州医院"} and prepared.adversary == "广州医院"
     assert "北京医院" in printed(prepared)
     with pytest.raises(InputError, match=r"dp\.北京: no such party"):
-        checked("a-10.csv", dp={"北京": {"epsilon": 8}})
+        checked("a-10", dp={"北京": {"epsilon": 8}})
 
 
 def test_folders_of_parties_are_fit_for_files_and_apart(tmp_path: Path) -> None:
-    run = prepare.prepare(checked("a-10.csv"), tmp_path / "run")
+    run = prepare.prepare(checked("a-10"), tmp_path / "run")
     folders = sorted(path.name for path in (run.path / "parties" / "game-000").iterdir())
     assert folders == ["000-x", "001-x", "002-x"]
     assert set(run.manifest["parties"]) == {"北京医院", "上海医院", "广州医院"}
