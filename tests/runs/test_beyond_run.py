@@ -13,10 +13,11 @@ from support.truth import flip
 from attacks.reconstruction import gradient
 from attacks.reconstruction.gradient import Effort
 from attacks.reconstruction.model import Descent
+from fedsim.core import files
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays
 from fedsim.core.run_directory import RunDirectory
-from fedsim.runs import beyond
+from fedsim.runs import beyond, integrity, persons
 from fedsim.runs.sent import Setting, default_settings, sent, training_records
 
 QUICK = Effort(starts=1, dlg_iterations=40, geiping_iterations=60)
@@ -49,6 +50,9 @@ def test_under_a_strong_guarantee_nothing_leaks(private: RunDirectory) -> None:
     for attack in ("yeom", "csmia", "white-box", "update-regression"):
         leak = table.loc[(attack, "difference", "leak")]
         assert leak["low"] <= 0 <= leak["high"], attack
+    asked = persons.persons(private, unknown=["ward"], points=2)
+    for _, row in asked[asked["metric"] == "auc"].iterrows():
+        assert row["low"] <= 0.5 <= row["high"], (row["asked"], row["knows"], row["score"])
     counts = beyond.count(private).set_index(["what", "score", "estimator", "metric"])
     gain = counts.loc[("lists", "scaled-logit", "mean", "gain over prior")]
     assert gain["low"] <= 0
@@ -64,6 +68,24 @@ def test_no_attack_reads_the_truth(run: RunDirectory) -> None:
         leaks = [values[attack, "difference", "leak"] for values in (before, after)]
         assert leaks[0] == pytest.approx(-leaks[1])
         assert before[attack, "members", "accuracy"] == after[attack, "held out", "accuracy"]
+
+
+def test_of_members_drawn_by_lot_nothing_is_found(run: RunDirectory) -> None:
+    """The same attacks on the same federation, judged by a membership that has nothing to do with it."""
+    path = run.path / "truth.parquet"
+    truth = files.read_table(path)
+    lot = np.random.default_rng(8).permutation(truth["member"].to_numpy())
+    files.write_table(path, truth.assign(member=lot))
+    integrity.note(run, path.name)
+    attributes = beyond.attribute(run, "ward").set_index(["attack", "records", "metric"])
+    asked = persons.persons(run, points=1)
+    files.write_table(path, truth)
+    integrity.note(run, path.name)
+    for attack in ("yeom", "white-box", "update-regression"):
+        leak = attributes.loc[(attack, "difference", "leak")]
+        assert leak["low"] <= 0 <= leak["high"], attack
+    auc = asked[(asked["metric"] == "auc") & (asked["score"] == "update-regression")]
+    assert ((auc["low"] <= 0.5) & (auc["high"] >= 0.5)).all()
 
 
 def test_typical_records_are_kept_and_judged(run: RunDirectory) -> None:

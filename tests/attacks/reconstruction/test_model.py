@@ -66,3 +66,30 @@ def test_class_means_are_of_ones_own_records() -> None:
     records = Records(np.array([[0, 1.0], [2, 3.0], [8, 9.0]], np.float32), np.array([0, 0, 1]))
     rebuilt = model.class_means(records, 3, layout_of_features("a", "b"))
     np.testing.assert_allclose(rebuilt, [[1, 2], [8, 9], [0, 0]])
+
+
+ART_VALUES = [
+    [0.3271308, -0.4253485, -0.8274282, -0.7109475],
+    [-1.7796469, 0.3527879, -1.867213, -0.3909928],
+    [-0.58991, 0.6945332, 1.4369586, 1.6059226],
+]
+"""What MIFace of ART 1.20.1 answers of the model below after 40 steps of 0.5 from 0, clipped to [−2, 2].
+
+Its threshold was 1: with a smaller one it stops after its first step (`active` is the paper's reversed).
+"""
+
+
+def test_forty_steps_are_those_of_another_implementation() -> None:
+    stream = np.random.default_rng(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.tensor(0.7 * stream.normal(size=tuple(p.shape))))
+    layout = layout_of_features("a", "b", "c", "d")
+    descent = Descent(iterations=40, patience=1000, cost=0.0, step=0.5)
+    rebuilt = model.invert_all([net], layout, 3, starts=np.zeros((3, 4), np.float32), descent=descent)
+    np.testing.assert_allclose(rebuilt[1:], ART_VALUES[1:], atol=2e-5)
+    # Of class 0 a late step overshoots: ours is the least cost met, as the paper has it, theirs the last.
+    rows = torch.tensor(np.array([rebuilt[0], ART_VALUES[0]]), dtype=torch.float32)
+    ours, last = torch.softmax(net(rows), dim=1)[:, 0].tolist()
+    assert ours > last and np.abs(rebuilt[0] - ART_VALUES[0]).max() < 0.05
