@@ -43,8 +43,11 @@ def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> 
     first = table.iloc[0]
     what = f"{first['n_members']} persons in the data and {first['n_others']} others; intervals 95 %."
     metrics = {"auc": "AUC\n", "tpr": "found, at its\nthreshold", "fpr": "accused\nwrongly"}
+    several = "number of records" in set(table["knows"])
+    alone = "No person has several records (data.person names the column of persons)."
+    summed = "Her records' scores as their mean, their largest or their sum." if several else alone
     captions = {
-        "person": f"Her records' scores as their mean, their largest or their sum. {what}",
+        "person": f"{summed} {what}",
         "range": f"Numbers to within {off:g} of their range"
         + (f", {', '.join(unknown)} unknown. " if unknown else ". ")
         + f"One guess: the middle of the range. Exact: the record itself. {what}",

@@ -31,6 +31,7 @@ from fedsim.core import files, rng
 from fedsim.core.data.layout import Layout, column_of, read_layout
 from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import attributes as attribute_judge
 from fedsim.evaluation import counts as count_judge
@@ -65,8 +66,13 @@ def games_of(run: RunDirectory) -> list[PlayedGame]:
     """Return the finished games of a run.
 
     Raises:
-        InputError: no game is finished, or a file is not what the run wrote.
+        InputError: no game is finished, a file is not what the run wrote, or the records are letters.
     """
+    if run.scenario.model.name in LANGUAGE:
+        raise InputError(
+            f"{run.path}: its records are letters, and this asks about the columns of a table; "
+            "`fedsim report` says what its model memorised"
+        )
     integrity.verify_asked(run)
     truth = read_truth(run.path)
     games = []

@@ -1,8 +1,9 @@
 """What a poisoning that is aimed by membership does to a finished run: its last rounds are replayed with it.
 
 The run's own parties train again from the model before the last rounds, with the same draws, so that an
-honest replay is the run itself, bit for bit. What differs is the adversary's answer alone, and, where a
-robust strategy is tried as a defence, the server's aggregation (each has an honest replay of its own).
+honest replay is the run itself, bit for bit. What differs is the adversary's answer alone, trained without
+DP whatever the run says of it, and, where a robust strategy is tried as a defence, the server's aggregation
+(each has an honest replay of its own).
 """
 
 from __future__ import annotations
@@ -206,7 +207,10 @@ class _Game:
         train, person = Records.concatenate([party.records.train, extra]), party.records.train_person
         if person is not None:
             person = np.concatenate([person, -1 - np.arange(len(extra))])
-        return replace(party, records=replace(party.records, train=train, train_person=person))
+        records = replace(party.records, train=train, train_person=person)
+        # Whoever poisons does not clip itself: the others' DP is what is left of it.
+        openly = party.scenario.model_copy(update={"dp": {**party.scenario.dp, party.name: "off"}})
+        return replace(party, records=records, scenario=openly)
 
     def _poisoned(
         self, poisoned: Party, attempt: Attempt, answers: Sequence[Weights], model: Weights, round: int

@@ -141,6 +141,7 @@ def _practice(scenario: Scenario, name: str, setting: Setting) -> _Practice:
     training, private = scenario.training, None
     if setting.protection.startswith("ε"):
         private = DPSettings(epsilon=float(setting.protection.rpartition(" ")[2]), delta=DELTA)
+        training = scenario.training.under_dp()
     if setting.protection == "own":
         private, training = scenario.dp_of(name), scenario.training_of(name)
         # One step follows another on the same few records: there is no epoch to stop after.
@@ -182,8 +183,9 @@ def _update(
 
 
 def _in_the_run(run: RunDirectory, practice: _Practice) -> TrainingSettings:
+    """Return the training that DP's noise is planned for: all rounds of the run, not one batch."""
     own = practice.dp == run.scenario.dp_of(practice.name)
-    return run.scenario.training_of(practice.name) if own else run.scenario.training
+    return run.scenario.training_of(practice.name) if own else run.scenario.training.under_dp()
 
 
 def _draws(seed: int, purpose: str) -> PartyDraws:

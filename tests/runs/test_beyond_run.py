@@ -17,6 +17,7 @@ from fedsim.core import files
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.training import ModelSettings
 from fedsim.runs import beyond, integrity, persons
 from fedsim.runs.sent import Setting, default_settings, sent, training_records
 
@@ -152,3 +153,10 @@ def test_a_party_that_clips_its_update_sends_a_clipped_one(tmp_path: Path) -> No
     _, update, _ = sent(run, module, Setting(4, 1, "own"), trains, "x", np.random.default_rng(0))
     assert sum(np.sum(array**2) for array in update.values()) ** 0.5 == pytest.approx(0.01, rel=1e-3)
     assert "own" in {setting.protection for setting in default_settings(run)}
+
+
+def test_letters_have_no_columns_to_ask_about(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = run.scenario.model_copy(update={"model": ModelSettings(name="gpt")})
+    monkeypatch.setattr(RunDirectory, "scenario", property(lambda _: scenario))
+    with pytest.raises(InputError, match="letters"):
+        beyond.games_of(run)
