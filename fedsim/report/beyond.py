@@ -220,11 +220,13 @@ def _persons(run: RunDirectory) -> Section:
     ]
     best, count = max(several, key=lambda pair: pair[0][1])
     low, high = widened(best, count * len(several))
+    blind = best_of.get(("person", "number of records"))
+    guessing = 0.5 if blind is None else max(0.5, blind[0][1])
     lead = (
         "Whether a person is in the data can be told better than by guessing: of two, one of whom is, the "
         f"attack names the right one {_percent(best[1])} of the time ({_percent(low)} to "
-        f"{_percent(min(high, 1.0))})."
-        if low > 0.5
+        f"{_percent(min(high, 1.0))}; guessing {_percent(guessing)})."
+        if low > guessing
         else "Whether a person is in the data could not be shown to be told better than by guessing."
     )
     promised = run.table("promises") if run.has("promises") else pd.DataFrame()
@@ -235,8 +237,9 @@ def _persons(run: RunDirectory) -> Section:
         pictures.intervals(drawn, "AUC of the strongest score (guessing .5)", (0.25, 1.0), 0.5),
         "‘near her record’: the adversary knows her record only to within a few per cent, or not all of "
         "its columns; ‘one guess’ is the likeliest record, ‘range’ many drawn near it.",
-        "A person is in the data with all of her records or with none. A promise of DP-SGD for one record "
-        "is a weaker one for whoever has several; the table says what is promised.",
+        "A person is in the data with all of her records or with none. Guessing may know how many records "
+        "she has, which touches no model. A promise of DP-SGD for one record is a weaker one for whoever has "
+        "several; the table says what is promised.",
         _promises(promised) if len(promised) and promised["epsilon"].notna().any() else ((), ()),
     )
 
