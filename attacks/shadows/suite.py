@@ -18,7 +18,7 @@ import numpy as np
 
 from attacks import deviation
 from attacks.matrix.signal_matrix import SignalMatrix
-from attacks.shadows import interpolation, members, plan
+from attacks.shadows import budget, interpolation, members, plan
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, flat_weights, train_shadows
@@ -32,14 +32,8 @@ EARLY = 2
 """The first rounds, of which there are more shadows: w_2 shows a membership best, having moved furthest of
 the models that are still nearly linear in it."""
 
-EARLY_SHADOWS = 8
-"""Shadows of the first rounds alone for each shadow of all rounds, as long as they cost no more."""
-
 OBSERVED_ROUNDS = 4
 """Rounds at which shadows are looked at: spread over the last three quarters, w_T last."""
-
-WEIGHTS_BYTES = 2**28
-"""Memory that the weights of shadows may take; of more shadows they are not kept."""
 
 VARIETY, MOST_UNKNOWN = 4, 2048
 """Records that stand for unknown members: for each that a party holds, up to about this many a party."""
@@ -66,14 +60,14 @@ def simulate(
 
     The columns are the candidates, in order, followed by the other records from which shadows were drawn.
 
-    early: more shadows (`early_shadows`) of the first rounds alone; the first of them are the same ones
+    early: more shadows (`budget.early`) of the first rounds alone; the first of them are the same ones
 
     Raises:
         InputError: the strategy cannot be simulated, or the adversary owns too few records.
     """
     laboratory = laboratory or Laboratory()
     rounds = early_rounds(view) if early else observed_rounds(view)
-    count = early_shadows(view) if early else view.assumptions.shadows
+    count = budget.early(view.assumptions, _parameters(view)) if early else view.assumptions.shadows
     candidate_pool = Pool(candidates, _party_of(view, len(candidates)))
     drawn_from, fixed = _records_to_draw(view, candidate_pool)
     drawn_from, spare = _with_unknown(view, drawn_from, fixed, seed, game)
@@ -97,7 +91,7 @@ def simulate(
         seed=seed,
         game=game,
         logit_rounds=tuple(rounds[-1:]) if view.settings.classes > 2 and not early else (),
-        weight_rounds=tuple(rounds[-1:]) if count <= _affordable_weights(view) else (),
+        weight_rounds=tuple(rounds[-1:]) if count <= budget.affordable(_parameters(view)) else (),
         raised=view.raised,
     )
     memory = int(view.assumptions.memory * 2**30)
@@ -109,16 +103,6 @@ def early_rounds(view: ParticipantView) -> list[int]:
     """Return the rounds up to `EARLY` that the adversary saw, else the first that it saw."""
     seen = view.trained_rounds
     return [t for t in seen if t <= EARLY] or seen[:1]
-
-
-def early_shadows(view: ParticipantView) -> int:
-    """Return how many shadows of the first rounds are simulated: as many as cost no more than the whole ones.
-
-    At least as many as these, at most `EARLY_SHADOWS` times, and as long as their weights fit into memory.
-    """
-    whole = view.assumptions.shadows
-    of_one_price = whole * view.final_round // early_rounds(view)[-1]
-    return max(whole, min(EARLY_SHADOWS * whole, of_one_price, _affordable_weights(view)))
 
 
 def observed_rounds(view: ParticipantView) -> list[int]:
@@ -169,9 +153,8 @@ def _flat_weights(view: ParticipantView, t: int) -> np.ndarray:
     return flat_weights(weights.weights_of(view.module(view.models[t])))
 
 
-def _affordable_weights(view: ParticipantView) -> int:
-    """Return of how many shadows the weights of a round take no more than `WEIGHTS_BYTES`."""
-    return WEIGHTS_BYTES // (4 * sum(array.size for array in view.final_model.values()))
+def _parameters(view: ParticipantView) -> int:
+    return sum(array.size for array in view.final_model.values())
 
 
 def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:

@@ -27,10 +27,11 @@ from attacks.matrix import lira
 from attacks.matrix.joint import parts, stacking
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.shadows import members
+from attacks.shadows.budget import EARLY_SHADOWS
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import ShadowRequest, train_shadows
-from attacks.shadows.suite import EARLY, EARLY_SHADOWS, OBSERVED_ROUNDS
+from attacks.shadows.suite import EARLY, OBSERVED_ROUNDS
 from fedsim.core import rng
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of

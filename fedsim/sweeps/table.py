@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from attacks.shadows import budget
 from fedsim.core import files
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import attack_key
@@ -16,6 +17,8 @@ from fedsim.sweeps.file import FIXED, Values
 from fedsim.sweeps.points import Point
 
 UTILITY = ("accuracy", "auc", "loss", "brier")
+
+BUDGET = ("shadows", "early_shadows")
 
 LEAKAGE = ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")
 """Metrics of leakage that `compact` keeps."""
@@ -50,7 +53,8 @@ def table(points: Sequence[Point]) -> pd.DataFrame:
 
     Columns: cell, scenario, variant, one per axis, and `FIXED`.
     kind: 'leakage' (see `fedsim.evaluation`), 'source' (which party is a member of?), 'utility' (the final
-    model on held-out records) or 'guarantee' (ε and δ; 'all': the largest of the parties').
+    model on held-out records), 'guarantee' (ε and δ; 'all': the largest of the parties') or 'budget' (shadows
+    of all rounds and of the first two).
     game: a number as text, or 'all': the mean over games with its 95 % interval; ε is the largest of them.
     """
     parts = []
@@ -79,7 +83,7 @@ def _uniform(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
 def findings(run: RunDirectory) -> pd.DataFrame:
     """Return one finished run's rows, with the columns `FIXED`."""
     leakage = run.table("leakage").assign(kind="leakage")
-    parts = [leakage, _utility(run), _guarantees(run)]
+    parts = [leakage, _utility(run), _guarantees(run), _budget(run)]
     if run.has("sources"):
         sources = run.table("sources").rename(columns={"n": "n_members"})
         parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
@@ -136,12 +140,22 @@ def _guarantees(run: RunDirectory) -> pd.DataFrame:
     return rows.assign(kind="guarantee", game="all", n_members=0, n_nonmembers=0)
 
 
+def _budget(run: RunDirectory) -> pd.DataFrame:
+    """Return how many shadows the adversary could simulate, of all rounds and of the first two."""
+    settings = run.scenario.adversary
+    early = budget.early(settings, budget.parameters(run.scenario.model, run.manifest) or 1)
+    rows = pd.DataFrame(
+        {"metric": ["shadows", "early_shadows"], "value": [float(settings.shadows), float(early)]}
+    )
+    return rows.assign(kind="budget", party="all", game="all", n_members=0, n_nonmembers=0)
+
+
 def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
     """Return a row per point, world and headline attack, over all parties and games.
 
     headline: names as a person writes them ('lira', 'server:fedmia').
-    Columns: the labels, epsilon, world, observer, attack, and for accuracy, utility_auc, and each of
-    `LEAKAGE` the value and, with '_low' and '_high' appended, its 95 % interval.
+    Columns: the labels, epsilon, shadows, early_shadows, world, observer, attack, and for accuracy,
+    utility_auc, and each of `LEAKAGE` the value and, with '_low' and '_high' appended, its 95 % interval.
     """
     labels = list(sweep.columns[1 : sweep.columns.get_loc("kind")])
     overall = sweep[(sweep["party"] == "all") & (sweep["game"] == "all")]
@@ -149,6 +163,7 @@ def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:
     for values, point in overall.groupby(labels, sort=False, dropna=False):
         row = dict(zip(labels, values, strict=True))
         row["epsilon"] = _figure(point[point["kind"] == "guarantee"], "epsilon")["epsilon"]
+        row |= {metric: _figure(point[point["kind"] == "budget"], metric)[metric] for metric in BUDGET}
         utility = point[point["kind"] == "utility"]
         row |= _figure(utility, "accuracy") | _figure(utility, "auc", "utility_auc")
         for observer, attack in map(attack_key, headline):

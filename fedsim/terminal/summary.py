@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from attacks import deviation
+from attacks.shadows import budget
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import results
 from fedsim.evaluation.comparison import of_attacks
@@ -77,6 +78,10 @@ def assumptions(run: RunDirectory, attacks: list[str]) -> str:
         "It sees every global model that it is sent, its own records and updates, and the public settings. "
         "It is assumed to hold the candidate records, not knowing who trained on them. "
     )
+    if rows["shadows"].astype(bool).any():
+        text += (
+            f"Its budget: {budget.in_words(settings, budget.parameters(run.scenario.model, run.manifest))}. "
+        )
     return text + (f"The attacks shown rest on: {assumed}." if assumed else "")
 
 

@@ -37,9 +37,20 @@ def sweep(compact: pd.DataFrame, title: str) -> Table:
         attack = [escape(str(row[key])) for key in naming]
         table.add_row(*(own if point != before else [""] * len(own)), *attack, *cells)
         before = point
-    table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'."
+    table.caption = "All parties and games, with 95 % intervals. ε: the largest of the parties'." + _budget(
+        compact
+    )
     table.caption_justify = "left"
     return table
+
+
+def _budget(compact: pd.DataFrame) -> str:
+    """Say how many shadows there were, and whether it was the same at all points."""
+    if compact.empty:
+        return ""
+    ends = compact[["shadows", "early_shadows"]].agg(["min", "max"]).astype(int)
+    spans = [str(low) if low == high else f"{low} to {high}" for low, high in ends.T.to_numpy()]
+    return f" Shadows: {spans[0]} of all rounds, {spans[1]} of the first two."
 
 
 def _label(value: object) -> str:

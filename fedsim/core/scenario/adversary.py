@@ -110,6 +110,11 @@ class AdversarySettings(Settings):
     shadows: Annotated[int, Field(ge=16)] = Field(
         256, description="shadow federations that it simulates, if an attack asks for them"
     )
+    early_shadows: Annotated[int, Field(ge=16)] | None = Field(
+        None,
+        description="shadows of the first two rounds alone, which some attacks ask for; default: eight for "
+        "each of all rounds, as far as their weights take 256 MiB",
+    )
     memory: Positive = Field(
         1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
     )
