@@ -22,6 +22,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.data.released import read_schema
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.adversary import OWNS
 from fedsim.evaluation import evidence, results
 from fedsim.evaluation.evidence import Calibration, Statement
 from fedsim.runs import integrity
@@ -145,7 +146,10 @@ def _source(run: RunDirectory, attack: str, scores: np.ndarray, member: np.ndarr
         raise InputError(f"{run.path}: no evidence can be given by '{attack}': {calibration.refusal}")
     declared = run.table("attacks")
     rows = declared[(declared["observer"] == "participant") & (declared["attack"] == attack)]
-    return Source(attack, str(rows["assumes"].iloc[0]) if len(rows) else "", calibration)
+    assumes = str(rows["assumes"].iloc[0]) if len(rows) else "what it does not declare"
+    if len(rows) and bool(rows["shadows"].iloc[0]):
+        assumes += f"; and an adversary that owns {OWNS[run.scenario.adversary.ladder[0]]}"
+    return Source(attack, assumes, calibration)
 
 
 def _row(number: int, candidate: int, source: Source, ratio: float, prior: float) -> tuple:
