@@ -1,4 +1,4 @@
-"""A seeded sample of the fuzzing; `python -m fuzz` tries everything."""
+"""A seeded sample of the fuzzing; `python -m tests.fuzz` tries everything."""
 
 from __future__ import annotations
 
