@@ -10,9 +10,9 @@ from pathlib import Path
 # Last, so that `attacks` stays the package and does not become the tests of it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from support.runs import finished_run  # noqa: E402
+from support.runs import finished_run
 
-from fuzz import folders, keys  # noqa: E402
+from fuzz import folders, keys
 
 ADVERSARY = {"attacks": ["loss", "update-cosine"]}
 
