@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="fedsim-tests-")  # no key among the person's own files
 
 import hypothesis
 import torch

@@ -91,6 +91,13 @@ def notices(texts: tuple[str, ...] | list[str]) -> None:
 
 def read_scenario(path: Path, overrides: tuple[str, ...], dp: tuple[str, ...] = ()) -> Scenario:
     """Return the scenario of a file, or of an earlier run's folder, with what the options change."""
+    from fedsim.core import trust
     from fedsim.core.scenario import reading
 
-    return reading.load(reading.scenario_file(path), overrides, dp)
+    scenario = reading.load(reading.scenario_file(path), overrides, dp)
+    if path.is_dir():  # a run's own, which may have come from elsewhere
+        trust.guard(path.resolve(), scenario)
+    named = dict.fromkeys(f"{name} ({folder})" for name, folder in trust.references(scenario))
+    if named:
+        line(f"This scenario names code, which is imported and run: {', '.join(named)}", err())
+    return scenario

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from fedsim import __version__
 from fedsim.cli.streams import VERBOSITY, on_standard_streams, printable
 from fedsim.core import own_packages
 from fedsim.core.errors import FedsimError, InputError, suggestion
-from fedsim.core.parallel import stop_signals
+from fedsim.core.parallel import missing_facilities, stop_signals
 
 _UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the operating system says of a path that cannot be that of any file."""
@@ -29,7 +30,7 @@ COMMANDS = {
     "run": ("run:run", "Run a scenario and show the result."),
     "show": ("run:show", "Show a run: the verdict, then leakage, guarantee and utility."),
     "report": ("run:report", "Write a run's report.html, one page that needs no network."),
-    "runs": ("runs:runs", "List the runs in a folder with what was found, or delete some."),
+    "runs": ("runs:runs", "List the runs in a folder, delete some, or remove their private records."),
     "tag": ("runs:tag", "Give a run tags to find it by."),
     "compare": ("runs:compare", "Compare runs: scenarios, and paired differences with intervals."),
     "export": ("runs:export", "Write a run's results as CSV or LaTeX."),
@@ -66,9 +67,26 @@ def with_verbosity(command: click.Command) -> click.Command:
         for below in command.commands.values():
             with_verbosity(below)
     elif not any(option.name == "quiet" for option in command.params):
+        if command.name in IMPORTING:
+            command.params.append(_trust_code())
         command.params += [_verbosity("quiet", "q", "Say errors only."),
                            _verbosity("verbose", "v", "Say every step.")]  # fmt: skip
     return command
+
+
+IMPORTING = (
+    "run", "attack", "attribute", "invert", "reconstruct", "extract", "count", "persons", "evidence", "serve"
+)  # fmt: skip
+"""Commands that may import code that a run's folder names."""
+
+
+def _trust_code() -> click.Option:
+    def note(ctx: click.Context, option: click.Parameter, said: bool) -> None:
+        if said:
+            os.environ["FEDSIM_TRUST_CODE"] = "1"  # processes below this one read it too
+
+    text = "Import code that a run folder from elsewhere brings."
+    return click.Option(["--trust-code"], is_flag=True, expose_value=False, callback=note, help=text)
 
 
 def _verbosity(name: str, letter: str, text: str) -> click.Option:
@@ -129,6 +147,11 @@ class FedsimGroup(LazyGroup):
         """Run the command line; standard streams may be closed, and may become so."""
         VERBOSITY.quiet = VERBOSITY.verbose = False
         with on_standard_streams():
+            missing = missing_facilities()
+            if missing:
+                _say(f"fedsim: this system has no {' and no '.join(missing)}, which stopping and locking "
+                     "a run need; use Linux or macOS, on Windows in WSL")  # fmt: skip
+                sys.exit(InputError.exit_code)
             try:
                 return super().main(*args, **kwargs)
             except OSError as error:

@@ -172,7 +172,7 @@ def _twin(
     twin = twins.prepared(directory, switch, data_dir)
     with live.follow(twin, err(), VERBOSITY.verbose):
         play.federate(twin, engine, workers)
-    _write_report(twin)
+    write_report(twin)
 
 
 def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:
@@ -237,7 +237,7 @@ def _ask_for_secrets(directory: RunDirectory) -> None:
 
 def report_and_show(directory: RunDirectory, as_json: bool = False) -> None:
     """Write the report, then print the tables: what is kept does not depend on who looks on."""
-    page = _write_report(directory)
+    page = write_report(directory)
     _show(directory, False, as_json)
     line(f"Report: {page}", err() if as_json else out())
 
@@ -253,9 +253,10 @@ def _show(directory: RunDirectory, everything: bool, as_json: bool) -> None:
         letter_tables.show(directory, out())
 
 
-def _write_report(
+def write_report(
     directory: RunDirectory, others: Sequence[RunDirectory] = (), priors: Sequence[float] = ()
 ) -> Path:
+    """Write a run's page and return its path; see `fedsim.report.write`."""
     from fedsim.report import write
 
     with err().status("Writing the report…"):
@@ -306,7 +307,9 @@ def report(folder: Path, others: tuple[Path, ...], priors: tuple[float, ...]) ->
       fedsim report runs/hospitals --prior 0.05
       fedsim report runs/hospitals --with runs/hospitals-2
     """
-    from fedsim.runs.integrity import open_results
+    from fedsim.runs.integrity import check_whole, open_results
 
     directory, beside = open_results(folder), [open_results(other) for other in others]
-    line(f"Report: {_write_report(directory, beside, priors)}")
+    for whole in (directory, *beside):
+        check_whole(whole)
+    line(f"Report: {write_report(directory, beside, priors)}")

@@ -12,7 +12,29 @@ from fedsim.cli.common import err, json_option, line, out, print_json
 from fedsim.core.errors import InputError
 
 
-@click.command()
+class _Listing(click.Group):
+    """A group that lists where no command is named, so that `fedsim runs FOLDER --sort auc` needs none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put 'list' before what is neither a command nor a request for help."""
+        named = args and (args[0] in self.commands or args[0] in ("-h", "--help"))
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+@click.group(cls=_Listing)
+def runs() -> None:
+    """List the runs in a folder, delete some, or remove the private records of finished ones.
+
+    \b
+    Examples:
+      fedsim runs
+      fedsim runs runs/sweeps/epsilon/cells --sort auc     (see `fedsim runs list --help`)
+      fedsim runs --delete hospitals-2
+      fedsim runs prune runs/hospitals
+    """
+
+
+@runs.command("list")
 @click.argument("parent", default="runs", type=click.Path(path_type=Path))
 @click.option("--where", default="", metavar="TEXT", help="Only runs with this in name, scenario or tags.")
 @click.option("--tag", default="", help="Only runs with this tag.")
@@ -22,14 +44,14 @@ from fedsim.core.errors import InputError
 @click.option("--delete", "doomed", multiple=True, metavar="RUN", help="Delete a run of PARENT, by its name.")
 @click.option("--yes", is_flag=True, help="Delete without a question.")
 @json_option
-def runs(
+def list_runs(
     parent: Path, where: str, tag: str, sort: str, doomed: tuple[str, ...], yes: bool, as_json: bool
 ) -> None:
     """List the runs in PARENT (default: runs) with what was found, or delete some.
 
     \b
     Examples:
-      fedsim runs
+      fedsim runs list
       fedsim runs --sort auc --where hospitals
       fedsim runs runs/sweeps/epsilon/cells --json
       fedsim runs --delete hospitals-2
@@ -62,6 +84,37 @@ def _delete(parent: Path, names: tuple[str, ...], yes: bool) -> None:
                 continue
             shutil.rmtree(there[name].path)
         line(f"{name} is deleted", err())
+
+
+@runs.command()
+@click.argument("folders", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def prune(folders: tuple[Path, ...], yes: bool) -> None:
+    """Remove the private records of finished RUNs, what the adversary saw, and who is a member.
+
+    Results, models and report stay, `show` and `serve` go on working; nothing else does.
+
+    \b
+    Examples:
+      fedsim runs prune runs/hospitals
+      fedsim runs prune runs/* --yes
+    """
+    from fedsim.cli.run import write_report
+    from fedsim.core.run_directory import RunDirectory
+    from fedsim.runs.integrity import check_prunable, forget_private
+
+    directories = [RunDirectory.open(folder) for folder in folders]
+    for directory in directories:
+        check_prunable(directory)
+    sizes = [sum(path.stat().st_size for path in run.private_parts()) for run in directories]
+    for folder, size in zip(folders, sizes, strict=True):
+        line(f"{folder}: {size:,} bytes of private records, of what was seen of them, and of who is a member")
+    if not yes:
+        click.confirm("Remove them for good?", abort=True)
+    for folder, directory in zip(folders, directories, strict=True):
+        if not (directory.path / "report.html").exists():  # it could not be made afterwards
+            write_report(directory)
+        line(f"{folder}: {forget_private(directory):,} bytes freed; its results stay")
 
 
 @click.command()

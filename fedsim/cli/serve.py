@@ -78,7 +78,7 @@ def serve(
     settings = Settings(max_body, max_batch, timeout)
     run = RunDirectory.open(folder)
     opened = service.opened(run, settings, game=game, seed=seed, sync=sync)
-    integrity.verify(run, "scenario.toml", released.FILE, f"models/game-{game:03d}")
+    integrity.verify_released(run, game, released.FILE)
     service.serve(opened, host, port, lambda address, _: line(f"Serving {folder} on {address}"))
     line("Stopped", err())
 

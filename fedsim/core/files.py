@@ -29,18 +29,21 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60] or "x"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    A process killed at any moment leaves either the old file or the new one.
+    A process killed at any moment leaves either the old file or the new one. A file in a folder that is its
+    owner's alone is so as well (mode 0600), and so are the folders made for it (0700).
+
+    private: that it is its owner's alone wherever it lies
 
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        if hasattr(os, "fchmod"):
+        if hasattr(os, "fchmod") and not (private or is_private(path.parent)):
             os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.close(handle)
     except OSError as error:
@@ -52,6 +55,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, as private as the one that was there."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(0o700 if is_private(folder.parent) else 0o777, exist_ok=True)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether nobody but its owner may enter a folder, as its mode says."""
+    return folder.stat().st_mode & 0o077 == 0
 
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # of `write_atomically`
@@ -90,9 +105,9 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
     """Write bytes, whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), private)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,9 +127,9 @@ def read_json(path: Path) -> Any:
         raise cannot_read(path, error) from error
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame, private: bool = False) -> None:
     """Write ``table`` as Parquet, without its index."""
-    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False), private)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -130,11 +145,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_arrays(
-    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    private: bool = False,
 ) -> None:
     """Write named arrays as safetensors."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})), private)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

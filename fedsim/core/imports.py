@@ -28,14 +28,20 @@ def source_file(reference: str, folder: str | None) -> Path | None:
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
+REFUSED: dict[tuple[str, str | None], str] = {}
+"""What is not imported: ('module:callable', its folder) → why, in a sentence; see `fedsim.core.trust`."""
+
+
 def load(reference: str, folder: str | None, where: str) -> Callable[..., Any]:
     """Return the callable of 'module:callable'; the module is looked for in ``folder`` first.
 
     where: the key and value that begin an error's sentence, such as "model.name = 'mine:build'"
 
     Raises:
-        InputError: there is no such module, importing it fails, or it has no such callable.
+        InputError: there is no such module, importing it fails, or it has no such callable; or it is refused.
     """
+    if (reference, folder) in REFUSED:
+        raise InputError(f"{where}: {REFUSED[reference, folder]}")
     module_name, _, name = reference.partition(":")
     path = str(Path(folder or ".").resolve())
     root = module_name.partition(".")[0]

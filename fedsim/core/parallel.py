@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import signal
 import threading
@@ -357,6 +358,13 @@ def _blocked(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def missing_facilities() -> list[str]:
+    """Return what processes and locks here need and this system does not have; Windows lacks all of them."""
+    of_signals = [name for name in ("SIGHUP", "SIGKILL", "pthread_sigmask") if not hasattr(signal, name)]
+    of_files = [] if importlib.util.find_spec("fcntl") else ["fcntl"]
+    return of_signals + of_files
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import safe_open
 from typing_extensions import TypedDict, Unpack
 
-from fedsim.core import files
+from fedsim.core import files, trust
 from fedsim.core.data import worlds
 from fedsim.core.data.records import PersonRecords, Pool
 from fedsim.core.data.worlds import World
@@ -107,6 +107,8 @@ class Manifest(TypedDict, total=False):
     twins: names of runs beside this one, of the same scenario under other DP-SGD; tags: words of a person's
     world_seconds: number of a game → world → seconds that the participant's attacks took in it
     versions: package → version; machine: system, processor, cores
+    released: number of a game → the round whose model it releases, where that is not the last
+    pruned: when its private records were removed, ISO 8601, UTC; absent where they were not
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -134,6 +136,7 @@ class Manifest(TypedDict, total=False):
     world_seconds: dict[str, dict[str, float]]
     versions: dict[str, str]
     machine: dict[str, Any]
+    pruned: str
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -142,6 +145,14 @@ ON_HELDOUT = ("loss", "accuracy", "auc", "brier", "n_heldout", "public_loss")
 """Columns of ``rounds.parquet`` that are about a model on records that nobody trained on."""
 
 _DEALT = ("truth.parquet", "schema.json")
+
+PRIVATE_FOLDERS = ("parties", "observations", "accomplices", "server_observations", "checkpoints")
+"""Folders that hold private records or what follows from them; each its owner's alone, whatever it is."""
+
+_PRIVATE_FILES = (
+    "candidates-*.safetensors", "persons-*.safetensors", "worlds-*.safetensors", "truth.parquet",
+    "secrets.parquet", "memorised.parquet",
+)  # fmt: skip
 
 PUBLIC_FOLDER = "public"
 """Folder of the public records that the server looks at, where the federation stops early by them."""
@@ -181,12 +192,15 @@ class RunDirectory:
         try:
             path.mkdir(PRIVATE, parents=True, exist_ok=True)
             taken = any(path.iterdir()) or not _claim(path / "scenario.toml")
+            for folder in () if taken or files.is_private(path) else PRIVATE_FOLDERS:
+                (path / folder).mkdir(PRIVATE)
         except OSError as error:
             raise files.cannot_write(path, error) from error
         if taken:
             raise InputError(f"{path} is not empty; choose another folder with --out")
         run = RunDirectory(path.resolve())
         save(scenario, run.path / "scenario.toml")
+        trust.mark(run.path, scenario)
         run.update_manifest(format=FORMAT, complete=False)
         return run
 
@@ -223,7 +237,9 @@ class RunDirectory:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise files.cannot_read(path, error) from error
-        return parse(document, source=str(path))
+        scenario = parse(document, source=str(path))
+        trust.guard(self.path, scenario)
+        return scenario
 
     @property
     def manifest(self) -> Manifest:
@@ -279,6 +295,30 @@ class RunDirectory:
         shutil.rmtree(self.path / "parties", ignore_errors=True)
         for path in [*self._dealt(), *map(self.path.joinpath, _DEALT)]:
             path.unlink(missing_ok=True)
+
+    def private_parts(self) -> list[Path]:
+        """Return the files with private records, what was seen of them, and who is a member."""
+        below = [path for folder in PRIVATE_FOLDERS for path in (self.path / folder).rglob("*")]
+        beside = [path for pattern in _PRIVATE_FILES for path in self.path.glob(pattern)]
+        return sorted(path for path in [*below, *beside] if path.is_file() and not path.is_symlink())
+
+    def remove_private_parts(self) -> int:
+        """Remove these for good, and return how many bytes that freed; what is public, and results, stay.
+
+        Raises:
+            InputError: one of them cannot be removed.
+        """
+        freed = 0
+        for path in self.private_parts():
+            try:
+                size = path.stat().st_size
+                path.unlink()
+            except OSError as error:
+                raise files.cannot_write(path, error) from error
+            freed += size
+        for folder in PRIVATE_FOLDERS:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        return freed
 
     # ---------------------------------------------------------------- parties
     def party_folder(self, game: int, partition: int, name: str) -> Path:
@@ -383,7 +423,8 @@ class RunDirectory:
     # ------------------------------------------------------------- candidates
     def write_candidates(self, game: int, candidates: Pool) -> None:
         """Keep the records that the adversary is asked about."""
-        files.write_arrays(self.path / f"candidates-{game:03d}.safetensors", candidates.arrays())
+        path = self.path / f"candidates-{game:03d}.safetensors"
+        files.write_arrays(path, candidates.arrays(), private=True)
 
     def read_candidates(self, game: int) -> Pool:
         """Read the records that the adversary is asked about."""
@@ -391,7 +432,7 @@ class RunDirectory:
 
     def write_persons(self, game: int, persons: PersonRecords) -> None:
         """Keep all records of the candidates' persons."""
-        files.write_arrays(self._persons_path(game), persons.arrays())
+        files.write_arrays(self._persons_path(game), persons.arrays(), private=True)
 
     def read_persons(self, game: int) -> PersonRecords | None:
         """Read all records of the candidates' persons, None where the table names no persons."""

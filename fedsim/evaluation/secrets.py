@@ -55,7 +55,7 @@ def holds_secrets(folder: Path) -> bool:
 
 def write_secrets(folder: Path, secrets: pd.DataFrame) -> None:
     """Write what `planted` returned into a run's folder."""
-    write_table(folder / SECRETS, secrets)
+    write_table(folder / SECRETS, secrets, private=True)
 
 
 def read_secrets(folder: Path) -> pd.DataFrame:

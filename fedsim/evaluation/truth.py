@@ -257,7 +257,7 @@ def _choose(
 def write_truth(folder: Path, games: Sequence[Game]) -> None:
     """Write the truth of all games into the run's ``folder``; only the evaluation reads it again."""
     truth = pd.concat([game.truth.assign(game=k) for k, game in enumerate(games)], ignore_index=True)
-    write_table(folder / TRUTH, truth)
+    write_table(folder / TRUTH, truth, private=True)
 
 
 def read_truth(folder: Path) -> pd.DataFrame:
@@ -266,4 +266,8 @@ def read_truth(folder: Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing or corrupt.
     """
+    if not (folder / TRUTH).exists():
+        raise InputError(
+            f"{folder / TRUTH} is missing; where `fedsim runs prune` removed it, run the scenario again"
+        )
     return read_table(folder / TRUTH)

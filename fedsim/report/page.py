@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -224,7 +225,7 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         else {},
         unresolved=_unresolved(results),
         surest=cards.surest(run, results.overall) if results.overall is not None else [],
-        scenario_text=(run.path / "scenario.toml").read_text(encoding="utf-8"),
+        scenario_text=tomli_w.dumps(_without_places(run.scenario.model_dump(exclude_none=True))),
     )
 
 
@@ -425,3 +426,12 @@ def _vulnerable(results: Findings, most: int = 10) -> dict[str, Any] | None:
         "by_chance": 0.025 * len(known),
         "top": findings.entries(top),
     }
+
+
+def _without_places(value: Any) -> Any:
+    """Return a document with absolute paths cut to names: a page is passed on, a disk's layout is not."""
+    if isinstance(value, dict):
+        return {key: _without_places(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

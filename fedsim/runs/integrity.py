@@ -8,13 +8,14 @@ copy; it is no signature.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.core import files
+from fedsim.core import files, trust
 from fedsim.core.data import text
 from fedsim.core.data.layout import LAYOUT
 from fedsim.core.errors import InputError
@@ -85,6 +86,35 @@ def verify(run: RunDirectory, *parts: str) -> None:
     Raises:
         InputError: naming the first file that is missing or has changed.
     """
+    check_usable(run)
+    _compare(run, parts)
+
+
+def check_usable(run: RunDirectory) -> None:
+    """Refuse a run that lacks its private records, and one from elsewhere that brings code.
+
+    Raises:
+        InputError: the records were removed, or nobody has said that the code may be imported.
+    """
+    check_whole(run)
+    trust.require(run.path, run.scenario)
+
+
+def check_whole(run: RunDirectory) -> None:
+    """Refuse a run without its private records, of which nothing but what it found can be asked.
+
+    Raises:
+        InputError: they were removed.
+    """
+    pruned = run.manifest.get("pruned")
+    if pruned:
+        raise InputError(
+            f"{run.path}: its private records were removed on {pruned[:10]} (`fedsim runs prune`); its "
+            "report.html stays, and `show` and `serve` still work; for the rest run its scenario.toml again"
+        )
+
+
+def _compare(run: RunDirectory, parts: Sequence[str]) -> None:
     for name, digest in _known(run).items():
         if parts and not _is_in(name, parts):
             continue
@@ -167,8 +197,39 @@ def open_results(path: Path) -> RunDirectory:
         InputError: it is no run, or the scenario or a table is not what the run wrote.
     """
     run = RunDirectory.open(path)
-    verify(run, "scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES))
+    _compare(run, ["scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES)])
     return run
+
+
+def verify_released(run: RunDirectory, game: int, *parts: str) -> None:
+    """Check what a service answers with, which a run without its private records has as well."""
+    _compare(run, ["scenario.toml", f"models/game-{game:03d}", *parts])
+
+
+def check_prunable(run: RunDirectory) -> None:
+    """Refuse a run that still needs its records.
+
+    Raises:
+        InputError: it is not finished.
+    """
+    if not run.manifest.get("complete"):
+        raise InputError(f"{run.path} is not finished; without its records it never would be")
+
+
+def forget_private(run: RunDirectory) -> int:
+    """Remove the private records of a finished run, and what is noted of them; return the bytes freed.
+
+    Raises:
+        InputError: it is not finished, or another process is running it.
+    """
+    check_prunable(run)
+    with run.locked():
+        gone = {path.relative_to(run.path).as_posix() for path in run.private_parts()}
+        known = {name: digest for name, digest in _known(run).items() if name not in gone}
+        # Said first: a run that is stopped here is refused in a sentence, and can be pruned again.
+        run.update_manifest(pruned=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+        files.write_json(run.path / DIGESTS, known)
+        return run.remove_private_parts()
 
 
 def _advice(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedsim.core import files
 from fedsim.core.run_directory import RunDirectory
-from fedsim.runs import prepare
+from fedsim.runs import integrity, prepare
 
 
 def ready(run: RunDirectory, data_dir: Path | None = None) -> RunDirectory:
@@ -17,6 +17,7 @@ def ready(run: RunDirectory, data_dir: Path | None = None) -> RunDirectory:
     Raises:
         InputError: another process is running it, or its records cannot be read any more.
     """
+    integrity.check_usable(run)
     with run.locked():
         files.remove_temporary(run.path)
     if run.manifest.get("prepared"):

@@ -285,7 +285,7 @@ def _answers(run: RunDirectory, overall: pd.DataFrame) -> list[Table | str]:
     attacks = sorted(set(overall[overall["observer"] == "outsider"]["attack"]))
     if not attacks or output.spent(policy, 1) is None:
         return []
-    candidates = len(run.read_candidates(0))
+    candidates = run.table("scores").query("game == 0")["candidate"].nunique()
     counts = {name: outsider.answers_asked(name, candidates, policy.queries) for name in attacks}
     most = max(attacks, key=lambda name: counts[name])
     epsilon, delta = output.spent(policy, counts[most]) or (math.nan, math.nan)

@@ -102,6 +102,13 @@ def test_the_report_is_written_before_the_tables(tmp_path: Path, monkeypatch: py
     assert report.exists()
 
 
+def test_a_system_without_its_signals_and_locks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows is."""
+    monkeypatch.delattr("signal.SIGHUP")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_refused(fedsim("show", "x"), "this system has no SIGHUP and no fcntl")
+
+
 # ------------------------------------------------------------------ what names there are
 @pytest.mark.parametrize(
     "name", ["x[/bold]y", "[red]x", "a\\", "[link=x]", ":smile:", "b\x1b[31mr", "e\u202ed"]

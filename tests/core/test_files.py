@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from safetensors import SafetensorError
 
 from fedsim.core import files
 from fedsim.core.errors import InputError
+
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -109,7 +113,19 @@ def test_round_trips(tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.read_arrays(tmp_path / "a.safetensors")["w"], arrays["w"])
 
 
-def test_files_can_be_read_by_whoever_the_umask_allows(tmp_path: Path) -> None:
-    files.write_text(tmp_path / "report.html", "x")
-    (tmp_path / "plain").write_text("x")
-    assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "plain").stat().st_mode
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_file_is_as_private_as_its_folder(tmp_path: Path) -> None:
+    for mode, of_file, of_folder in ((0o700, 0o600, 0o700), (0o755, 0o666 & ~UMASK, 0o777 & ~UMASK)):
+        folder = tmp_path / oct(mode)
+        folder.mkdir()
+        folder.chmod(mode)
+        files.write_text(folder / "x", "x")
+        files.write_text(folder / "deep" / "er" / "x", "x")
+        files.write_arrays(folder / "deep" / "records", {"a": np.zeros(2)}, private=True)
+        assert mode_of(folder / "x") == mode_of(folder / "deep" / "er" / "x") == of_file
+        assert mode_of(folder / "deep") == mode_of(folder / "deep" / "er") == of_folder
+        assert mode_of(folder / "deep" / "records") == 0o600
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
