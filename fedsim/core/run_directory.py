@@ -444,7 +444,8 @@ class RunDirectory:
 
     def write_worlds(self, game: int, named: Mapping[str, World]) -> None:
         """Keep what the adversary owns in each world."""
-        files.write_arrays(self.path / f"worlds-{game:03d}.safetensors", worlds.arrays(named))
+        path = self.path / f"worlds-{game:03d}.safetensors"
+        files.write_arrays(path, worlds.arrays(named), private=True)
 
     def read_worlds(self, game: int) -> dict[str, World]:
         """Read what the adversary owns in each world."""
