@@ -15,6 +15,7 @@ from support.runs import document
 from attacks import registry
 from attacks.declaration import Attack, attack
 from fedsim import report
+from fedsim.core import trust
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
@@ -137,6 +138,7 @@ def test_a_mended_attack_leaves_the_list_of_those_not_run(folder: Path) -> None:
     text = (run.path / "scenario.toml").read_text()
     (run.path / "scenario.toml").write_text(text.replace(f'folder = "{folder}"', f'folder = "{other}"'))
     integrity.note(run, "scenario.toml")
+    trust.mark(run.path, run.scenario)
     again = RunDirectory.open(run.path)
     attack_again(again)
     assert again.table("not_run").empty and "raises" in set(again.table("leakage")["attack"])
