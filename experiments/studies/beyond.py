@@ -287,9 +287,9 @@ finished runs; members and held-out records are the other parties'. Intervals ar
   *Gain*: that of people called members minus that of people at random. *Norm*: of the adversary's update over
   the others' median, more than its honest one.
 - **breast-cancer**: a published attribute inference has an AUC of .93 (arXiv 2512.15143, second-hand: we have
-  not seen its table). Not the same setting: there the model is trained centrally, the attribute and the
-  adversary's knowledge are its authors' choice, and what imputation alone finds is not known to us. Here
-  the attribute is the mean radius, above or below its median, which other columns (perimeter, area) all but
+  not read it, and do not know its attribute, its model, what its adversary knows, or what imputation alone
+  finds there). Here five hospitals train together; a participant knows the label and every column but one;
+  that is the mean radius, above or below its median, which other columns (perimeter, area) all but
   determine: compare the AUC of *imputation*, which touches no model, before calling any AUC a leak.
 """
 
