@@ -72,6 +72,7 @@ class Attack:
     by_round: whether it is asked of every round's model as well, which takes an attack that reads one model
     reads: the records that it can score: of a table, letters ('text'), or any
     beside: attacks on the view whose log-odds it is given with the matrix, as far as they can be run
+    together: whether it explains all candidates at once, so that its owner must own them all
     origin: 'module:callable' where a scenario named it so
     """
 
@@ -92,6 +93,7 @@ class Attack:
     reads: Reads = "table"
     by_round: bool = False
     beside: tuple[str, ...] = ()
+    together: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ def attack(
     reads: Reads = "table",
     by_round: bool = False,
     beside: tuple[str, ...] = (),
+    together: bool = False,
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -157,6 +160,7 @@ def attack(
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
             threshold, active, isolates, simulates, reads, by_round, beside,
+            together,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

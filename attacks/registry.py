@@ -276,8 +276,8 @@ def _cannot_read(attack: Attack, text: bool) -> str:
 
 
 def owned_in(world: str, attack: Attack) -> bool:
-    """Tell whether the adversary owns what an attack draws its shadows from, in a world."""
-    return not attack.inside or OWNED_AS[world] == "population"
+    """Tell whether the adversary owns what an attack needs in a world: in some no two candidates at once."""
+    return not (attack.inside or attack.together) or OWNED_AS[world] == "population"
 
 
 def _obstacle(
@@ -299,7 +299,8 @@ def _obstacle(
         return f"simulates the federation, which it cannot with federation.strategy = '{federation.strategy}'"
     if not any(owned_in(world, attack) for world in adversary.ladder):
         worlds = ", ".join(adversary.ladder)
-        return f"trains shadows on candidates, which the adversary owns in none of its worlds ({worlds})"
+        what = "trains shadows on candidates" if attack.inside else "decodes all candidates together"
+        return f"{what}, which the adversary owns in none of its worlds ({worlds})"
     if attack.active and attack.active != adversary.active:
         return f"reads what an active adversary did to the model; set adversary.active = '{attack.active}'"
     if attack.isolates and adversary.secure_aggregation:

@@ -37,7 +37,13 @@ Step = tuple["torch.nn.Module", Sequence[Weights]]
 """The model w_{t−1} and K updates that were made from it."""
 
 
-@attack("update-regression", sees=EVERY_MODEL, assumes=PULLED, source="ours: all candidates decoded together")
+@attack(
+    "update-regression",
+    sees=EVERY_MODEL,
+    assumes=PULLED,
+    source="ours: all candidates decoded together",
+    together=True,
+)
 def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) -> np.ndarray:
     """Return t-statistics of the candidates' part in the others' updates, (n,) float64; 0 without updates."""
     updates = ((t, view.others_update(t)) for t in view.trained_rounds)

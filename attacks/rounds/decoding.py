@@ -99,7 +99,8 @@ def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) 
     Raises:
         InputError: shadows cannot follow the strategy.
     """
-    return decode(view, candidates, int(rng.integers(2**62))).scores
+    effort = Effort(prior=view.assumptions.prior)
+    return decode(view, candidates, int(rng.integers(2**62)), effort).scores
 
 
 def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:

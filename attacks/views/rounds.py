@@ -29,13 +29,22 @@ def over(view: ParticipantView, rounds: Sequence[int]) -> ParticipantView:
 
 
 def as_assumed(view: ParticipantView) -> ParticipantView:
-    """Return the view of the rounds that attacks may look at (adversary.rounds), as far as they were seen.
+    """Return the view of the rounds that attacks may look at, as far as they were seen (adversary.rounds).
+
+    Its settings are what the adversary believes: the parties' sizes and learning rate may not be known.
 
     Raises:
-        InputError: none of them was seen.
+        InputError: none of the rounds was seen.
     """
-    wanted = view.assumptions.rounds
-    return over(view, [t for t in wanted if t in view.models]) if wanted else view
+    assumed, settings = view.assumptions, view.settings
+    if not assumed.knows_sizes:
+        settings = replace(settings, sizes=(len(view.own_train),) * settings.parties)
+    if assumed.assumed_lr is not None:
+        training = settings.training.model_copy(update={"lr": assumed.assumed_lr})
+        settings = replace(settings, training=training)
+    wanted = assumed.rounds
+    seen = over(view, [t for t in wanted if t in view.models]) if wanted else view
+    return seen if settings is view.settings else replace(seen, settings=settings, _kept={})
 
 
 def check_rounds(rounds: Sequence[int], last: int) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attacks import registry
+from attacks.rounds import decoding
 from fedsim.core.data.describe import ColumnFacts, class_counts
 from fedsim.core.models import shapes
 from fedsim.runs.prepare import Prepared
@@ -109,11 +110,12 @@ def estimate(prepared: Prepared) -> tuple[float, float]:
     data = encoded.features.nbytes + encoded.labels.nbytes
     models = 4.0 * weights * (scenario.federation.rounds + 1)
     stacked = STACKED_OPERATIONS[scenario.model.name not in ("logistic", "mlp")]
-    # As many operations again go into shadows of the first rounds.
+    # As many operations again go into shadows of the first rounds; all of it once for each world.
     rate = OPERATIONS
     if scenario.model.name in shapes.LANGUAGE:  # each token is a row of large products
         operations, rate = operations * encoded.features.shape[1], TOKEN_OPERATIONS
-    seconds = operations / rate + 2 * shadows * operations / stacked
+    federations = 2 * shadows + (decoding.Effort().federations if _simulates_rounds(prepared) else 0)
+    seconds = operations / rate + len(scenario.adversary.ladder) * federations * operations / stacked
     return seconds + 5, BASE_MEMORY + 3.0 * data + models
 
 
@@ -129,6 +131,10 @@ def _weights(prepared: Prepared) -> int:
 
 def _needs_shadows(prepared: Prepared) -> bool:
     return any(attack.shadows for attack in registry.attacks_of(prepared.scenario))
+
+
+def _simulates_rounds(prepared: Prepared) -> bool:
+    return any(attack.simulates for attack in registry.attacks_of(prepared.scenario))
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from fedsim.core.imports import is_reference
-from fedsim.core.scenario.base import Positive, Settings
+from fedsim.core.scenario.base import Positive, Settings, Share
 from fedsim.core.scenario.protection import OutputPolicy
 
 Observer = Literal["outsider", "participant", "coalition", "server"]
@@ -106,6 +106,17 @@ class AdversarySettings(Settings):
         None,
         description="records it owns beside candidates and its own; default: 'population' all the others, "
         "'disjoint' half of the held-out records",
+    )
+    prior: Share = Field(
+        0.5, description="share of members that it assumes among those it asks about, right or wrong"
+    )
+    knows_sizes: bool = Field(
+        True,
+        description="whether it knows how many records each party trains on; if not, it takes all parties to "
+        "have as many as its own",
+    )
+    assumed_lr: Positive | None = Field(
+        None, description="learning rate that it assumes the parties to train with; default: knows theirs"
     )
     shadows: Annotated[int, Field(ge=16)] = Field(
         256, description="shadow federations that it simulates, if an attack asks for them"
