@@ -129,10 +129,10 @@ def section(run: RunDirectory) -> list[str]:
 TITLE = [
     "# What a participant finds, world by world and attack by attack",
     "",
-    "From a participant's view. Each federation is trained once and attacked by adversaries that own less and",
-    "less. All of them know the parties' sizes, w_0 and the training's settings, and assume that half of those",
-    "they ask about are members; what each of these is worth stands in `ladder.md`. Intervals are 95 %,",
-    "differences paired; of few games they say little about how games differ. Made by",
+    "From a participant's view. Each federation is trained once and attacked by adversaries that own less",
+    "and less. All of them know the parties' sizes, w_0 and the training's settings, and assume that half of",
+    "those they ask about are members; what each of these is worth stands in `ladder.md`. Intervals are",
+    "95 %, differences paired; of few games they say little about how games differ. Made by",
     "`python experiments/studies/every_attack.py`.",
     "",
 ]

@@ -45,6 +45,22 @@ def test_it_weighs_parts_by_what_they_are_worth_and_keeps_the_better_ones_power(
     assert alone > 0.8 and with_noise > alone - 0.01
 
 
+def test_log_odds_from_beside_the_shadows_are_never_lost_nor_in_the_way() -> None:
+    """Two sources that err independently: together at least as good as the better, whichever that is."""
+    for of_shadows, of_rounds in ((1.5, 0.0), (0.3, 1.5), (1.0, 1.0)):
+        aucs = []
+        for seed in range(4):
+            matrix, member = world(seed, of_shadows)
+            seen = of_rounds * member + stream(seed + 50).normal(size=len(member))
+            odds = of_rounds * (seen - of_rounds / 2)
+            alone = combined.score(matrix, stream(), {"lira": lira.online})
+            beside = replace(matrix, beside={"round-decoding": odds})
+            both = combined.score(beside, stream(), {"lira": lira.online})
+            aucs.append([roc_auc_score(member, one) for one in (both, alone, odds)])
+        together, shadows, rounds = np.mean(aucs, axis=0)
+        assert together > max(shadows, rounds) - 0.01, (of_shadows, of_rounds)
+
+
 def test_all_parts_together_find_members_and_nothing_where_there_is_nothing() -> None:
     found, nothing = [], []
     for seed in range(3):

@@ -114,6 +114,16 @@ def test_ratios_are_close_to_the_best_that_any_reader_of_one_record_could_have(
     assert np.corrcoef(ratios, best)[0, 1] > 0.9
 
 
+def test_ratios_are_tempered_only_where_amplitudes_spread_more_than_the_channel_says(
+    transmissions: list[tuple[Reading, np.ndarray, np.ndarray]],
+) -> None:
+    plain = [reading.tempering(PRIOR) for reading, _, _ in transmissions]
+    assert max(plain) <= 1 and np.mean(plain) > 0.85
+    for reading, _, _ in transmissions:
+        wider = Reading(2 * reading.amplitude, reading.gain, reading.deviation)
+        assert wider.tempering(PRIOR) < 0.35, "four times the variance, a quarter of the ratio"
+
+
 def test_standardised_amplitudes_are_calibrated_in_mean_and_spread(
     transmissions: list[tuple[Reading, np.ndarray, np.ndarray]],
 ) -> None:

@@ -64,3 +64,16 @@ def test_half_of_the_shadows_hold_a_record_and_none_holds_all() -> None:
 def test_a_party_that_no_record_can_be_in() -> None:
     with pytest.raises(ValueError, match="party 1"):
         draw_members(2, [3, 3], np.zeros(10, int), seed=0)
+
+
+def test_spare_records_fill_a_party_to_its_true_size_and_leave_half_of_the_owned_out() -> None:
+    party_of = np.concatenate([np.full(40, -1), np.repeat([0, 1], 60)])
+    spare = {0: np.arange(40, 100), 1: np.arange(100, 160)}
+    drawn = draw_members(50, [20, 30], party_of, seed=3, spare=spare)
+    assert drawn.sizes == [20, 30]
+    inside = drawn.inside
+    assert ((inside[:, :40] >= 0).sum(axis=1) == 20).all()
+    for k, rows in spare.items():
+        assert np.isin(inside[:, rows], [-1, k]).all() and (inside[:, rows] == k).any()
+    np.testing.assert_array_equal(draw_members(7, [20, 30], party_of, seed=3, spare=spare).inside, inside[:7])
+    assert ((inside[::2, :40] >= 0) != (inside[1::2, :40] >= 0)).all(), "pairs still are complementary"
