@@ -133,7 +133,8 @@ TITLE = [
     "# What each thing that the adversary owns and knows is worth to it",
     "",
     "From a participant's view, on the five hospitals of `experiments/hospitals.toml`. LiRA simulates",
-    "256 federations, round decoding rounds of single parties. Intervals are 95 %. Made by",
+    "256 federations, round decoding rounds of single parties. Intervals are 95 %. All parties are of one",
+    "size here: an adversary that does not know sizes takes them to be like its own, and is right. Made by",
     "`python experiments/studies/ladder.py`.",
     "",
 ]
