@@ -16,7 +16,7 @@ import pandas as pd
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation.leakage import roc_table
-from fedsim.evaluation.results import judged
+from fedsim.evaluation.results import in_world, judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,10 +102,10 @@ class Plots:
         return axes
 
     def _auc(self) -> pd.DataFrame:
-        """Return the AUC rows of the adversary's attacks over all games."""
+        """Return the AUC rows of the adversary's attacks over all games, in the headline's world."""
         if not self.run.has("leakage"):
             raise InputError(f"{self.run.path} has no leakage yet: the run has not come that far")
-        leakage = self.run.table("leakage")
+        leakage = in_world(self.run, self.run.table("leakage"))
         return leakage[(leakage["metric"] == "auc") & (leakage["game"] == "all") & _adversary(leakage)]
 
     def _strongest(self, attacks: Sequence[str] | None) -> list[str]:

@@ -1,7 +1,8 @@
 """A run's figures in the places where teams keep theirs: TensorBoard, MLflow.
 
 What is written are the tables' own numbers: per round and party accuracy, loss, AUC and ε; of a finished run
-the AUC of every attack with the ends of its interval. No record, score or model leaves the run's folder.
+every attack's AUC in the headline's world with its interval. No record, score or model leaves the
+run's folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
+from fedsim.evaluation.results import in_world
 
 Scalar = tuple[str, int, float]
 """Name, round, value."""
@@ -32,7 +34,7 @@ def scalars(run: RunDirectory) -> Iterator[Scalar]:
                 yield f"{metric}/{party}", int(t), float(value)
     if run.has("leakage"):
         last = int(rounds["round"].max())
-        for row in _auc(run.table("leakage")).itertuples():
+        for row in _auc(in_world(run, run.table("leakage"))).itertuples():
             for end, value in (("", row.value), ("/low", row.low), ("/high", row.high)):
                 if math.isfinite(value):  # type: ignore[arg-type]
                     yield f"leakage/{row.observer}/{row.attack}/{row.party}{end}", last, float(value)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import fedsim
 from fedsim.api import Run
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation.results import in_world
 from fedsim.report import tracking
 
 
@@ -31,7 +32,7 @@ def test_curves_are_the_tables(run: RunDirectory) -> None:
     accuracy = run.table("rounds").query("party == 'all'").sort_values("round")["accuracy"]
     drawn = next(line for line in plot.rounds("accuracy").lines if line.get_label() == "all")
     np.testing.assert_allclose(np.asarray(drawn.get_ydata(), dtype=float), accuracy)
-    auc = run.table("leakage").query(
+    auc = in_world(run, run.table("leakage")).query(
         "metric == 'auc' and game == 'all' and attack == 'loss' and party != 'all'"
     )
     axes = plot.leakage(["loss"])
@@ -54,7 +55,7 @@ def test_scalars_are_the_tables_and_name_no_file(run: RunDirectory) -> None:
     found = {(name, t): value for name, t, value in tracking.scalars(run)}
     rounds = run.table("rounds").set_index(["party", "round"])
     assert found["epsilon/hospital-2", 2] == rounds.loc[("hospital-2", 2), "epsilon"]
-    leakage = run.table("leakage").set_index(["attack", "party", "game", "metric"])
+    leakage = in_world(run, run.table("leakage")).set_index(["attack", "party", "game", "metric"])
     assert found["leakage/participant/loss/all", 2] == leakage.loc[("loss", "all", "all", "auc"), "value"]
     assert all(np.isfinite(value) for value in found.values())
     said = tracking.settings(run.scenario)
