@@ -101,7 +101,7 @@ class ShippedSettings(Settings):
         description="Flower's LocalDpMod; the same with the sensitivity of its clipping; NVFlare's "
         "PercentilePrivacy; or its SVTPrivacy",
     )
-    epsilon: Positive = Field(1.0, description="ε that is claimed, a round")
+    epsilon: Positive = Field(1.0, le=1e6, description="ε that is claimed, a round")
     delta: Share = Field(1e-5, description="δ of that")
     clipping_norm: Positive = Field(1.0, description="bound C on the norm of the update")
     sensitivity: Positive | None = Field(
