@@ -46,8 +46,8 @@ CASES = {
     "ε = 8": Case(dp=("all=8",), seeds=3),
     "ε = 2": Case(dp=("all=2",)),
     "clipping alone": Case(changes=("dp.all.noise_multiplier=0.01",)),
-    "half the width": Case(changes=("model.hidden=[48,48]",)),
     "ε = 8 for a patient": Case(changes=('dp.all.unit="person"',), dp=("all=8",)),
+    "half the width": Case(changes=("model.hidden=[48,48]",)),
 }
 
 
