@@ -104,17 +104,15 @@ def utility(runs: list[RunDirectory]) -> str:
 
 
 def membership(runs: list[RunDirectory]) -> Iterator[str]:
-    tables = [run.table("leakage") for run in runs]
-    first = tables[0]
-    chosen = first[
-        (first["metric"] == "auc") & (first["party"] == "all") & (first["observer"] == "participant")
-    ]
-    for attack in chosen["attack"]:
-        rows = [
-            t[(t["metric"] == "auc") & (t["party"] == "all") & (t["attack"] == attack)].iloc[0]
-            for t in tables
-        ]
-        yield f"| `{attack}` | " + ", ".join(figure(row, 3) for row in rows) + " |"
+    tables = []
+    for run in runs:
+        table = run.table("leakage")
+        whole = (table["party"] == "all") & (table["game"].astype(str) == "all")
+        chosen = table[whole & (table["metric"] == "auc") & (table["observer"] == "participant")]
+        tables.append(chosen.drop_duplicates("attack").set_index("attack"))
+    for attack in tables[0].index:
+        cells = [figure(table.loc[attack], 3) for table in tables if attack in table.index]
+        yield f"| `{attack}` | " + ", ".join(cells) + " |"
 
 
 def page(names: list[str], folder: Path, seeds: int) -> Iterator[str]:
