@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -81,6 +81,13 @@ def pattern(style: Spelling) -> str:
     return rf"[+-]?(?:(?:\d+|{grouped}{lakh})(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][+-]?\d+)?"
 
 
+def alike_for(style: Spelling, text: str) -> Spelling:
+    """Return the simplest style that reads the numbers in ``text`` alike: without marks that none has."""
+    thousands = style.thousands if style.thousands in text else ""
+    decimal = style.decimal if thousands or style.decimal in text or "." in text else "."
+    return replace(style, decimal=decimal, thousands=thousands)
+
+
 _PATTERNS = {style: re.compile(rf"^{pattern(style)}$") for style in STYLES}
 
 
@@ -119,6 +126,7 @@ class Profile:
     units: Mapping[str, int]
     cells: int
     odd: Mapping[str, int]
+    _read: dict[Spelling, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def share(self) -> float:
@@ -140,7 +148,10 @@ class Profile:
 
     def reading(self, style: Spelling) -> bytes:
         """Return what the style makes of the numbers: equal for styles that read them alike."""
-        return np.nan_to_num(values(self.cores, style), nan=np.inf).tobytes()
+        alike = alike_for(style, "".join(self.cores))
+        if alike not in self._read:
+            self._read[alike] = np.nan_to_num(values(self.cores, alike), nan=np.inf).tobytes()
+        return self._read[alike]
 
     @property
     def marks(self) -> set[str]:
@@ -193,8 +204,19 @@ def profile(cells: Sequence[str]) -> Profile:
             cores[core] = cores.get(core, 0) + int(count)
         else:
             odd[text] = odd.get(text, 0) + int(count)
-    fits = {style: np.array([bool(_PATTERNS[style].match(c)) for c in cores], dtype=bool) for style in STYLES}
-    return Profile(tuple(cores), np.array(list(cores.values()), dtype=np.int64), fits, units, len(cells), odd)
+    counts = np.array(list(cores.values()), dtype=np.int64)
+    return Profile(tuple(cores), counts, _fits(cores), units, len(cells), odd)
+
+
+def _fits(cores: Mapping[str, int]) -> dict[Spelling, np.ndarray]:
+    """Return style → (k,) bool, whether each number fits it; tried once for styles that read them alike."""
+    text = "".join(cores)
+    alike = {style: alike_for(style, text) for style in STYLES}
+    tried = {
+        style: np.array([bool(_PATTERNS[style].match(core)) for core in cores], dtype=bool)
+        for style in set(alike.values())
+    }
+    return {style: tried[alike[style]] for style in STYLES}
 
 
 def _unit_of(match: re.Match[str]) -> str:

@@ -153,3 +153,14 @@ def test_numbers_written_in_a_locale_read_back(
         assert "set data.decimal" in str(error)
         return
     np.testing.assert_allclose(found, rounded, rtol=1e-9)
+
+
+@given(st.lists(st.text("0123456789.,' +-e", min_size=1, max_size=9), min_size=1, max_size=6))
+def test_styles_that_are_taken_for_alike_read_alike(cells: list[str]) -> None:
+    text = "".join(cells)
+    for style in numbers.STYLES:
+        alike = numbers.alike_for(style, text)
+        np.testing.assert_array_equal(numbers.values(cells, style), numbers.values(cells, alike))
+        for cell in cells:
+            fits = [bool(numbers._PATTERNS[one].match(cell)) for one in (style, alike)]
+            assert fits[0] == fits[1]
