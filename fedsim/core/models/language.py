@@ -62,7 +62,8 @@ class LanguageModel(nn.Module, ABC):
 
     def _nats(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return −log p of every token after the first, (B, T − 1), 0 of padding, and which are none."""
-        logits = self.output(self.hidden(ids[:, :-1])[0])  # (B, T − 1, V)
+        read = ids[:, :-1].contiguous()  # as ghost clipping asks of an embedding's input
+        logits = self.output(self.hidden(read)[0])  # (B, T − 1, V)
         target = ids[:, 1:]
         nats = functional.cross_entropy(
             logits.transpose(1, 2), target, ignore_index=self.vocabulary - 1, reduction="none"

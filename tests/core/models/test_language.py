@@ -11,8 +11,9 @@ from fedsim.core.data.records import Records
 from fedsim.core.errors import InputError
 from fedsim.core.models import shapes, zoo
 from fedsim.core.models.language import LanguageModel, token_accuracy, token_nats
-from fedsim.core.models.private import check_dp_ready
+from fedsim.core.models.private import check_dp_ready, ghost_problem
 from fedsim.core.scenario.training import ModelSettings, PretrainSettings
+from fedsim.core.training.clipping import takes_ghost
 from fedsim.core.training.metrics import evaluate
 from fedsim.core.training.pretrain import pretrain
 
@@ -98,6 +99,14 @@ def test_it_is_ready_for_dp_sgd_and_counts_its_weights(name: str) -> None:
     model = _model(name)
     check_dp_ready(model, (LENGTH,))
     assert shapes.weights(_settings(name), (LENGTH,), 2) == sum(p.numel() for p in model.parameters())
+
+
+def test_ghost_clipping_finds_its_norms_and_is_left_out_where_letters_are_long() -> None:
+    assert ghost_problem(_model("gpt"), (LENGTH,)) == ""
+    wide = zoo.build(ModelSettings(name="gpt", hidden=[64], vocabulary=200), (16,), 2)
+    long = zoo.build(ModelSettings(name="gpt", hidden=[64], vocabulary=200), (100,), 2)
+    assert takes_ghost(wide, (16,), 64.0, "auto")
+    assert not takes_ghost(long, (100,), 64.0, "auto")
 
 
 @pytest.mark.parametrize("name", MODELS)
