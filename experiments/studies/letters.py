@@ -44,6 +44,7 @@ class Case:
 CASES = {
     "plain": Case(seeds=3),
     "ε = 8": Case(dp=("all=8",), seeds=3),
+    "ε = 16": Case(dp=("all=16",)),
     "ε = 2": Case(dp=("all=2",)),
     "clipping alone": Case(changes=("dp.all.noise_multiplier=0.01",)),
     "ε = 8 for a patient": Case(changes=('dp.all.unit="person"',), dp=("all=8",)),
@@ -76,7 +77,7 @@ def figure(row: pd.Series, digits: int = 2) -> str:
 def secrets_of(runs: list[RunDirectory], rounds: str) -> Iterator[str]:
     """Yield the rows of a case; secrets of several seeds count as of several games."""
     measured = pd.concat([run.table("memorised") for run in runs], ignore_index=True)
-    table = judge.summary(measured)
+    table = judge.summary(measured.assign(observer="participant"))
     shown = sorted(set(table["round"])) if rounds == "all" else [table["round"].max()]
     for t in shown:
         for count, rows in table[table["round"] == t].groupby("letters"):

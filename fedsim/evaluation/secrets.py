@@ -97,10 +97,10 @@ DRAWS, LIKELY = 100, 0.5
 
 
 def summary(measured: pd.DataFrame) -> pd.DataFrame:
-    """Return what was given away by round and number of letters: round, letters, metric, value, low, high, n.
+    """Return what was given away: observer, round, letters, metric, value, low, high, n.
 
-    measured: one row a secret, round and game: letters, inserted, exposure, exposure_fit, extracted,
-    probability, from_own_letters, by_repetition. Secrets that were never trained on count as of 0 letters,
+    measured: one row an observer, secret, round and game: letters, inserted, exposure, exposure_fit,
+    extracted, probability, from_own_letters, by_repetition. Secrets that were never trained on count as of 0 letters,
     whatever their person would have written. Metrics: the median 'exposure' in bits, by sampling and by the
     skew-normal fit; 'auc' of the exposure against secrets never trained on; the shares 'extracted' and
     'discoverable' behind the right prefix, 'from own letters' and 'by repetition' without it. Secrets of
@@ -108,12 +108,15 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
     """
     lines: list[tuple] = []
     trained = measured.assign(letters=measured["letters"].where(measured["inserted"], 0))
-    for t, of_round in trained.groupby("round"):
+    for (observer, t), of_round in trained.groupby(["observer", "round"]):
         never = of_round[of_round["letters"] == 0]
         for letters, group in of_round.groupby("letters"):
             for metric, estimate in _estimates(group, never).items():
-                lines.append((t, letters, metric, estimate.value, estimate.low, estimate.high, len(group)))
-    return pd.DataFrame(lines, columns=["round", "letters", "metric", "value", "low", "high", "n"])
+                interval = estimate.value, estimate.low, estimate.high
+                lines.append((observer, t, letters, metric, *interval, len(group)))
+    return pd.DataFrame(
+        lines, columns=["observer", "round", "letters", "metric", "value", "low", "high", "n"]
+    )
 
 
 def _estimates(group: pd.DataFrame, never: pd.DataFrame) -> dict[str, Estimate]:

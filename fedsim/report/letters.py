@@ -46,7 +46,8 @@ def section(run: RunDirectory) -> Letters | None:
     """Return what is shown of a run on letters, None where no model was asked for secrets."""
     if not (run.has("memorisation") and run.has("memorised")):
         return None
-    table, measured = run.table("memorisation"), run.table("memorised")
+    table, measured = (run.table(name) for name in ("memorisation", "memorised"))
+    table, measured = (part[part["observer"] == "participant"] for part in (table, measured))
     last = int(table["round"].max())
     table = table[table["round"] == last]
     rows: dict[int, dict[str, Estimate]] = {}
@@ -73,7 +74,7 @@ def picture(table: pd.DataFrame, bits: float) -> str:
 
     table: round, letters, metric, value, as in ``memorisation.parquet``; bits: the largest exposure
     """
-    rows = table[table["metric"] == "exposure"]
+    rows = table[(table["metric"] == "exposure") & (table["observer"] == "participant")]
     frame = Frame(Scale(0, max(1.0, float(rows["round"].max())), 64, 444), Scale(0, bits, 274, 34))
     parts = [frame.axes("round", "exposure of the secrets, bits (median)")]
     order = sorted(set(rows["letters"]))

@@ -16,6 +16,8 @@ import pandas as pd
 from attacks.text import exposure, extraction
 from attacks.text.exposure import Numbers
 from attacks.text.extraction import GREEDY, Policy
+from attacks.views.server import ServerView
+from attacks.views.settings import Weights
 from fedsim.core import rng
 from fedsim.core.data.store import read_party
 from fedsim.core.data.text import BEGIN, Vocabulary, read_vocabulary
@@ -26,6 +28,7 @@ from fedsim.core.models.weights import load_weights
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import secrets as judge
 from fedsim.runs import integrity
+from fedsim.runs.observers import observers_of, sight, victims_of
 
 Progress = Callable[[int, int], object]
 
@@ -67,6 +70,8 @@ def memorise(
     ``memorised.parquet`` has a row a secret and round, ``memorisation.parquet``, which is returned, what can
     be said of them (`fedsim.evaluation.secrets.summary`).
 
+    A server that sees single answers is asked through each victim's last one, for that victim's secrets.
+
     rounds: default 0, the middle and the last; policy: how answers are drawn, greedily by default
 
     Raises:
@@ -78,15 +83,20 @@ def memorise(
     if victims.empty:
         raise InputError(f"{run.path}: no letter holds a secret; name a column 'secret' beside 'text'")
     chosen = {game: _rounds(run, game, rounds) for game in range(run.scenario.games)}
-    total, done, parts = sum(map(len, chosen.values())), 0, []
+    answers = {game: _last_answers(run, game) for game in chosen}
+    total, done, parts = sum(len(chosen[game]) + len(answers[game]) for game in chosen), 0, []
     for game, of_game in chosen.items():
-        asked = _asked(run, game, vocabulary, victims[victims["game"] == game].reset_index(drop=True))
-        for t in of_game:
+        secrets = victims[victims["game"] == game].reset_index(drop=True)
+        models = [("participant", "", t, run.read_model(game, t)) for t in of_game]
+        models += [("server", party, t, weights) for party, (t, weights) in answers[game].items()]
+        for observer, party, t, weights in models:
             progress(done, total)
             done += 1
-            stream = rng.generator(run.scenario.seed, "memorisation", game=game, round=t)
-            found = _ask(_model(run, game, t), asked, samples, policy, stream)
-            parts.append(found.assign(game=game, round=t))
+            own = secrets[secrets["party"] == party].reset_index(drop=True) if party else secrets
+            stream = rng.generator(run.scenario.seed, "memorisation", game=game, party=party, round=t)
+            asked = _asked(run, game, vocabulary, own)
+            found = _ask(_module(run, weights), asked, samples, policy, stream)
+            parts.append(found.assign(game=game, round=t, observer=observer))
     progress(total, total)
     measured = pd.concat(parts, ignore_index=True)
     run.write_table("memorised", measured)
@@ -103,10 +113,21 @@ def _rounds(run: RunDirectory, game: int, wanted: Sequence[int] | None) -> list[
     return chosen
 
 
-def _model(run: RunDirectory, game: int, t: int) -> LanguageModel:
+def _last_answers(run: RunDirectory, game: int) -> dict[str, tuple[int, Weights]]:
+    """Return each victim's last answer with its round, where the server is an observer and sees it."""
+    settings = run.scenario.adversary
+    if "server" not in observers_of(settings) or settings.secure_aggregation:
+        return {}
+    seen = sight(run, game, "server")
+    assert isinstance(seen, ServerView)
+    names, last = list(run.manifest["parties"]), max(seen.answers)
+    return {names[k]: (last, seen.answers[last][k]) for k in victims_of(run) if k in seen.answers[last]}
+
+
+def _module(run: RunDirectory, weights: Weights) -> LanguageModel:
     manifest = run.manifest
     module = zoo.build(run.scenario.model, tuple(manifest["input_shape"]), len(manifest["classes"]))
-    load_weights(module, run.read_model(game, t))
+    load_weights(module, weights)
     if not isinstance(module, LanguageModel):
         raise InputError(
             f"{run.path}: model '{run.scenario.model.name}' cannot be asked for single tokens; a model of "

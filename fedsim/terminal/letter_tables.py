@@ -26,15 +26,19 @@ SHOWN = 5
 def show(run: RunDirectory, console: Console, show_secrets: bool = False) -> None:
     """Print exposure and extraction by round and number of letters, and some of what came out."""
     table, measured = run.table("memorisation"), run.table("memorised")
-    console.print(memorisation(table, float(measured["bits"].iloc[0])))
+    bits = float(measured["bits"].iloc[0])
+    for observer, rows in table.groupby("observer"):
+        console.print(memorisation(rows, bits, str(observer)))
+    measured = measured[measured["observer"] == "participant"]
     last = measured[(measured["round"] == measured["round"].max()) & measured["inserted"]]
     for line in sentences(last, show_secrets):
         console.print(line, markup=False, highlight=False)
 
 
-def memorisation(table: pd.DataFrame, bits: float) -> Table:
+def memorisation(table: pd.DataFrame, bits: float, observer: str) -> Table:
     """Return one row a round and number of letters; table: see `fedsim.evaluation.secrets.summary`."""
-    shown = new_table("Secrets of the other parties, asked for behind their prefix")
+    models = {"server": "each party's own last answer"}.get(observer, "the global models")
+    shown = new_table(f"Secrets of the other parties, asked of {models} behind their prefix")
     for heading in HEADINGS:
         shown.add_column(heading, justify="right", no_wrap=True)
     for (t, letters), rows in table.groupby(["round", "letters"]):

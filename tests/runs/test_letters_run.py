@@ -138,6 +138,10 @@ def test_a_server_tells_who_wrote_a_letter_and_whether_it_was_trained_on(tmp_pat
     scores = run.table("scores")
     assert {"loss", "loss-series", "fedmia-loss"} <= set(scores[scores["observer"] == "server"]["attack"])
     assert {"source-loss", "source-loss-series"} <= set(run.table("source_scores")["attack"])
+    table = letters.memorise(run, rounds=[2], samples=8)
+    assert set(table["observer"]) == {"participant", "server"}
+    counts = table[(table["metric"] == "exposure")].groupby("observer")["n"].sum()
+    assert counts["server"] == counts["participant"]  # each secret is asked of its own party's answer
 
 
 def test_text_and_tables_are_not_mixed_up(tmp_path: Path, run: RunDirectory) -> None:
