@@ -100,11 +100,11 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
     """Return what was given away: observer, round, letters, metric, value, low, high, n.
 
     measured: one row an observer, secret, round and game: letters, inserted, exposure, exposure_fit,
-    extracted, probability, from_own_letters, by_repetition. Secrets that were never trained on count as of 0 letters,
-    whatever their person would have written. Metrics: the median 'exposure' in bits, by sampling and by the
-    skew-normal fit; 'auc' of the exposure against secrets never trained on; the shares 'extracted' and
-    'discoverable' behind the right prefix, 'from own letters' and 'by repetition' without it. Secrets of
-    several games count once each game.
+    extracted, probability, from_own_letters, by_repetition. Secrets that were never trained on count as
+    of 0 letters, whatever their person would have written. Metrics: the median 'exposure' in bits, by
+    sampling and by the skew-normal fit; 'auc' of the exposure against secrets never trained on; the
+    shares 'extracted' and 'discoverable' behind the right prefix, 'from own letters' and 'by
+    repetition' without it. Secrets of several games count once each game.
     """
     lines: list[tuple] = []
     trained = measured.assign(letters=measured["letters"].where(measured["inserted"], 0))
