@@ -47,11 +47,11 @@ def stopped_by(failure: OSError | SafetensorError, at: str, monkeypatch: pytest.
     """Start a run on a disk that is full when the first file called ``at`` is written; go on with it."""
     write = files.write_atomically
 
-    def on_a_full_disk(path: Path, fill) -> None:  # type: ignore[no-untyped-def]
+    def on_a_full_disk(path: Path, fill, private=False) -> None:  # type: ignore[no-untyped-def]
         def fail(temporary: Path) -> None:
             raise failure
 
-        write(path, fail if path.name == at else fill)
+        write(path, fail if path.name == at else fill, private)
 
     with monkeypatch.context() as full:
         full.setattr(files, "write_atomically", on_a_full_disk)

@@ -255,6 +255,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path: Path, name: str) 
 def assert_refused(result: Result, expected: str) -> None:
     assert result.exit_code == 2, result.output
     lines = [line for line in result.output.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("This scenario names code")]
     assert len(lines) == 1 and lines[0].startswith("fedsim: "), result.output
     assert expected in lines[0]
     assert "Traceback" not in result.output
@@ -274,7 +275,7 @@ def test_wrong_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert_refused(fedsim("show", "other"), "it has no manifest.json")
     (tmp_path / "other" / "manifest.json").write_text('{"format": 99}')
-    assert_refused(fedsim("show", "other"), "format = 99; this fedsim reads format 2")
+    assert_refused(fedsim("show", "other"), "format = 99; this fedsim reads format 3")
     (tmp_path / "other" / "manifest.json").write_text("{")
     assert_refused(fedsim("show", "other"), "other/manifest.json: Expecting property name")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedsim.core import trust
 from fedsim.core.errors import FedsimError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import parse
@@ -140,6 +141,7 @@ def test_the_attack_has_a_timeout_of_its_own(tmp_path: Path) -> None:
 
     save(run.scenario.model_copy(update={"adversary": adversary}), run.path / "scenario.toml")
     integrity.note_prepared(run)
+    trust.mark(run.path, run.scenario)
     with pytest.raises(FedsimError, match=r"brought no scores: no reply within adversary\.timeout"):
         play.federate(RunDirectory.open(run.path))
 

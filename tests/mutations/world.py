@@ -98,7 +98,8 @@ def a_party(path: str = "written out", name: str = "hospital-1", game: int = 0, 
         {
             "seed": 5,
             "federation": {"rounds": 3},
-            "training": training,
+            "training": training
+            | {"private": training},  # what is checked is Poisson sampling, q < 1 included
             "dp": {"all": DPSettings.model_validate(settings)},
         }
     )

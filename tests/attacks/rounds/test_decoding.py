@@ -156,7 +156,7 @@ def test_score_takes_its_chance_from_the_stream() -> None:
     given, short = world(), Effort(rounds=(1,), sets=12, repeats=1)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(decoding, "Effort", lambda: short)
+        patch.setattr(decoding, "Effort", lambda prior: short)
         one, two, three = (
             score(given.view, given.candidates, np.random.default_rng(seed)) for seed in (1, 1, 2)
         )

@@ -19,7 +19,7 @@ from attacks.shadows.plain import train_one
 from attacks.shadows.schedule import Streams
 from attacks.shadows.suite import federation_plan
 from fedsim.core.models import zoo
-from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+from fedsim.core.scenario.training import ModelSettings, PrivateTrainingSettings, TrainingSettings
 
 SEED = 3
 
@@ -185,7 +185,8 @@ def test_momentum_adds_noise_up() -> None:
 
 
 def test_noise_of_another_form_stays_in_the_simulation() -> None:
-    adam = world(privacy=dp(2.0), training=TrainingSettings(optimizer="adam", batch=4, epochs=1)).view
+    private = PrivateTrainingSettings(optimizer="adam", batch=4, epochs=1)
+    adam = world(privacy=dp(2.0), training=TrainingSettings(batch=4, epochs=1, private=private)).view
     plan = federation_plan(adam, 2)
     assert noise_in_update(plan, [1, 2]) == 0
     assert silenced(plan) == plan

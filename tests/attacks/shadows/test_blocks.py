@@ -128,4 +128,4 @@ def test_progress_is_told() -> None:
         plan, w_0(plan), pool, members_of(plan, 3, pool), pool, rounds=[3], seed=3, max_bytes=1,
         progress=lambda done, total: reports.append((done, total)),
     )  # fmt: skip
-    assert reports == [(1, 3), (2, 3), (3, 3)]
+    assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]

@@ -46,7 +46,7 @@ def test_records_to_stop_on_are_in_no_party() -> None:
     for s in range(6):
         dealt = np.concatenate([heldout[0][s], heldout[2][s]])
         assert len(set(dealt)) == 14 and not set(dealt) & set(members[s].ravel())
-    with pytest.raises(InputError, match="stop early"):
+    with pytest.raises(InputError, match="no record is left over"):
         draw_heldout(plan, np.arange(60)[None, None], 60, [Streams(3, 0, 0)])
 
 

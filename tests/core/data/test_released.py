@@ -47,7 +47,7 @@ def cells(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(json.dumps(plain.to_dict("records"), default=lambda value: value.item()))
 
 
-@pytest.mark.parametrize("name", catalogue.names())
+@pytest.mark.parametrize("name", [n for n in catalogue.names() if not catalogue.get(n).schema.is_text])
 def test_every_named_set_is_encoded_as_in_training(name: str, data_dir: Path) -> None:
     if catalogue.get(name).files and not (data_dir / catalogue.get(name).folder).is_dir():
         pytest.skip(f"{name} is not in {data_dir}")
