@@ -15,6 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="fedsim-tests-")  # no key among the person's own files
 
+import absl.logging
 import hypothesis
 import torch
 from support.federation import Federation, federate, initial, noise
@@ -25,6 +26,10 @@ from fedsim.core.data.records import Records
 # A first call that imports a package, or a busy machine, is no failure of a property.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+# When uvicorn configures logging, absl's handler closes its stream unless that is one of Python's own: pytest's
+# own, which stood for stderr when absl was imported, would be gone for all tests that follow.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # A shell's background jobs are deaf to Ctrl-C, and so would be the commands that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
