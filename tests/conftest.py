@@ -27,8 +27,8 @@ from fedsim.core.data.records import Records
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
-# When uvicorn configures logging, absl's handler closes its stream unless that is one of Python's own: pytest's
-# own, which stood for stderr when absl was imported, would be gone for all tests that follow.
+# When uvicorn configures logging, absl's handler closes its stream unless that is one of Python's own. What
+# pytest captures with, which stood for stderr when absl was imported, would be gone for all later tests.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # A shell's background jobs are deaf to Ctrl-C, and so would be the commands that tests start and interrupt.

@@ -24,8 +24,9 @@ OUTSIDE = {
         "data_sha256",
         "created",
         "games",
+        "world_seconds",
     },  # the owner's own fingerprint; wall times; the model
-    "rounds": {"loss", "accuracy", "auc", "seconds", "update_norm", "update_cosine"},
+    "rounds": {"loss", "accuracy", "auc", "brier", "seconds", "update_norm", "update_cosine"},
 }
 """Outside the guarantee, or after the noisy model: `docs/guarantee.md` lists them."""
 

@@ -34,7 +34,7 @@ def auc(run: RunDirectory, attack: str = "loss") -> pd.Series:
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     quick = ("games=3", "adversary.attacks=['loss']")
-    return run_experiment("hospitals", tmp_path_factory.mktemp("hospitals") / "run", *quick)
+    return run_experiment("overfitted", tmp_path_factory.mktemp("hospitals") / "run", *quick)
 
 
 def test_an_overfitted_model_leaks(hospitals: RunDirectory) -> None:
