@@ -22,12 +22,12 @@ def test_a_run_that_was_stopped_while_records_were_dealt_starts_anew(
     prepared = prepare.check(scenario(tmp_path), None)
     write, files_written = files.write_atomically, 0
 
-    def until_the_disk_is_full(path: Path, fill) -> None:  # type: ignore[no-untyped-def]
+    def until_the_disk_is_full(path: Path, fill, private=False) -> None:  # type: ignore[no-untyped-def]
         nonlocal files_written
         files_written += 1
         if files_written > 6:
             raise files.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
-        write(path, fill)
+        write(path, fill, private)
 
     monkeypatch.setattr(files, "write_atomically", until_the_disk_is_full)
     with pytest.raises(InputError, match="the disk is full; free some space and use --resume"):

@@ -18,7 +18,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.runs.attack import attack_again
 
 SHADOWS = [name for name, attack in PARTICIPANTS.items() if attack.shadows]
-PASSIVE = [name for name, attack in PARTICIPANTS.items() if not attack.active]
+PASSIVE = [name for name, attack in PARTICIPANTS.items() if not attack.active and attack.reads != "text"]
 FEW = {"shadows": 32}
 
 
