@@ -126,8 +126,10 @@ def test_a_notebook_shows_a_table(tmp_path: Path) -> None:
     run = fedsim.run(tiny(tmp_path), dp={"hospital-2": 5}, progress=False)
     shown = run._repr_html_()
     assert shown.count("<tr>") == 4 and "hospital-1 (adversary)" in shown and "ε = 4.99, δ = 1e-05" in shown
-    auc = run.leakage.query("metric == 'auc' and party == 'hospital-3' and game == 'all'")["value"].max()
-    assert f"{auc:.3f} (" in shown and "errs upwards" in shown and "'population'" in shown
+    auc = run.leakage.query("metric == 'auc' and party == 'hospital-3' and game == 'all' and world == 'all'")[
+        "value"
+    ].max()
+    assert f"{auc:.3f} (" in shown and "errs upwards" in shown and "adversary.worlds" in shown
     (run.path / "leakage.parquet").unlink()
     (run.path / "rounds.parquet").unlink()
     assert "hospital-3" in run._repr_html_(), "also of a run that has not come that far"

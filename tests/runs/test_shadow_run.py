@@ -175,7 +175,7 @@ def test_the_first_update_gives_members_away_and_dp_noise_hides_them(tmp_path: P
     folder = run.observations(0)
     view, candidates = observations.load_view(folder), observations.load_candidates(folder)
     matrix = suite.simulate(view, candidates, run.scenario.seed, early=True)
-    assert len(matrix) == 4 * 256 and matrix.rounds.tolist() == [1, 2]
+    assert len(matrix) == 2048 and matrix.rounds.tolist() == [1, 2]
 
 
 def test_shadows_of_the_first_rounds_are_those_of_whole_ones(tmp_path: Path) -> None:
