@@ -34,7 +34,7 @@ def correct(path: str) -> audited.Finding:
 
 
 NOT_RETUNED = pytest.mark.xfail(
-    reason="the audit of planted bugs was tuned to one lr and batch; under training.private it finds nothing yet",
+    reason="the audit of planted bugs is not yet tuned to training.private, under which it finds nothing",
     strict=False,
 )
 
