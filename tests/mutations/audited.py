@@ -17,7 +17,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario.protection import DPSettings
-from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.scenario.training import PrivateTrainingSettings, TrainingSettings
 from fedsim.core.training import dp
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.steps import LocalTraining
@@ -87,11 +87,13 @@ class _AuditedParty:
             self.context.state["ledger"] = ConfigRecord(cast(Any, Ledger().to_config()))
         self.round += 1
         party = a_party(self.path, game=self.run)
+        private = PrivateTrainingSettings.model_validate(local.settings.model_dump(exclude={"private"}))
+        training = local.settings.model_copy(update={"private": private})
         party = replace(
             party,
             module=start,
             records=replace(party.records, train=records),
-            scenario=party.scenario.model_copy(update={"training": local.settings}),
+            scenario=party.scenario.model_copy(update={"training": training}),
         )
         with mock.patch.object(dp, "train_private", functools.partial(dp.train_private, watch=watch)):
             answer = one_round(party, self.context, self.round, start)
