@@ -55,6 +55,7 @@ FURTHER = (
     "attacks.counts.groups",
     "attacks.persons.subject",
     "attacks.persons.ranges",
+    "attacks.text.patients",
     "attacks.poisoning.targeted",
 )
 """Modules that declare attacks beyond membership, likewise."""
@@ -223,9 +224,12 @@ def applicable(
     attacks = []
     for attack in select(names, observer, adversary.folder):
         obstacle = _cannot_read(attack, text) or _obstacle(attack, adversary, federation, victims, by_person)
+        named = any(_names(name, attack, observer) for name in names)
         if not obstacle:
-            attacks.append(attack)
-        elif any(_names(text, attack, observer) for text in names):
+            # A shadow of a language model costs as much as the federation did: only who names one wants it.
+            if named or not (text and attack.shadows):
+                attacks.append(attack)
+        elif named:
             raise InputError(f"adversary.attacks: '{attack.name}' {obstacle}")
     return attacks
 

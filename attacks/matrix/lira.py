@@ -98,6 +98,7 @@ def blocks(records: int, numbers: int) -> Iterator[slice]:
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Carlini et al. 2022",
+    reads="any",
     compares_with=("whole",),
     inside=True,
     by_round=True,
@@ -115,6 +116,7 @@ def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Carlini et al. 2022",
+    reads="any",
     compares_with=("whole",),
     inside=True,
 )
@@ -137,6 +139,7 @@ def _online(matrix: SignalMatrix, few: float) -> np.ndarray:
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Carlini et al. 2022",
+    reads="any",
     compares_with=("whole",),
 )
 def offline(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:

@@ -41,6 +41,7 @@ class Reference(NamedTuple):
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Zarifzadeh et al. 2024",
+    reads="any",
     compares_with=("whole",),
     inside=True,
 )
@@ -60,6 +61,7 @@ def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Zarifzadeh et al. 2024",
+    reads="any",
     compares_with=("whole",),
 )
 def offline(

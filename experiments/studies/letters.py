@@ -24,7 +24,7 @@ import pandas as pd
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.evaluation import secrets as judge
-from fedsim.runs import letters, play, prepare
+from fedsim.runs import letters, persons, play, prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 ATTACKS = '["loss", "zlib", "reference", "min-k", "min-k++"]'
@@ -116,6 +116,17 @@ def membership(runs: list[RunDirectory]) -> Iterator[str]:
         yield f"| `{attack}` | " + ", ".join(cells) + " |"
 
 
+def patients(runs: list[RunDirectory]) -> Iterator[str]:
+    """Yield how well patients are told by all of their letters, beside what needs no model."""
+    tables = []
+    for run in runs:
+        table = run.table("persons") if run.has("persons") else persons.persons(run)
+        tables.append(table[table["metric"] == "auc"].set_index(["score", "knows"]))
+    for key in tables[0].index:
+        cells = [figure(table.loc[key], 3) for table in tables]
+        yield f"| {key[1]} | `{key[0]}` | " + ", ".join(cells) + " |"
+
+
 def page(names: list[str], folder: Path, seeds: int) -> Iterator[str]:
     runs = {name: [finished(name, s, folder) for s in range(min(seeds, CASES[name].seeds))] for name in names}
     yield from (
@@ -155,6 +166,15 @@ def page(names: list[str], folder: Path, seeds: int) -> Iterator[str]:
             "|---|---|",
         )
         yield from membership(these)
+        yield from (
+            "",
+            "Membership of patients, by all of their letters or by one (AUC, a seed each; how many letters "
+            "they have is a guess that touches no model):",
+            "",
+            "| what it has | score | AUC |",
+            "|---|---|---|",
+        )
+        yield from patients(these)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> 
     Examples:
       fedsim persons runs/diabetes-130
       fedsim persons runs/heart --unknown thal --unknown ca --off 0.1
+      fedsim persons runs/letters      patients, by all of their letters
     """
     from fedsim.core.run_directory import RunDirectory
     from fedsim.runs import persons as asked
@@ -58,6 +59,8 @@ def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> 
     }
     for part, caption in captions.items():
         rows = table[table["asked"] == part].sort_values("score", kind="stable")
+        if rows.empty:  # of letters, no range is asked
+            continue
         out().print(results(rows, {"score": "score", "knows": "from"}, metrics, titles[part], caption))
     out().print(promises(asked.promises(run)))
     line(f"fedsim report {folder}  puts this on the run's page.", err())

@@ -206,6 +206,12 @@ def _counts(run: RunDirectory) -> Section:
     )
 
 
+NEAR = (
+    "‘near her record’: the adversary knows her record only to within a few per cent, or not all of its "
+    "columns; ‘one guess’ is the likeliest record, ‘range’ many drawn near it."
+)
+
+
 def _persons(run: RunDirectory) -> Section:
     table = run.table("persons")
     auc = table[table["metric"] == "auc"]
@@ -235,8 +241,7 @@ def _persons(run: RunDirectory) -> Section:
         "Is this person in the data?",
         lead,
         pictures.intervals(drawn, "AUC of the strongest score (guessing .5)", (0.25, 1.0), 0.5),
-        "‘near her record’: the adversary knows her record only to within a few per cent, or not all of "
-        "its columns; ‘one guess’ is the likeliest record, ‘range’ many drawn near it.",
+        NEAR if "range" in set(table["asked"]) else "",
         "A person is in the data with all of her records or with none. Guessing may know how many records "
         "she has, which touches no model. A promise of DP-SGD for one record is a weaker one for whoever has "
         "several; the table says what is promised.",

@@ -62,13 +62,15 @@ class PlayedGame:
     party: np.ndarray
 
 
-def games_of(run: RunDirectory) -> list[PlayedGame]:
+def games_of(run: RunDirectory, letters: bool = False) -> list[PlayedGame]:
     """Return the finished games of a run.
+
+    letters: whether what is asked can be asked of letters as well as of a table's records
 
     Raises:
         InputError: no game is finished, a file is not what the run wrote, or the records are letters.
     """
-    if run.scenario.model.name in LANGUAGE:
+    if run.scenario.model.name in LANGUAGE and not letters:
         raise InputError(
             f"{run.path}: its records are letters, and this asks about the columns of a table; "
             "`fedsim report` says what its model memorised"

@@ -5,7 +5,7 @@ Like `fedsim.runs.beyond`: views from what the run kept, attacks, then the judge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,14 @@ from attacks.attributes.problem import population
 from attacks.calibration import calibrate
 from attacks.persons import ranges, subject
 from attacks.persons.ranges import Range
+from attacks.persons.subject import Score
+from attacks.text import patients
 from fedsim.core import rng
 from fedsim.core.data.layout import column_of, read_layout
 from fedsim.core.data.records import PersonRecords, Records
 from fedsim.core.data.store import PartyRecords, read_party
+from fedsim.core.errors import InputError
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.persons import person_epsilon
 from fedsim.core.run_directory import RunDirectory
@@ -53,22 +57,37 @@ def persons(
     asked 'range': of a record known only nearly, by points drawn from what is known, beside 'one guess' (its
     middle, unknown columns as they are most often) and 'exact' (the record itself).
 
+    Of letters, which have no columns, only 'person' is asked.
+
     Raises:
         InputError: there is no such column.
     """
-    layout = read_layout(run.path)
-    known = Range(layout, off, tuple(column_of(layout, name, "--unknown") for name in unknown))
-    games = games_of(run)
-    total = len(games) * (len(subject.SCORES) + len(RANGE_SCORES) * (points + 2))
+    known = _range(run, unknown, off)
+    scores = subject.SCORES if known else patients.SCORES
+    games = games_of(run, letters=True)
+    total = len(games) * (len(scores) + (len(RANGE_SCORES) * (points + 2) if known else 0))
     done = iter(range(1, total + 1))
     judged = []
     for played in games:
-        found = _subjects(run, played, lambda: progress(next(done), total))
-        found |= _ranges(run, played, known, points, lambda: progress(next(done), total))
+        found = _subjects(run, played, scores, lambda: progress(next(done), total))
+        if known:
+            found |= _ranges(run, played, known, points, lambda: progress(next(done), total))
         judged.append(judge.evaluate(found, played.member))
     table = judge.over_games(judged, [played.member for played in games])
     run.write_table("persons", table)
     return table
+
+
+def _range(run: RunDirectory, unknown: Sequence[str], off: float) -> Range | None:
+    """Return what is known of a record that is known only nearly; None of letters, which have no columns."""
+    if run.scenario.model.name in LANGUAGE:
+        if unknown:
+            raise InputError(
+                f"--unknown {unknown[0]}: the records of {run.path} are letters, without columns"
+            )
+        return None
+    layout = read_layout(run.path)
+    return Range(layout, off, tuple(column_of(layout, name, "--unknown") for name in unknown))
 
 
 def her_records(run: RunDirectory, played: PlayedGame) -> PersonRecords:
@@ -77,13 +96,15 @@ def her_records(run: RunDirectory, played: PlayedGame) -> PersonRecords:
     return kept or PersonRecords(played.candidates, np.arange(len(played.candidates)))
 
 
-def _subjects(run: RunDirectory, played: PlayedGame, step: Callable[[], object]) -> dict[Key, Found]:
+def _subjects(
+    run: RunDirectory, played: PlayedGame, scores: Mapping[str, Score], step: Callable[[], object]
+) -> dict[Key, Found]:
     hers, own = her_records(run, played), _own(run, played)
     count = len(played.candidates)
     sides = [(own.train, own.train_person), (own.heldout, own.heldout_person)]
     owners = [np.arange(len(rows)) if who is None else _numbered(who) for rows, who in sides]
     found: dict[Key, Found] = {}
-    for name, score in subject.SCORES.items():
+    for name, score in scores.items():
         stream = rng.generator(run.scenario.seed, f"persons/{name}", game=played.game)
         of_one, *known = subject.scored(
             played.view, [played.candidates, own.train, own.heldout], score, stream

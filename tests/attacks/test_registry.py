@@ -147,7 +147,11 @@ def test_the_suite_holds_every_family() -> None:
     assert compared <= set(PARTICIPANTS) - set(VIEW_ATTACKS)
     assert list(attacks_of("coalition")) == list(PARTICIPANTS)
     of_letters = [name for name, attack in PARTICIPANTS.items() if attack.reads != "table"]
-    assert of_letters == ["loss", "loss-series", "zlib", "reference", "min-k", "min-k++", "neighbourhood"]
+    by_shadows = {name for name in of_letters if PARTICIPANTS[name].shadows}
+    assert by_shadows == {"lira", "lira-fixed", "lira-offline", "rmia", "rmia-offline"}
+    assert [name for name in of_letters if name not in by_shadows] == [
+        "loss", "loss-series", "zlib", "reference", "min-k", "min-k++", "neighbourhood",
+    ]  # fmt: skip
     assert list(attacks_of("outsider")) == [
         "gap", "loss", "confidence", "entropy", "modified-entropy", "noise-robustness",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from support.runs import final_sha
 
+from attacks.registry import attacks_of
 from fedsim.core.data.sets.letters import check_digit
 from fedsim.core.data.store import read_party
 from fedsim.core.data.text import read_vocabulary
@@ -19,7 +20,7 @@ from fedsim.core.scenario.reading import parse
 from fedsim.evaluation import secrets
 from fedsim.report import write
 from fedsim.report.page import library
-from fedsim.runs import letters, play, prepare
+from fedsim.runs import letters, persons, play, prepare
 
 ADVERSARY = {"attacks": ["loss", "zlib", "reference", "min-k", "min-k++", "neighbourhood"]}
 
@@ -147,5 +148,24 @@ def test_a_server_tells_who_wrote_a_letter_and_whether_it_was_trained_on(tmp_pat
 def test_text_and_tables_are_not_mixed_up(tmp_path: Path, run: RunDirectory) -> None:
     with pytest.raises(InputError, match="reads a table, and the records are letters"):
         _run(tmp_path, "mlp", model={"name": "mlp"}, adversary={})
-    with pytest.raises(InputError, match="'lira' reads records of a table"):
-        _run(tmp_path, "lira", adversary={"attacks": ["lira"]})
+    with pytest.raises(InputError, match="'joint' reads records of a table"):
+        _run(tmp_path, "joint", adversary={"attacks": ["joint"]})
+
+
+def test_shadows_of_letters_are_trained_only_where_they_are_named(tmp_path: Path, run: RunDirectory) -> None:
+    everything = attacks_of(run.scenario, names=["all"])
+    assert not any(attack.shadows for attack in everything)
+    named = _run(tmp_path, "named", adversary={"attacks": ["loss", "lira"], "shadows": 16, "worlds": ["all"]})
+    scores = named.table("scores")
+    assert set(scores["attack"]) == {"loss", "lira"}
+    assert np.isfinite(scores["score"]).all() and scores.query("attack == 'lira'")["score"].nunique() > 1
+
+
+def test_patients_are_asked_about_by_all_of_their_letters(run: RunDirectory) -> None:
+    table = persons.persons(run)
+    assert set(table["asked"]) == {"person"}  # letters have no columns that could be unknown
+    assert {"reference", "loss-series", "min-k++"} <= set(table["score"])
+    auc = table[table["metric"] == "auc"]
+    assert auc["value"].between(0, 1).all()
+    with pytest.raises(InputError, match="letters, without columns"):
+        persons.persons(run, unknown=["age"])
