@@ -49,7 +49,11 @@ CASES = {
     "clipping alone": Case(changes=("dp.all.noise_multiplier=0.01",)),
     "ε = 8 for a patient": Case(changes=('dp.all.unit="person"',), dp=("all=8",)),
     "half the width": Case(changes=("model.hidden=[48,48]",)),
+    "one epoch a round": Case(changes=("training.epochs=1",)),
 }
+
+MATCHED = ("plain", "one epoch a round", "half the width")
+"""Cases that are stopped where they predict as well as ε = 8 does at its end."""
 
 
 def finished(name: str, seed: int, folder: Path) -> RunDirectory:
@@ -66,7 +70,8 @@ def finished(name: str, seed: int, folder: Path) -> RunDirectory:
         play.federate(run)
     if not run.has("memorised"):
         last = run.last_round(0)
-        letters.memorise(run, sorted({0, last // 4, last // 2, 3 * last // 4, last}))
+        early = {1, 2} if name in MATCHED else set()
+        letters.memorise(run, sorted({0, last // 4, last // 2, 3 * last // 4, last} | early))
     return run
 
 
@@ -96,12 +101,31 @@ def secrets_of(runs: list[RunDirectory], rounds: str) -> Iterator[str]:
 
 def utility(runs: list[RunDirectory]) -> str:
     """Return perplexity on fresh patients' letters: before training, at its best round, at the last one."""
+    means = perplexity(runs)
+    return f"{means[0]:.2f} | {means.min():.2f} (round {means.argmin()}) | {means[-1]:.2f}"
+
+
+def perplexity(runs: list[RunDirectory]) -> np.ndarray:
+    """Return perplexity on fresh patients' letters by round, its geometric mean over seeds, (R + 1,)."""
     losses = []
     for run in runs:
         rounds = run.table("rounds")
         losses.append(rounds[rounds["party"] == "all"].sort_values("round")["loss"].to_numpy())
-    means = np.exp(np.mean(losses, axis=0))
-    return f"{means[0]:.2f} | {means.min():.2f} (round {means.argmin()}) | {means[-1]:.2f}"
+    return np.asarray(np.exp(np.mean(losses, axis=0)))
+
+
+def at_equal_utility(runs: dict[str, list[RunDirectory]]) -> Iterator[str]:
+    """Yield exposure of secrets in 8 letters where each case predicts about as well as ε = 8 at its end."""
+    aim = perplexity(runs["ε = 8"])[-1]
+    for name in ("ε = 8", *(name for name in MATCHED if name in runs)):
+        curve = perplexity(runs[name])
+        measured = pd.concat([run.table("memorised") for run in runs[name]], ignore_index=True)
+        asked = [t for t in sorted(set(measured["round"])) if t > 0]
+        t = asked[-1] if name == "ε = 8" else min(asked, key=lambda t: abs(np.log(curve[t] / aim)))
+        table = judge.summary(measured[measured["round"] == t].assign(observer="participant"))
+        rows = table[table["letters"] == table["letters"].max()].set_index("metric")
+        cells = [figure(rows.loc[m], 1 if m == "exposure" else 2) for m in METRICS if m in rows.index]
+        yield f"| {name} | {t} | {curve[t]:.1f} | " + " | ".join(cells) + " |"
 
 
 def membership(runs: list[RunDirectory]) -> Iterator[str]:
@@ -151,6 +175,19 @@ def page(names: list[str], folder: Path, seeds: int) -> Iterator[str]:
     yield from ("| run | seeds | round 0 | best | last |", "|---|---|---|---|---|")
     for name, these in runs.items():
         yield f"| {name} | {len(these)} | {utility(these)} |"
+    if "ε = 8" in runs:
+        yield from (
+            "",
+            "## Stopped where it predicts as well as ε = 8",
+            "",
+            "The round, of those asked, whose perplexity is nearest; secrets in the most letters. "
+            "No promise comes with stopping early: what it leaves is what was measured, by these attacks.",
+            "",
+            "| run | round | perplexity | exposure | AUC against never there | extracted greedily | "
+            "likely in 100 draws |",
+            "|---|---|---|---|---|---|---|",
+        )
+        yield from at_equal_utility(runs)
     head = (
         "| round | letters | n | exposure | AUC against never there | extracted greedily | likely in 100 "
         "draws | unasked |"
