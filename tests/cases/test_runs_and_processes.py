@@ -207,7 +207,7 @@ def test_b_15_min_parties_device(value: str) -> None:
 @pytest.mark.case("b-16-hung-client-deadlock")
 def test_b_16_hung_client_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "hang")
-    run = finished("f45.toml", "--workers", 2, "--set", "federation.timeout=15")
+    run = finished("f45.toml", "--workers", 2, "--set", "federation.timeout=8")
     assert sorted(statuses(run).values(), key=str) == [{"no reply"}, {"ok"}, {"ok"}]
     assert run.manifest["complete"] and run.has("leakage")
 

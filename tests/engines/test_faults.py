@@ -90,7 +90,7 @@ def test_the_party_fails_alone_and_the_run_ends_well(tmp_path: Path, fault: str,
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_hung_client_alone_sends_no_reply(tmp_path: Path, workers: int) -> None:
-    run = faulty_run(tmp_path, "hang", timeout=20)
+    run = faulty_run(tmp_path, "hang", timeout=8)
     play.federate(run, workers=workers)
     assert run.manifest["complete"]
     late = {("no reply", "nothing came within federation.timeout")}
