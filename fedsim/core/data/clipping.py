@@ -13,6 +13,8 @@ from fedsim.core.errors import InputError
 
 # From this share of clipped values on a column is named; learnt bounds clip 2 % by their making.
 WORTH_SAYING = 0.1
+# From this share on another unit is suspected: of less, learnt from few public records, chance is the reason.
+ANOTHER_UNIT = 0.5
 # Factors between units in use, with what they usually mean.
 _FACTORS: dict[float, str] = {
     88.42: "creatinine in µmol/L and mg/dL",
@@ -49,9 +51,15 @@ def factor(values: np.ndarray, bounds: Bounds) -> str:
     for size, words in _FACTORS.items():
         for scale, how in ((1 / size, f"divided by {size:g}"), (size, f"times {size:g}")):
             inside = 1 - share_outside(known * scale, bounds)
-            if len(known) and inside >= 0.9 and np.ptp(known * scale) > 0.02 * (bounds[1] - bounds[0]):
+            if len(known) and inside >= 0.9 and _fills(known * scale, bounds):
                 return f"{how}, {inside:.0%} would lie inside: {words}?"
     return ""
+
+
+def _fills(values: np.ndarray, bounds: Bounds) -> bool:
+    """Whether nine tenths of the values spread over a fair part of the bounds, as they would in its unit."""
+    low, high = np.percentile(values, [5, 95])
+    return bool(high - low > 0.1 * (bounds[1] - bounds[0]))
 
 
 def check(
@@ -74,7 +82,7 @@ def check(
         share = shares[name] = share_outside(numbers, (low, high))
         if share < WORTH_SAYING:
             continue
-        hint = factor(numbers, (low, high))
+        hint = factor(numbers, (low, high)) if share >= ANOTHER_UNIT else ""
         known = numbers[np.isfinite(numbers)]
         text = (
             f"{share:.0%} of '{name}' lie outside its bounds [{low:g}, {high:g}] ({origins.get(name, '')}): "

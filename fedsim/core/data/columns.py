@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from fedsim.core.data import dates, numbers
+from fedsim.core.data import codes, dates, numbers
 from fedsim.core.data.public import Public, some
 from fedsim.core.data.schema import Bounds, Column, Schema, key
 from fedsim.core.data.table import numeric, texts
@@ -26,22 +26,6 @@ MAX_CATEGORIES = 100
 # Values of a column of codes that are kept beside 'other'.
 TOP_CODES = 50
 OTHER = "other"
-_ID_NAMES = (
-    "id",
-    "x",
-    "index",
-    "row",
-    "rownr",
-    "rownum",
-    "nr",
-    "no",
-    "record",
-    "recordid",
-    "case",
-    "key",
-    "number",
-)
-_MISSING_CODES = (-1, -2, -7, -8, -9, -77, -88, -99, -777, -888, -999, -9999, 99, 999, 9999, 99999, 777, 888)
 
 
 @dataclass(frozen=True)
@@ -249,7 +233,7 @@ def apply(
 
     Returns: frame, and column → spelling → count of the cells that count as missing for what they are.
     """
-    codes = [float(text) for text in missing if _is_number(text)]
+    gaps = [float(text) for text in missing if _is_number(text)]
     converted: dict[str, pd.Series] = {}
     odd: dict[str, dict[str, int]] = {}
     for name, reading in by_column.items():
@@ -260,8 +244,8 @@ def apply(
         if unreadable.any():
             counted = frame[name][unreadable].astype(str).value_counts()
             odd[name] = {str(text): int(count) for text, count in counted.items()}
-        if codes:
-            values[np.isin(values, codes)] = np.nan
+        if gaps:
+            values[np.isin(values, gaps)] = np.nan
         converted[name] = pd.Series(values, index=frame.index)
     return pd.DataFrame({name: converted.get(name, frame[name]) for name in frame.columns}), odd
 
@@ -369,11 +353,11 @@ def is_row_number(name: str, values: np.ndarray, rows: np.ndarray, total: int) -
     rising = bool(
         (gaps != 0).all() and np.allclose(steps / np.where(gaps == 0, 1, gaps), steps[0] / (gaps[0] or 1))
     )
-    plain = "".join(character for character in name.lower() if character.isalnum())
-    named = plain in _ID_NAMES or plain.startswith("unnamed") or plain.endswith("id")
     span = float(values.max() - values.min() + 1) / total
     ordered = bool((steps > 0).all() or (steps < 0).all())
-    return rising or (named and (ordered or span > 0.5)) or (len(values) >= 15 and 0.75 < span <= 1.05)
+    named = codes.names_a_record(name) and (ordered or span > 0.5)
+    vaguely = codes.may_name_a_number(name) and (ordered or 0.5 < span <= 1.5)
+    return rising or named or vaguely or (len(values) >= 15 and 0.75 < span <= 1.05)
 
 
 def percentiles(values: np.ndarray) -> Bounds | None:
@@ -398,6 +382,11 @@ def _learn_category(column: Column, known: list[str]) -> tuple[Column | None, st
     repeated = sorted(str(value) for value in counted[counted > 1].index[:TOP_CODES])
     is_code = counted[counted > 1].sum() * 2 >= len(known)
     if column.kind is None and not (is_code and len(repeated) > 1):
+        if units := numbers.several_units(known):
+            return None, (
+                f"its numbers are in several units ({units}); write them in one, "
+                f"or declare {key('categories', name)}"
+            )
         return None, (
             f"its {len(known)} public values have {len(seen)} spellings, {single} of them single, like an "
             f"identifier or free text; declare {key('categories', name)}, "
@@ -417,17 +406,3 @@ def variants(values: Mapping[str, int] | list[str]) -> list[list[str]]:
     for value in values:
         groups.setdefault("".join(value.split()).casefold(), []).append(value)
     return [sorted(group) for group in groups.values() if len(group) > 1]
-
-
-def missing_codes(values: np.ndarray) -> list[str]:
-    """Return numbers such as -9 or 999 that stand apart from all others and occur again and again."""
-    known = values[np.isfinite(values)]
-    if len(known) < 20:
-        return []
-    suspects = [code for code in _MISSING_CODES if (known == code).sum() >= max(2, 0.005 * len(known))]
-    rest = known[~np.isin(known, suspects)]
-    if not suspects or len(rest) < 10:
-        return []
-    low, high = rest.min(), rest.max()
-    apart = max((high - low) * 0.25, 1e-12)
-    return [str(code) for code in suspects if code > high + apart or (code < 0 <= low) or code < low - apart]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fedsim.core.data.columns import ReadTable, missing_codes, variants
+from fedsim.core.data.codes import missing_codes
+from fedsim.core.data.columns import ReadTable, variants
 from fedsim.core.data.public import Public, some
 from fedsim.core.data.schema import Column, Schema, key
 from fedsim.core.data.table import Table, numeric, texts

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import tomli_w
 
-from fedsim.core.data.columns import missing_codes
+from fedsim.core.data.codes import missing_codes
 from fedsim.core.data.describe import ColumnFacts
 from fedsim.core.data.table import numeric
 

@@ -14,13 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from fedsim.core.data.characters import normal, normalised
 from fedsim.core.errors import InputError
 
-# Blanks that separate groups, the no-break and thin ones among them; apostrophes; signs.
-_SPECIAL = str.maketrans(
-    {**dict.fromkeys("\u00a0\u202f\u2009\u2007\u2008", " "), **dict.fromkeys("’ʼ‘´", "'"), "−": "-", "–": "-"}
-)
-_SPECIAL_ANY = "[" + "".join(map(chr, _SPECIAL)) + "]"
 _CURRENCY = (
     r"(?:[$€£¥₹₽₩₺₪₫฿]|(?:US|A|C|R)\$|Rs\.?|(?:EUR|USD|GBP|CHF|JPY|CNY|SEK|NOK|DKK|PLN|CZK|HUF|INR|BRL|Fr\.))"
 )
@@ -78,7 +74,8 @@ def pattern(style: Spelling) -> str:
     mark, decimal = re.escape(style.thousands), re.escape(style.decimal)
     grouped = rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+" if style.thousands else r"\d+"
     lakh = rf"|[1-9]\d?(?:{mark}\d{{2}})+{mark}\d{{3}}" if style.thousands == "," else ""
-    return rf"[+-]?(?:(?:\d+|{grouped}{lakh})(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][+-]?\d+)?"
+    plain = rf"(?:\d+(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][+-]?\d+)?"
+    return rf"[+-]?(?:{plain}|(?:{grouped}{lakh})(?:{decimal}\d*)?)"  # nobody groups a mantissa
 
 
 def alike_for(style: Spelling, text: str) -> Spelling:
@@ -91,33 +88,13 @@ def alike_for(style: Spelling, text: str) -> Spelling:
 _PATTERNS = {style: re.compile(rf"^{pattern(style)}$") for style in STYLES}
 
 
-def normalised(cells: pd.Series) -> pd.Series:
-    """Return text with one kind of blank, apostrophe and minus; '(12)' and '12-' are negative numbers."""
-    if not len(cells):
-        return cells
-    if cells.str.contains(_SPECIAL_ANY, regex=True, na=False).any():
-        cells = cells.str.translate(_SPECIAL).str.strip()
-    for negative, marks in ((r"\([^()]*\d[^()]*\)", "[()]"), (r"\d[\d.,' ]*-", "-$")):
-        hit = cells.str.fullmatch(negative).fillna(False).astype(bool)
-        if hit.any():
-            cells = cells.where(~hit, "-" + cells.str.replace(marks, "", regex=True))
-    return cells
-
-
-def _normal(text: str) -> str:
-    """Return one cell as `normalised` returns many."""
-    text = text.translate(_SPECIAL).strip()
-    if text.startswith("(") and text.endswith(")"):
-        return "-" + text[1:-1] if any(map(str.isdigit, text)) else text
-    return "-" + text[:-1] if re.fullmatch(r"\d[\d.,' ]*-", text) else text
-
-
 @dataclass(frozen=True)
 class Profile:
     """What the cells of one column can be read as.
 
     cores: different numbers without their units, as text. counts: (k,) how often each occurs.
     fits: style → (k,) bool. cells, odd: how many cells there are, and which are no number (with counts).
+    two_scales: a percentage and a share, where the column seems to hold both; else empty.
     """
 
     cores: tuple[str, ...]
@@ -126,6 +103,7 @@ class Profile:
     units: Mapping[str, int]
     cells: int
     odd: Mapping[str, int]
+    two_scales: tuple[str, ...] = ()
     _read: dict[Spelling, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -187,12 +165,13 @@ class Profile:
 def profile(cells: Sequence[str]) -> Profile:
     """Return what non-missing cells can be read as; numbers, too, are read as they are written."""
     counted = Counter(map(str, cells))
-    texts = [_normal(text) for text in counted]
+    texts = [normal(text) for text in counted]
     matches = [_CELL.match(text) for text in texts]
     unit = _common_unit(matches, list(counted.values()))
     cores: dict[str, int] = {}
     odd: dict[str, int] = {}
     units: dict[str, int] = {}
+    by_unit: dict[str, list[str]] = {}
     for (text, count), match in zip(counted.items(), matches, strict=True):
         own = "" if match is None else _unit_of(match)
         if match is None or own not in ("", unit):
@@ -202,10 +181,36 @@ def profile(cells: Sequence[str]) -> Profile:
         core = match["sign"] + match["inner"] + match["core"].strip() + (match["exponent"] or "")
         if any(fits.match(core) for fits in _PATTERNS.values()):
             cores[core] = cores.get(core, 0) + int(count)
+            by_unit.setdefault(own, []).append(core)
         else:
             odd[text] = odd.get(text, 0) + int(count)
     counts = np.array(list(cores.values()), dtype=np.int64)
-    return Profile(tuple(cores), counts, _fits(cores), units, len(cells), odd)
+    return Profile(tuple(cores), counts, _fits(cores), units, len(cells), odd, _two_scales(by_unit))
+
+
+def _two_scales(by_unit: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return a percentage and a share where numbers with '%' and ones below 1 without it are mixed."""
+    signed, plain = by_unit.get("%", []), by_unit.get("", [])
+    if min(len(signed), len(plain)) <= DECISIVE * (len(signed) + len(plain)):
+        return ()
+    percentages, shares = (
+        np.abs(
+            [float(re.sub(r"[ ',]", ".", core)) for core in part if re.fullmatch(r"[-+]?\d+[.,]?\d*", core)]
+        )
+        for part in (signed, plain)
+    )
+    both = len(percentages) and len(shares) and shares.max() <= 1 < np.median(percentages)
+    return (f"{signed[0]}%", plain[0]) if both else ()
+
+
+def several_units(cells: Sequence[str]) -> str:
+    """Return the units of cells that are numbers in two to four of them, as "'$' and '€'"; '' of others."""
+    matches = [_CELL.match(normal(text)) for text in cells]
+    units = Counter(_unit_of(match) for match in matches if match is not None)
+    units.pop("", None)
+    if not 2 <= len(units) <= 4 or units.total() < MOSTLY * len(cells):
+        return ""
+    return " and ".join(f"'{unit}'" for unit, _ in units.most_common())
 
 
 def _fits(cores: Mapping[str, int]) -> dict[Spelling, np.ndarray]:
@@ -266,6 +271,12 @@ def choose(
     Raises:
         InputError: two readings fit and differ, or two ways of writing are mixed.
     """
+    if column.two_scales:
+        percentage, share = column.two_scales
+        raise InputError(
+            f"column '{name}' mixes '{percentage}' and '{share}', which is {share} % or a share of 1; "
+            "write them alike"
+        )
     best = column.best(styles)
     if len(styles) > 1 and column.counts.sum() and column.coverage(best[0]) < 1 - DECISIVE:
         raise InputError(_mixed(name, column, best[0]))

@@ -43,6 +43,9 @@ def read(cells: list[str], usual: str | None = None, **settings: str | None) -> 
         (["(1,234.5)", "7.25", "2-"], [-1234.5, 7.25, -2]),
         (["−5", "+3.5", "1e3"], [-5, 3.5, 1000]),
         ([".5", "1."], [0.5, 1]),
+        (["4,104E+03", "1,250E+03"], [4104, 1250]),  # nobody groups a mantissa
+        (["４８２０.５", "７"], [4820.5, 7]),
+        (["٤٨٢٠٫٥", "٧"], [4820.5, 7]),
     ],
 )
 def test_a_column_is_read_as_its_cells_together_say(cells: list[str], expected: list[float]) -> None:
@@ -164,3 +167,16 @@ def test_styles_that_are_taken_for_alike_read_alike(cells: list[str]) -> None:
         for cell in cells:
             fits = [bool(numbers._PATTERNS[one].match(cell)) for one in (style, alike)]
             assert fits[0] == fits[1]
+
+
+def test_percentages_and_shares_are_not_mixed() -> None:
+    with pytest.raises(InputError, match="mixes '31.6%' and '0.42', which is 0.42 % or a share of 1"):
+        read(["31.6%", "0.42", "8.5%", "0.11"])
+    assert read(["31.6%", "42", "8.5%", "0.11"]) == [31.6, 42, 8.5, 0.11]  # 42 is no share
+
+
+def test_units_that_differ_are_named() -> None:
+    assert numbers.several_units(["$5", "€6", "$7"]) == "'$' and '€'"
+    assert numbers.several_units(["5 mg", "0.1 g", "7 mg"]) == "'mg' and 'g'"
+    assert numbers.several_units(["5 mg", "6", "7 mg"]) == ""
+    assert numbers.several_units(["ward 5", "ward 6"]) == ""
