@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.imports import short
 from fedsim.core.models.layers import linear_stack
 
-RECORDS = 3
-"""Records on which a user's own module is tried."""
+RECORDS, MANY = 3, 80
+"""Records on which a user's own module is tried, and as many as a lot may have."""
 
 LOUD = 100.0
 """Factor by which a trial scales the weights, so that what bounds them in the forward pass shows."""
@@ -101,15 +102,35 @@ def _check_state(module: nn.Module, batches: Sequence[Tensor]) -> None:
             trial(batch).sum().backward()
         for name, value in _state(trial):
             if name not in before or not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
-                layer, _, own = name.rpartition(".")
-                raise _refused(
-                    layer or type(module).__name__,
-                    f"training changes '{own}' by itself, past the clipping and the noise; keep it constant",
-                )
+                raise _kept(module, name)
 
 
 def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+@contextmanager
+def constant_buffers(module: nn.Module) -> Iterator[None]:
+    """Refuse what was trained in this block if a buffer of ``module`` is not what it was before.
+
+    `check_dp_ready` tries a few passes; a module may begin to keep what it sees after many.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    before = {name: value.detach().clone() for name, value in module.named_buffers()}
+    yield
+    for name, value in module.named_buffers():
+        if name not in before or not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+            raise _kept(module, name)
+
+
+def _kept(module: nn.Module, name: str) -> InputError:
+    layer, _, own = name.rpartition(".")
+    return _refused(
+        layer or type(module).__name__,
+        f"training changes '{own}' by itself, past the clipping and the noise; keep it constant",
+    )
 
 
 def _check_outputs(module: nn.Module, batches: Sequence[Tensor]) -> None:
@@ -128,11 +149,15 @@ def _check_outputs(module: nn.Module, batches: Sequence[Tensor]) -> None:
 
     first, second = batches
     alone = of_the_first(first)
-    if not torch.allclose(alone, of_the_first(torch.cat([first[:1], second[: RECORDS - 1]])), atol=1e-5):
-        raise InputError(
-            "model: the output for a record depends on the other records in its batch, so that no record has "
-            "a gradient of its own to clip for DP-SGD"
-        )
+    if not torch.isfinite(alone).all():
+        raise InputError("model: what it makes of records between 0 and 1 is not finite; mend its weights")
+    crowd = second[torch.arange(MANY) % len(second)]
+    for others in (second[: RECORDS - 1], second[:0], crowd):  # what mixes may do so in large batches alone
+        if not torch.allclose(alone, of_the_first(torch.cat([first[:1], others])), atol=1e-5):
+            raise InputError(
+                "model: the output for a record depends on the other records in its batch, so that no record "
+                "has a gradient of its own to clip for DP-SGD"
+            )
     if not torch.allclose(alone, of_the_first(first, earlier=second), atol=1e-5):
         raise InputError(
             "model: the output for a record depends on the records of earlier batches, which it keeps past "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedsim.core.data.records import Records
 from fedsim.core.models.layers import dropout, linear_stack
+from fedsim.core.models.private import constant_buffers
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.training.clipping import ByOpacus, ClippedSum, WrittenOut, takes_ghost
 from fedsim.core.training.draws import Draws
@@ -111,7 +112,8 @@ def train_private(
     else:
         ghost = takes_ghost(module, records.shape, plan.expected_batch, local.gradients)
         data = data[0], targets_for(module, data, local.defence)
-        steps = _opacus_steps(module, data, round, ghost)
+        with constant_buffers(module):
+            steps = _opacus_steps(module, data, round, ghost)
     return TrainingReport(steps, clipping_norm=norm.value if plan.clipping == "adaptive" else None)
 
 

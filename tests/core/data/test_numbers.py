@@ -170,7 +170,7 @@ def test_styles_that_are_taken_for_alike_read_alike(cells: list[str]) -> None:
 
 
 def test_percentages_and_shares_are_not_mixed() -> None:
-    with pytest.raises(InputError, match="mixes '31.6%' and '0.42', which is 0.42 % or a share of 1"):
+    with pytest.raises(InputError, match=r"mixes '31.6%' and '0.42', which is 0.42 % or a share of 1"):
         read(["31.6%", "0.42", "8.5%", "0.11"])
     assert read(["31.6%", "42", "8.5%", "0.11"]) == [31.6, 42, 8.5, 0.11]  # 42 is no share
 

@@ -355,6 +355,18 @@ class Remembering(nn.Module):
         return x if before is None else x + before
 
 
+class MixingCrowds(nn.Module):
+    """Looks at its neighbours only in a batch that is large."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.roll(1, 0) if len(x) > 40 else x
+
+
+class Broken(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 0 * 0
+
+
 class Positions(nn.Module):
     """A position embedding, looked up once for all records or once for each."""
 
@@ -388,6 +400,8 @@ class Words(nn.Module):
             "layer '0",
         ),
         (nn.Sequential(Remembering(), nn.Linear(4, 2)), "earlier batches"),
+        (nn.Sequential(MixingCrowds(), nn.Linear(4, 2)), "other records in its batch"),
+        (nn.Sequential(Broken(4, 4), nn.Linear(4, 2)), "is not finite"),
         (Positions(repeated=False), "layer 'embedding'.*one record each"),
         (Words(max_norm=100.0), "layer 'words'.*max_norm = 100"),
     ],
@@ -397,6 +411,8 @@ class Words(nn.Module):
         "clamp",
         "spectral norm",
         "attribute",
+        "large batches",
+        "not finite",
         "positions",
         "max_norm",
     ],
@@ -411,6 +427,14 @@ def test_what_lets_private_data_past_the_noise_is_refused(module: nn.Module, mes
 )
 def test_what_keeps_to_its_record_is_fine_under_dp(module: nn.Module) -> None:
     private.check_dp_ready(module, (4,))
+
+
+def test_a_buffer_that_begins_to_change_in_training_is_refused_after_it() -> None:
+    module = nn.Sequential(Counting(), nn.Linear(4, 2))
+    with private.constant_buffers(module), torch.no_grad():
+        module[1](torch.rand(3, 4))  # the buffer is left alone
+    with pytest.raises(InputError, match=r"layer '0'.*'largest'"), private.constant_buffers(module):
+        module(torch.rand(3, 4))
 
 
 def test_checking_leaves_the_module_as_it_was() -> None:
