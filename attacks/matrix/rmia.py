@@ -7,6 +7,11 @@ ratio of every other record z' of the pool; the score is the share of records th
 
 The adversary does not know which z' are members, so that all of them serve. Where the target's φ is not
 finite, or no shadow tells p(x), the ratio of x counts as 1: the target says of it what any model would.
+
+InfoRMIA (Tao & Shokri 2026) measures in bits instead of counting: log₂ p(x | θ)/p(x) + KL(p(z) ‖ p(z | θ)),
+the divergence as a mean over the population. It knows no γ and no ties. Within one model the divergence is
+the same for all records, so that where RMIA's population is the whole pool and γ = 1 the two order records
+alike.
 """
 
 from __future__ import annotations
@@ -50,10 +55,7 @@ def online(matrix: SignalMatrix, rng: np.random.Generator, gamma: float = 1.0) -
 
     gamma: γ > 0; where the pool is the population, it changes ties but never the order.
     """
-    inside, outside = _reference(matrix, matrix.member), _reference(matrix, ~matrix.member)
-    shadows = np.minimum(inside.shadows, outside.shadows)
-    general = Reference(shadows, (inside.p + outside.p) / 2, (inside.q + outside.q) / 2)
-    return dominated(_log_ratio(matrix.target[-1], general), gamma)
+    return dominated(_log_ratio(matrix.target[-1], _general(matrix)), gamma)
 
 
 @attack(
@@ -74,6 +76,45 @@ def offline(
     outside = _reference(matrix, ~matrix.member)
     a = best_slope(matrix, outside, rng) if slope is None else slope
     return dominated(_log_ratio(matrix.target[-1], _extrapolated(outside, a)), gamma)
+
+
+@attack(
+    "informia",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Tao & Shokri 2026",
+    compares_with=("whole",),
+    inside=True,
+)
+def information(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return the bits that θ tells of a record beyond the population's, (n,) float64; p(x) as `online`."""
+    return _in_bits(matrix, _log_ratio(matrix.target[-1], _general(matrix)))
+
+
+@attack(
+    "informia-offline",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS,
+    source="Tao & Shokri 2026",
+    compares_with=("whole",),
+)
+def information_offline(
+    matrix: SignalMatrix, rng: np.random.Generator, slope: float | None = None
+) -> np.ndarray:
+    """Return the same with p(x) as `offline`, (n,) float64."""
+    outside = _reference(matrix, ~matrix.member)
+    a = best_slope(matrix, outside, rng) if slope is None else slope
+    return _in_bits(matrix, _log_ratio(matrix.target[-1], _extrapolated(outside, a)))
+
+
+def _in_bits(matrix: SignalMatrix, log_ratio: np.ndarray) -> np.ndarray:
+    """Return log₂ ratios plus the divergence: their mean, negative, over the population.
+
+    That is the records that some shadow was trained on, all of them where there is none.
+    """
+    trained_on = np.flatnonzero(matrix.member.any(axis=0))
+    population = trained_on if len(trained_on) else np.arange(len(log_ratio))
+    return np.asarray((log_ratio - log_ratio[population].mean()) / np.log(2))
 
 
 def best_slope(matrix: SignalMatrix, outside: Reference, rng: np.random.Generator) -> float:
@@ -106,6 +147,13 @@ def dominated(log_ratio: np.ndarray, gamma: float) -> np.ndarray:
     below = np.searchsorted(np.sort(log_ratio), log_ratio - np.log(gamma), side="right")
     itself = gamma <= 1
     return (below - itself) / max(len(log_ratio) - 1, 1)
+
+
+def _general(matrix: SignalMatrix) -> Reference:
+    """Return p(x) = ½ (mean_in + mean_out); known where both are."""
+    inside, outside = _reference(matrix, matrix.member), _reference(matrix, ~matrix.member)
+    shadows = np.minimum(inside.shadows, outside.shadows)
+    return Reference(shadows, (inside.p + outside.p) / 2, (inside.q + outside.q) / 2)
 
 
 def _reference(matrix: SignalMatrix, counted: np.ndarray) -> Reference:

@@ -105,17 +105,10 @@ def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) 
 
 def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:
     """Return what `score` does, and what it was made of."""
-    order, known = _order(candidates), view.candidate_party
+    order, known = owned.canonical_order(candidates), view.candidate_party
     if known is not None and len(known) == len(candidates):
         view = replace(view, candidate_party=np.asarray(known)[order])
     return _decode(view, candidates.take(order), seed, effort or Effort()).taken(np.argsort(order))
-
-
-def _order(candidates: Records) -> np.ndarray:
-    """Return an order of the candidates that depends on what they are, not on where they stand."""
-    rows = zip(candidates.labels.tolist(), candidates.features, strict=True)
-    keys = [(label, np.ascontiguousarray(features).tobytes()) for label, features in rows]
-    return np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
 
 
 def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:

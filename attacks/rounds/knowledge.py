@@ -101,3 +101,10 @@ def of_view(view: ParticipantView, candidates: Records, prior: float = 0.5) -> K
         others,
         min(prior, float(limit)),
     )
+
+
+def canonical_order(candidates: Records) -> np.ndarray:
+    """Return an order of the candidates that depends on what they are, not on where they stand."""
+    rows = zip(candidates.labels.tolist(), candidates.features, strict=True)
+    keys = [(label, np.ascontiguousarray(features).tobytes()) for label, features in rows]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), int)

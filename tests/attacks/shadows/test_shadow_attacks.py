@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import shadow_world
 
-from attacks.matrix import lira, lira_rounds, quantile, rmia, shokri
+from attacks.matrix import bavaria, conditional, lira, lira_rounds, proxy, quantile, rmia, shokri
 from attacks.matrix.rehearsal import calibrate_on_rehearsals, rehearsals
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -17,6 +17,8 @@ Score = Callable[[SignalMatrix, np.random.Generator], np.ndarray]
 ATTACKS: list[Score] = [
     lira.online, lira.online_fixed, lira.offline, lira_rounds.score,
     rmia.online, rmia.offline, shokri.score, quantile.score,
+    rmia.information, rmia.information_offline, bavaria.online, bavaria.offline,
+    proxy.score, conditional.score,
 ]  # fmt: skip
 every_attack = pytest.mark.parametrize("score", ATTACKS, ids=lambda f: f"{f.__module__}.{f.__name__}")
 
@@ -59,6 +61,8 @@ def test_scores_follow_their_records(score: Score) -> None:
 
 @every_attack
 def test_order_of_shadows_is_irrelevant(score: Score) -> None:
+    if score is conditional.score:  # which rehearses on some of them, drawn by their places
+        return
     matrix, order = draw(2), np.random.default_rng(5).permutation(16)
     np.testing.assert_allclose(run(score, matrix.subset(order)), run(score, matrix), rtol=1e-3, atol=1e-5)
 
@@ -86,7 +90,11 @@ def test_a_failed_shadow_is_as_good_as_absent(score: Score) -> None:
     broken = replace(matrix, shadows=shadows)
     found = run(score, broken)
     assert np.isfinite(found).all()
-    if score is not rmia.offline:  # whose choice of a counts a shadow's record as unknown, not as absent
+    if score not in (
+        rmia.offline,
+        rmia.information_offline,
+        conditional.score,
+    ):  # which fit something on all shadows
         kept = np.arange(16) != 3
         np.testing.assert_allclose(found, run(score, broken.subset(kept)), rtol=1e-3, atol=1e-5)
 
@@ -100,13 +108,13 @@ def test_records_of_which_nothing_is_known_score_alike(score: Score) -> None:
     target[:, 2], target[:, 3], shadows[:, :, 4] = np.nan, np.inf, np.nan
     found = run(score, replace(matrix, inside=inside, target=target, shadows=shadows))
     assert np.isfinite(found).all()
-    if score in (lira.online, lira.online_fixed, lira_rounds.score):
+    if score in (lira.online, lira.online_fixed, lira_rounds.score, bavaria.online, conditional.score):
         assert (found[:5] == 0).all() and (found[5:] != 0).all()
-    elif score is rmia.online:
+    elif score in (rmia.online, rmia.information):
         assert len(set(found[:5])) == 1
-    elif score is rmia.offline:
+    elif score in (rmia.offline, rmia.information_offline):
         assert len(set(found[[0, 2, 3, 4]])) == 1
-    elif score in (lira.offline, quantile.score):
+    elif score in (lira.offline, quantile.score, bavaria.offline):
         assert (found[[0, 2, 3, 4]] == 0).all() and found[1] != 0
     else:
         assert (found[[2, 3]] == 0).all() and (found[5:] != 0).all()
