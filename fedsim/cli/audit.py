@@ -68,7 +68,8 @@ def audit(
     """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
     spent, beside what the accountant guarantees.
 
-    It makes runs of its own, with canaries, and leaves every other run alone. Where all guesses of the
+    It makes runs of its own, with canaries. What it finds of a run's scenario as it stands is kept in that
+    run's folder, and shown on its page. Where all guesses of the
     one-run method are right it has reached what its size can show, and the many-run method follows. It ends
     with exit code 3 where the lower bound lies above the upper one: the implementation, or its accounting, is
     broken.
@@ -76,6 +77,7 @@ def audit(
     \b
     Examples:
       fedsim audit experiments/hospitals.toml --dp all=8
+      fedsim audit runs/hospitals-dp-all-8 --vantage both
       fedsim audit experiments/hospitals.toml --dp all=8 --party hospital-3 --vantage both
       fedsim audit experiments/heart.toml --dp all=1 --method many-run --runs 400 --workers 4
     """
@@ -101,6 +103,8 @@ def audit(
         )
         with live.bar(f"{plan.vantage} runs", err()) as progress, settings.folder(None, plan) as path:
             audits.append(audit.audit(prepared, plan, path, workers, progress))
+    if scenario.is_dir() and not overrides and not dp:
+        _keep(scenario, audits)
     if as_json:
         print_json(audits)
     else:
@@ -108,6 +112,18 @@ def audit(
     for result in [] if as_json else audits:
         line(audit_tables.audit_words(result), style="red" if result.violated else None)
     context.exit(3 if any(result.violated for result in audits) else 0)
+
+
+def _keep(folder: Path, audits: list[Audit]) -> None:
+    """Keep the audits in the run that they are of, and write its page again."""
+    from fedsim import report
+    from fedsim.audit import kept
+    from fedsim.core.run_directory import RunDirectory
+
+    run = RunDirectory.open(folder)
+    kept.keep(run, audits)
+    if run.manifest.get("complete") and not run.manifest.get("pruned"):
+        line(f"The bounds stand in {report.write(run)}, beside the accountant's ε.", err())
 
 
 def _needs_follow_up(result: Audit) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from fedsim.core import rng
+from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import comparison
 from fedsim.evaluation.by_round import evaluate_by_round
@@ -88,8 +89,17 @@ def sources(run: RunDirectory) -> pd.DataFrame:
 
 
 def _tables(run: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return scores, thresholds and truth."""
-    scores = run.table("scores")
+    """Return scores, thresholds and truth.
+
+    Raises:
+        InputError: no attack of the headline's world has brought scores.
+    """
+    headline = run.scenario.adversary.ladder[0]
+    scores = run.table("scores") if run.has("scores") else pd.DataFrame({"world": []})
+    if not (scores["world"] == headline).any():
+        failed = run.table("not_run") if run.has("not_run") else pd.DataFrame()
+        why = f": '{failed['attack'].iloc[0]}': {failed['reason'].iloc[0]}" if len(failed) else ""
+        raise InputError(f"{run.path}: no attack could be run in world '{headline}'{why}")
     thresholds = scores[["game", "observer", "attack", "world", "threshold"]].drop_duplicates(
         ignore_index=True
     )

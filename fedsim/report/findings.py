@@ -239,6 +239,14 @@ def empirical(findings: Findings, most: int = 6) -> list[dict[str, Any]]:
     return proofs
 
 
+def audits(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the run's audits, a row each: the table's columns, of the statistic with the largest bound."""
+    if not run.has("audits"):
+        return []
+    rows = run.table("audits").sort_values("lower", ascending=False, kind="stable")
+    return entries(rows.drop_duplicates(["party", "vantage", "method"]).sort_index())
+
+
 def source_rows(findings: Findings) -> list[dict[str, Any]]:
     """Return every rule of source inference: observer, rule, value, low, high, chance, prior, n."""
     if findings.sources.empty:

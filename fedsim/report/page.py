@@ -197,6 +197,7 @@ def render(results: Findings, drawn: Mapping[str, str]) -> str:
         allowed=_allowed(results),
         others=_others(results),
         empirical=findings.empirical(results),
+        audits=findings.audits(run),
         sources=findings.source_rows(results),
         suspicious=findings.entries(results.conduct),
         not_run=findings.entries(results.not_run),

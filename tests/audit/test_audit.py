@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from support.runs import document, final_sha, prepared_run, scenario
 
+from fedsim import report
 from fedsim.audit import audit, bounds
 from fedsim.audit import white_box as audit_white_box
 from fedsim.audit.party import train_as_set
@@ -390,3 +391,25 @@ def test_words_without_dp_say_so() -> None:
     )
     assert "without DP (ε = ∞)" in audit_tables.audit_words(found)
     assert "1.50" in audit_tables.audit_words(found)
+
+
+def test_an_audit_of_a_run_stands_on_its_page_beside_the_accountants_epsilon(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path, dp={"all": {"epsilon": 8}}, adversary={"attacks": ["loss"]})
+    play.federate(run)
+    before = final_sha(run)
+    page = report.write(run).read_text(encoding="utf-8")
+    assert f"<code>fedsim audit {run.path.name}</code>" in page
+    words = ["audit", str(run.path), "--canaries", "40", "--party", "hospital-2"]
+    for _ in range(2):  # the second takes the first one's place
+        done = CliRunner().invoke(main.main, words)
+        assert done.exit_code == 0, done.output
+    table = run.table("audits")
+    assert set(table["party"]) == {"hospital-2"} and table["statistic"].is_unique
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    best = table.loc[table["lower"].idxmax()]
+    section = page[page.index("What an audit shows") :].partition("</table>")[0]
+    assert f">{best['lower']:.2f}<" in section and f">{best['upper']:.2f}<" in section
+    assert f"{best['correct']} of {best['guesses']}" in section
+    assert final_sha(run) == before
+    other = CliRunner().invoke(main.main, [*words, "--dp", "all=4"])  # of another scenario than the run's
+    assert other.exit_code == 0 and run.table("audits").equals(table)

@@ -6,7 +6,7 @@ it says so, and a run under DP is refused unless the scenario declares the spell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -266,13 +266,16 @@ def _read(cells: pd.Series, reading: Reading) -> np.ndarray:
     return result
 
 
-def learn(schema: Schema, public: pd.DataFrame, total: int | None = None) -> tuple[Schema, dict[str, str]]:
+def learn(
+    schema: Schema, public: pd.DataFrame, total: int | None = None, days: Container[str] = ()
+) -> tuple[Schema, dict[str, str]]:
     """Return the schema with its undeclared columns filled in from public records.
 
     Numbers get the 1st to 99th percentile as bounds, categories the values seen. Columns that tell nothing
     (constant) or too much (an identifier, free text) in the public records are dropped.
 
     total: how many records the public ones were drawn from, all in all; their index is the row there.
+    days: columns that were read as days, which number no records however evenly they rise.
 
     Returns: schema, and column → why it was dropped and the key that keeps it.
     """
@@ -284,7 +287,8 @@ def learn(schema: Schema, public: pd.DataFrame, total: int | None = None) -> tup
         if column.name not in public:
             columns.append(column)
             continue
-        learnt, problem = _learn_column(column, public[column.name], total or len(public))
+        counted = None if column.name in days else total or len(public)
+        learnt, problem = _learn_column(column, public[column.name], counted)
         if learnt is None:
             dropped[column.name] = problem
         else:
@@ -307,8 +311,8 @@ def _learn_pixels(schema: Schema, public: pd.DataFrame) -> Schema:
     return replace(schema, columns=tuple(replace(c, kind="number", bounds=bounds) for c in schema.columns))
 
 
-def _learn_column(column: Column, public: pd.Series, total: int) -> tuple[Column | None, str]:
-    """Return the column filled in, or None and the reason why it is of no use."""
+def _learn_column(column: Column, public: pd.Series, total: int | None) -> tuple[Column | None, str]:
+    """Return the column filled in, or None and the reason why it is of no use; total: None for dates."""
     is_number = column.kind == "number"
     if column.declared:
         seen_missing = is_number and bool(np.isnan(numeric(public)).any())
@@ -318,7 +322,8 @@ def _learn_column(column: Column, public: pd.Series, total: int) -> tuple[Column
         return None, f"it is empty in the public records; declare {key('bounds', column.name)} to keep it"
     if is_number or (column.kind is None and types.is_numeric_dtype(known.dtype) and not _is_bool(known)):
         values = numeric(known)
-        if column.kind is None and is_row_number(column.name, values, known.index.to_numpy(), total):
+        rows = known.index.to_numpy()
+        if column.kind is None and total and is_row_number(column.name, values, rows, total):
             return None, (
                 "it numbers the records and describes none; "
                 f"declare {key('kinds', column.name)} = 'number' to keep it"

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.core.data import clipping, describe
-from fedsim.core.data.columns import Reading, learn, read_columns
+from fedsim.core.data.columns import Reading, ReadTable, learn, read_columns
 from fedsim.core.data.describe import ColumnFacts
 from fedsim.core.data.public import Public, check_overlap, choose, draw_whole, persons, subset
 from fedsim.core.data.records import Records
@@ -122,7 +122,7 @@ def encode(
     chosen = choose(table.frame, declared, settings, generator, table.name)
     hashes, overlap = _public_file(table, chosen, settings)
     read = read_columns(chosen, declared, settings, table.name)
-    schema, dropped = (declared, {}) if read.public is None else learn(declared, read.public, chosen.total)
+    schema, dropped = _learnt(declared, read, chosen)
     frame, flow, usable = _usable(table, read.frame, schema)
     frame, drawn = subset(frame, schema, settings.max_records, generator)
     features, names, unreadable = _features(frame, schema, table.name)
@@ -157,6 +157,13 @@ def encode(
         schema=schema,
         readings=read.readings,
     )
+
+
+def _learnt(declared: Schema, read: ReadTable, chosen: Public) -> tuple[Schema, dict[str, str]]:
+    if read.public is None:
+        return declared, {}
+    days = {column.name for column in declared.columns if read.is_date(column.name)}
+    return learn(declared, read.public, chosen.total, days)
 
 
 def _public_file(table: Table, chosen: Public, settings: DataSettings) -> tuple[dict[str, str], list[str]]:

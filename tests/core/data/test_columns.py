@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.tables import column, encoded, facts, said
 
@@ -170,3 +171,9 @@ def test_pixels_of_a_text_table_get_a_shape(write: Write) -> None:
         InputError, match=r"data.shape = \[1, 2, 4\] has 8 values, there are 6 feature columns"
     ):
         encoded(write(f"{header}\n{rows}\n"), shape=[1, 2, 4])
+
+
+def test_dates_that_rise_day_by_day_number_no_records(write: Write) -> None:
+    days = pd.date_range("2020-01-01", periods=90).strftime("%Y-%m-%d")
+    text = "seen,lab,y\n" + "".join(f"{day},{k % 7},{'np'[k % 2]}\n" for k, day in enumerate(days))
+    assert "seen" in encoded(write(text)).feature_names
