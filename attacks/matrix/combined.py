@@ -8,22 +8,32 @@ that is a part here itself.
 Round decoding needs no shadows, and reads the first updates where these read models: given the membership it
 is as good as independent of them. Its log-odds are added, tempered where they spread more than they predict
 (`attacks.rounds.channel`).
+
+What rehearsals teach holds as far as the target is one of the shadows. Where most members are unknown to the
+adversary it is not: its φ lie several times as far from what shadows show as those of any shadow do, which
+takes no truth to see. A Gaussian log-ratio is inversely proportional to the variance, so that the shadows'
+log-odds are divided by as much as the target's spread exceeds the usual; where it exceeds every shadow's, and
+something else is beside, they are left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
 from attacks.matrix import lira, lira_rounds, rmia, shokri
+from attacks.matrix.design import decodable
 from attacks.matrix.joint import stacking
 from attacks.matrix.rehearsal import MatrixScore, in_the_targets_place
 from attacks.matrix.signal_matrix import SignalMatrix
 from attacks.rounds import decoding
 
 REHEARSALS = 8
+SMALLEST = 1e-2
+"""A record's deviation counts as at least this share of the largest: of a saturated φ it says nothing."""
 
 
 def last_phi(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
@@ -64,8 +74,48 @@ def score(
         taught.append(_features(rehearsal, decoded.shadows[k], rng, parts))
         member.append(truth)
     weights, offset = _fit(np.concatenate(taught), np.concatenate(member))
-    odds = _features(matrix, decoded.target, rng, parts) @ weights + offset
+    odds = trust(matrix) * (_features(matrix, decoded.target, rng, parts) @ weights + offset)
     return np.asarray(odds + sum(matrix.beside.values()))
+
+
+def trust(matrix: SignalMatrix) -> float:
+    """Return in [0, 1] by what log-odds learnt on the shadows are multiplied, to claim no more than is seen.
+
+    The spread is that of φ at w_T, less the record's mean over the shadows and in units of its deviation,
+    over the records that are in some shadows and not in all; of fewer than two it says nothing. 0 where it
+    exceeds every shadow's, and something beside them tells records apart.
+    """
+    own, shadows = spreads(matrix)
+    if not len(shadows) or own <= shadows.mean():
+        return 1.0
+    if own > shadows.max() and any(np.ptp(odds) > 0 for odds in matrix.beside.values()):
+        return 0.0
+    return float(shadows.mean() / own)
+
+
+def spreads(matrix: SignalMatrix) -> tuple[float, np.ndarray]:
+    """Return the variance of the target's standardised φ over records, and of every shadow's, (S,).
+
+    A shadow is compared with the others, as the target is with all. A φ that is not finite counts as the
+    record's mean. (0,) where fewer than two records or three shadows tell it.
+    """
+    told, count = np.flatnonzero(decodable(matrix.member)), len(matrix)
+    if len(told) < 2 or count < 3:
+        return 1.0, np.empty(0)
+    phi = matrix.shadows[:, -1, told].astype(np.float64)
+    phi = np.where(np.isfinite(phi), phi, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a record whose φ is finite in no shadow
+        mean = np.nan_to_num(np.nanmean(phi, axis=0))
+    apart = np.nan_to_num(phi - mean)
+    variance = (apart**2).mean(axis=0)
+    smallest = SMALLEST**2 * max(float(variance.max()), 1e-30)
+    target = np.nan_to_num(matrix.target[-1, told] - mean, posinf=0.0, neginf=0.0)
+    own = target / np.sqrt(np.maximum(variance, smallest))
+    # Mean and variance without the shadow itself, (S, n).
+    alone = apart * count / (count - 1)
+    others = (count * variance - apart * alone) / (count - 1)
+    return float(own.var()), (alone / np.sqrt(np.maximum(others, smallest))).var(axis=1)
 
 
 def _features(
@@ -82,10 +132,10 @@ def _features(
 
 
 def _fit(features: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fit the logistic regression; where the rehearsals have one class only, the parts' plain mean."""
+    """Fit the logistic regression, no part's weight below 0: none is worth more for being contradicted.
+
+    Where the rehearsals have one class only, the parts' plain mean.
+    """
     if member.all() or not member.any():
         return np.full(features.shape[1], 1 / features.shape[1]), 0.0
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=1.0).fit(features, member)
-    return model.coef_[0], float(model.intercept_[0])
+    return stacking.nonnegative_logistic(features, member)

@@ -135,9 +135,6 @@ def _stacking(
 
     member: (H, n) bool, of the rehearsed shadows; known: (n,) bool, the records to learn from
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
     pairs = np.flatnonzero(np.broadcast_to(known, member.shape))
     pairs = rng.choice(pairs, min(len(pairs), LEARNING), replace=False, shuffle=False)
     truth = member.ravel()[pairs]
@@ -146,17 +143,28 @@ def _stacking(
     inputs = np.stack([part.shadows.ravel()[pairs].astype(np.float64) for part in parts], axis=1)
     # One scale for all parts, so that the penalty shrinks their weights alike: (pairs, parts) over (parts,).
     scale = np.maximum(inputs.std(axis=0), 1e-12)
-    inputs /= scale
+    weights, intercept = nonnegative_logistic(inputs / scale, truth)
+    return weights / scale, intercept
+
+
+def nonnegative_logistic(inputs: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return weights (d,), none below 0, and intercept of a logistic regression penalised by ½‖weights‖².
+
+    inputs: (m, d) float64; truth: (m,) bool, of both classes
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         odds = inputs @ theta[:-1] + theta[-1]
-        # Penalised by ½‖w‖², the intercept not.
+        # The intercept is not penalised.
         error, shrink = expit(odds) - truth, np.append(theta[:-1], 0.0)
         value = np.logaddexp(0.0, odds).sum() - odds[truth].sum() + 0.5 * (shrink**2).sum()
         gradient = np.append(inputs.T @ error, error.sum()) + shrink
         return value / len(truth), gradient / len(truth)
 
-    start = np.append(np.full(len(parts), 0.5 / len(parts)), 0.0)  # weights, then the intercept
-    bounds = [(0.0, None)] * len(parts) + [(None, None)]
+    parts = inputs.shape[1]
+    start = np.append(np.full(parts, 0.5 / parts), 0.0)  # weights, then the intercept
+    bounds = [(0.0, None)] * parts + [(None, None)]
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return theta[:-1] / scale, float(theta[-1])
+    return theta[:-1], float(theta[-1])

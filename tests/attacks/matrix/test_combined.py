@@ -61,6 +61,65 @@ def test_log_odds_from_beside_the_shadows_are_never_lost_nor_in_the_way() -> Non
         assert together > max(shadows, rounds) - 0.01, (of_shadows, of_rounds)
 
 
+def strange(matrix: SignalMatrix, seed: int, noise: float) -> SignalMatrix:
+    """The target's φ moved by what no shadow showed: members that the adversary does not own."""
+    moved = matrix.target + noise * stream(seed).normal(size=matrix.target.shape[1])
+    return replace(matrix, target=moved.astype(np.float32))
+
+
+@pytest.mark.parametrize("noise", [6.0, 12.0])
+def test_where_the_target_is_none_of_the_shadows_what_is_beside_stands_alone(noise: float) -> None:
+    for seed in range(3):
+        matrix, member = world(seed, 1.5)
+        odds = 1.0 * (member + stream(seed + 50).normal(size=len(member)) - 0.5)
+        beside = replace(strange(matrix, seed, noise), beside={"round-decoding": odds})
+        assert combined.trust(beside) == 0
+        np.testing.assert_array_equal(combined.score(beside, stream(), {"lira": lira.online}), odds)
+
+
+def test_with_nothing_beside_the_shadows_keep_their_order_and_claim_less() -> None:
+    matrix, _ = world(2, 1.5)
+    parts = {"lira": lira.online}
+    moved = strange(matrix, 2, 6.0)
+    assert 0 < combined.trust(moved) < 0.2
+    silent = replace(moved, beside={"round-decoding": np.zeros(200)})
+    np.testing.assert_array_equal(
+        combined.score(silent, stream(), parts), combined.score(moved, stream(), parts)
+    )
+    assert np.abs(combined.score(moved, stream(), parts)).max() < 2
+
+
+def test_a_target_that_is_one_of_the_shadows_is_trusted() -> None:
+    """Each shadow in the target's place, as the law of exchangeability has it: rarely is one left out."""
+    matrix, _ = world(3, 1.5)
+    matrix = replace(matrix, beside={"round-decoding": stream(1).normal(size=200)})
+    shares = []
+    for j in range(len(matrix)):
+        others = replace(matrix.subset(np.arange(64) != j), target=matrix.shadows[j], beside=matrix.beside)
+        shares.append(combined.trust(others))
+    assert np.mean(shares) > 0.85 and np.mean(np.array(shares) == 0) < 0.05
+
+
+def test_the_spread_is_numpys_with_the_shadow_itself_left_out() -> None:
+    matrix, _ = world(4, 1.0, n=30, shadows=16)
+    phi, target = matrix.shadows[:, -1].astype(float), matrix.target[-1].astype(float)
+    own, shadows = combined.spreads(matrix)
+    assert own == pytest.approx(((target - phi.mean(axis=0)) / phi.std(axis=0)).var(), rel=1e-9)
+    for s in range(16):
+        others = np.delete(phi, s, axis=0)
+        expected = ((phi[s] - others.mean(axis=0)) / others.std(axis=0)).var()
+        assert shadows[s] == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_part_counts_against_itself() -> None:
+    draw = stream(5)
+    member = draw.random(400) < 0.5
+    truth = member.astype(float)
+    features = np.stack([truth + draw.normal(size=400), -truth + draw.normal(size=400)], axis=1)
+    weights, _ = combined._fit(features, member)
+    assert weights[0] > 0.3 and weights[1] == 0
+
+
 def test_all_parts_together_find_members_and_nothing_where_there_is_nothing() -> None:
     found, nothing = [], []
     for seed in range(3):
