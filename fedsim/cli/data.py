@@ -42,7 +42,8 @@ def list_sets(as_json: bool) -> None:
 
 @data.command()
 @click.argument("name")
-def show(name: str) -> None:
+@json_option
+def show(name: str, as_json: bool) -> None:
     """Show origin, licence, files and columns of NAME.
 
     \b
@@ -52,6 +53,9 @@ def show(name: str) -> None:
     from fedsim.core.data import catalogue
     from fedsim.terminal import data_tables
 
+    if as_json:
+        print_json(data_tables.facts(catalogue.get(name)))
+        return
     data_tables.data_set(catalogue.get(name), out())
 
 

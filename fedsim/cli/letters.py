@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import err, out
+from fedsim.cli.common import err, json_option, out, print_json
 
 
 @click.command()
@@ -22,8 +22,9 @@ from fedsim.cli.common import err, out
 )
 @click.option("--top-k", default=0, type=click.IntRange(0), help="Of this many tokens alone. [default: all]")
 @click.option("--show-secrets", is_flag=True, help="Print what came out without a mask.")
+@json_option
 def extract(
-    folder: Path, rounds: str, samples: int, temperature: float, top_k: int, show_secrets: bool
+    folder: Path, rounds: str, samples: int, temperature: float, top_k: int, show_secrets: bool, as_json: bool
 ) -> None:
     """Ask the language models of RUN for the secrets of the other parties' letters.
 
@@ -45,5 +46,8 @@ def extract(
     run = RunDirectory.open(folder)
     chosen = parse_rounds(rounds, run.scenario.federation.rounds) if rounds else None
     with live.bar("models asked", err()) as progress:
-        letters.memorise(run, chosen, samples, Policy(temperature, top_k), progress)
+        table = letters.memorise(run, chosen, samples, Policy(temperature, top_k), progress)
+    if as_json:
+        print_json(table)
+        return
     letter_tables.show(run, out(), show_secrets)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import err, line, out
+from fedsim.cli.common import err, json_option, line, out, print_json
 
 
 @click.command()
@@ -22,7 +22,8 @@ from fedsim.cli.common import err, line, out
 @click.option(
     "--points", default=6, show_default=True, type=click.IntRange(1), help="Points drawn from each range."
 )
-def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> None:
+@json_option
+def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int, as_json: bool) -> None:
     """Ask whether each person is in RUN's data: by all of her records, or by one that is known only nearly.
 
     Also says what the parties' DP promises a person with several records there.
@@ -41,6 +42,10 @@ def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> 
     run = RunDirectory.open(folder)
     with live.bar("scores", err()) as progress:
         table = asked.persons(run, unknown, off, points, progress)
+    promised = asked.promises(run)
+    if as_json:
+        print_json({"persons": table, "promises": promised})
+        return
     first = table.iloc[0]
     what = f"{first['n_members']} persons in the data and {first['n_others']} others; intervals 95 %."
     metrics = {"auc": "AUC\n", "tpr": "found, at its\nthreshold", "fpr": "accused\nwrongly"}
@@ -62,5 +67,5 @@ def persons(folder: Path, unknown: tuple[str, ...], off: float, points: int) -> 
         if rows.empty:  # of letters, no range is asked
             continue
         out().print(results(rows, {"score": "score", "knows": "from"}, metrics, titles[part], caption))
-    out().print(promises(asked.promises(run)))
+    out().print(promises(promised))
     line(f"fedsim report {folder}  puts this on the run's page.", err())

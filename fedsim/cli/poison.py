@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import err, line, out
+from fedsim.cli.common import err, json_option, line, out, print_json
 
 
 @click.command()
@@ -17,7 +17,10 @@ from fedsim.cli.common import err, line, out
 @click.option(
     "--defence", "defences", multiple=True, help="fedavg, fedmedian, fedtrimmedavg, krum. [default: all]"
 )
-def poison(folder: Path, targets: int, copies: int, rounds: int, defences: tuple[str, ...]) -> None:
+@json_option
+def poison(
+    folder: Path, targets: int, copies: int, rounds: int, defences: tuple[str, ...], as_json: bool
+) -> None:
     """Replay RUN's last rounds with poison aimed at people called members, and at as many drawn at random.
 
     The damage is how much less the model believes a target's label than without poison. Robust strategies are
@@ -41,6 +44,9 @@ def poison(folder: Path, targets: int, copies: int, rounds: int, defences: tuple
     budget = replayed.Budget(targets, copies, rounds)
     with live.bar("replays", err()) as progress:
         table = replayed.poison(run, budget, defences or replayed.DEFENCES, progress)
+    if as_json:
+        print_json(table)
+        return
     keys = {"kind": "poison", "update": "update", "aim": "aimed at"}
     metrics = {
         "damage": "damage",

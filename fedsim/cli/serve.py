@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fedsim.cli.common import err, line
+from fedsim.cli.common import err, json_option, line, print_json
 from fedsim.core.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def add(
 
 @keys.command("list")
 @_run
-def list_keys(folder: Path) -> None:
+@json_option
+def list_keys(folder: Path, as_json: bool) -> None:
     """List the keys of RUN and what each has spent.
 
     \b
@@ -171,6 +172,9 @@ def list_keys(folder: Path) -> None:
 
     _, place = _opened(folder)
     everyone = service_keys.everyone(state.Database(place / "keys.sqlite"))
+    if as_json:
+        print_json([vars(key) | {"policy": key.policy.model_dump(exclude_none=True)} for key in everyone])
+        return
     for key in everyone:
         line(_words(key))
     if not everyone:
@@ -231,7 +235,8 @@ def verify(folder: Path) -> None:
 @log.command("watch")
 @_run
 @click.option("--every", type=click.FloatRange(0.1), help="Look again after so many seconds, until Ctrl-C.")
-def watch(folder: Path, every: float | None) -> None:
+@json_option
+def watch(folder: Path, every: float | None, as_json: bool) -> None:
     """Name the keys of RUN whose questions look like an attack: many records next to one another.
 
     A list of persons, each asked about once, looks like any other traffic and is not seen.
@@ -241,7 +246,17 @@ def watch(folder: Path, every: float | None) -> None:
       fedsim log watch runs/hospitals
       fedsim log watch runs/hospitals --every 10
     """
+    from fedsim.serving import log as audit
+    from fedsim.serving import watch as watching
+
     _, place = _opened(folder)
+    if as_json:
+        if every is not None:
+            raise InputError("--json: it says what the log shows now; leave --every out")
+        names = ("key", "name", "requests", "records", "near", "repeated", "refused", "probing")
+        patterns = watching.patterns(audit.read(place))
+        print_json([{name: getattr(pattern, name) for name in names} for pattern in patterns])
+        return
     named: set[str] = set()
     with contextlib.suppress(KeyboardInterrupt):
         _name_probing(place, named)

@@ -82,6 +82,23 @@ def data_set(entry: DataSet, console: Console) -> None:
     console.print(table)
 
 
+def facts(entry: DataSet) -> dict[str, object]:
+    """Return the same as `data_set` prints, by name."""
+    schema = entry.schema
+    names = ("name", "title", "origin", "licence", "rows", "record", "notes", "files")
+    columns = [
+        {name: getattr(column, name) for name in ("name", "kind", "bounds", "categories")}
+        for column in schema.columns
+    ]
+    return {name: getattr(entry, name) for name in names} | {
+        "label": None if schema.is_text else schema.label,
+        "classes": schema.classes,
+        "party": schema.party,
+        "person": schema.person,
+        "columns": columns,
+    }
+
+
 def _declared(column: Column) -> str:
     if column.bounds is not None:
         return f"{column.bounds[0]:g} to {column.bounds[1]:g}"

@@ -121,6 +121,13 @@ def test_options_reach_the_scenario(tmp_path: Path) -> None:
     assert "ε = 3" in result.output and "δ = 1e-05" in result.output
 
 
+def test_a_data_set_as_json_says_what_is_printed() -> None:
+    shown = json.loads(fedsim("data", "show", "heart-disease", "--json").stdout)
+    printed = fedsim("data", "show", "heart-disease").output
+    assert shown["title"] in printed and shown["licence"] in printed
+    assert {column["name"] for column in shown["columns"]} >= {"age", "thal"}
+
+
 def test_scenario_check_and_schema(tmp_path: Path) -> None:
     result = fedsim("scenario", "check", write_scenario(tmp_path))
     assert result.exit_code == 0 and "3 parties: hospital-1 (20)" in result.output

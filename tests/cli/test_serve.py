@@ -77,6 +77,8 @@ def test_keys_are_added_listed_and_revoked(run: str) -> None:
     assert text.startswith("fedsim_") and len(text) > 40
     listed = fedsim("keys", "list", run).output
     assert "clinic  active  client  laplace" in listed and "ε 0 of 2" in listed and text not in listed
+    (as_data,) = json.loads(fedsim("keys", "list", run, "--json").stdout)
+    assert (as_data["name"], as_data["policy"]["policy"], as_data["asked"]) == ("clinic", "laplace", 0)
     assert fedsim("keys", "revoke", run, "clinic").exit_code == 0
     assert "clinic  revoked" in fedsim("keys", "list", run).output
 

@@ -2,7 +2,8 @@
 
     .safetensors         by parameter name
     .pt, .pth, .bin      a state_dict, read with ``weights_only``; or a dictionary that holds one, as
-                         NVFlare's persistor ('model'), Lightning ('state_dict') and many scripts write it
+                         NVFlare's persistor ('model'), Lightning ('state_dict'), OpenFL
+                         ('model_state_dict', by `fx model save`) and many scripts write it
     .npz                 by name, or in the state_dict's order (``np.savez(file, *ndarrays)``, as with Flower)
     .onnx                the graph's initializers; needs `pip install 'fedsim[onnx]'`
 

@@ -26,6 +26,12 @@ def prefixed(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: value for name, value in module.state_dict().items()}
 
 
+def openfl(module: nn.Module) -> dict[str, Any]:
+    """As its PyTorch task runner saves a model by default: beside its optimizer's state."""
+    optimizer = torch.optim.Adam(module.parameters())
+    return {"model_state_dict": module.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+
+
 def nvflare(module: nn.Module) -> dict[str, Any]:
     """As PTModelPersistenceFormatManager.to_persistence_dict of NVFlare writes it."""
     return OrderedDict(model=OrderedDict(module.state_dict()), train_conf={"train": {"model": "Net"}})
@@ -35,6 +41,7 @@ WRITERS: dict[str, Any] = {
     "plain.pt": lambda m, f: torch.save(m.state_dict(), f),
     "nvflare.pt": lambda m, f: torch.save(nvflare(m), f),
     "lightning.pt": lambda m, f: torch.save({"epoch": 3, "state_dict": prefixed(m, "model.")}, f),
+    "openfl.pth": lambda m, f: torch.save(openfl(m), f),
     "parallel.pth": lambda m, f: torch.save(prefixed(m, "module."), f),
     "opacus.bin": lambda m, f: torch.save(prefixed(m, "_module."), f),
     "names.safetensors": lambda m, f: save_file(dict(m.state_dict()), f),
