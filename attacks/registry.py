@@ -37,6 +37,7 @@ BUILT_IN = (
     "attacks.matrix.quantile",
     "attacks.matrix.lira",
     "attacks.matrix.lira_rounds",
+    "attacks.matrix.projected",
     "attacks.matrix.rmia",
     "attacks.matrix.bavaria",
     "attacks.matrix.proxy",

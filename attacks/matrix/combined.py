@@ -11,9 +11,9 @@ is as good as independent of them. Its log-odds are added, tempered where they s
 
 What rehearsals teach holds as far as the target is one of the shadows. Where most members are unknown to the
 adversary it is not: its φ lie several times as far from what shadows show as those of any shadow do, which
-takes no truth to see. A Gaussian log-ratio is inversely proportional to the variance, so that the shadows'
-log-odds are divided by as much as the target's spread exceeds the usual; where it exceeds every shadow's, and
-something else is beside, they are left out.
+takes no truth to see. If that is noise, members lie as many times nearer to the others, in deviations, and so
+does a log-ratio claim too much; if memberships count for more in the target as well, it does not. Nothing
+seen tells one from the other: the shadows' log-odds are multiplied by the mean of the two factors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from attacks.declaration import ALIKE_SHADOWS, EVERY_MODEL, attack
-from attacks.matrix import lira, lira_rounds, rmia, shokri
+from attacks.matrix import lira, lira_rounds, projected, rmia, shokri
 from attacks.matrix.design import decodable
 from attacks.matrix.joint import stacking
 from attacks.matrix.rehearsal import MatrixScore, in_the_targets_place
@@ -48,6 +48,7 @@ PARTS: Mapping[str, MatrixScore] = {
     "shokri": shokri.score,
     "lira": lira.online,
     "lira-rounds": lira_rounds.score,
+    "lira-projected": projected.score,
     "rmia": rmia.online,
 }
 """The parts beside joint inference."""
@@ -79,18 +80,15 @@ def score(
 
 
 def trust(matrix: SignalMatrix) -> float:
-    """Return in [0, 1] by what log-odds learnt on the shadows are multiplied, to claim no more than is seen.
+    """Return in (½, 1] by what log-odds learnt on the shadows are multiplied: ½ + ½ usual / own deviation.
 
-    The spread is that of φ at w_T, less the record's mean over the shadows and in units of its deviation,
-    over the records that are in some shadows and not in all; of fewer than two it says nothing. 0 where it
-    exceeds every shadow's, and something beside them tells records apart.
+    The deviation is that of φ at w_T, less the record's mean over the shadows and in units of its own
+    deviation there, over the records that are in some shadows and not in all. 1 where it is as usual or less.
     """
     own, shadows = spreads(matrix)
     if not len(shadows) or own <= shadows.mean():
         return 1.0
-    if own > shadows.max() and any(np.ptp(odds) > 0 for odds in matrix.beside.values()):
-        return 0.0
-    return float(shadows.mean() / own)
+    return float(0.5 + 0.5 * np.sqrt(shadows.mean() / own))
 
 
 def spreads(matrix: SignalMatrix) -> tuple[float, np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix import lira
+from attacks.matrix.projected import within_sides
 from attacks.matrix.rehearsal import rehearsals
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -95,7 +96,7 @@ def given(matrix: SignalMatrix, anchors: np.ndarray, member: np.ndarray) -> Sign
     inputs, target = there - share, member - share  # (S, A), (A,)
     phi = matrix.shadows[:, -1].astype(np.float64)
     whole = np.isfinite(phi)
-    residual = _within_sides(np.where(whole, phi, 0.0), matrix.member, whole)
+    residual = within_sides(np.where(whole, phi, 0.0), matrix.member, whole)
     values, vectors = np.linalg.eigh(inputs @ inputs.T)
     values = np.maximum(values, 0.0)
     penalty = _penalty(values, vectors, residual)
@@ -114,15 +115,6 @@ def given(matrix: SignalMatrix, anchors: np.ndarray, member: np.ndarray) -> Sign
         early=None,
         beside={},
     )
-
-
-def _within_sides(phi: np.ndarray, member: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return φ less its mean over the shadows of the same side, (S, n); 0 where it is not finite."""
-    residual = np.zeros_like(phi)
-    for side in (member & whole, ~member & whole):
-        mean = (phi * side).sum(axis=0) / np.maximum(side.sum(axis=0), 1)
-        residual += side * (phi - mean)
-    return residual
 
 
 def _penalty(values: np.ndarray, vectors: np.ndarray, residual: np.ndarray) -> float:

@@ -144,7 +144,15 @@ def test_the_suite_holds_every_family() -> None:
     assert PARTICIPANTS["round-decoding"].simulates
     compared = {"shokri", "quantile", "quantile-regression", "lira", "lira-offline", "lira-rounds"}
     compared |= {"rmia", "rmia-offline", "combined", "joint", "first-update"}
-    compared |= {"informia", "informia-offline", "bavaria", "bavaria-offline", "pmia", "cmia"}
+    compared |= {
+        "informia",
+        "informia-offline",
+        "bavaria",
+        "bavaria-offline",
+        "pmia",
+        "cmia",
+        "lira-projected",
+    }
     assert compared <= set(PARTICIPANTS) - set(VIEW_ATTACKS)
     assert list(attacks_of("coalition")) == list(PARTICIPANTS)
     of_letters = [name for name, attack in PARTICIPANTS.items() if attack.reads != "table"]

@@ -165,7 +165,7 @@ def test_shadows_are_moved_by_a_regression_that_has_not_seen_them() -> None:
     there = matrix.member[:, anchors].astype(float)
     inputs = there - there.mean(axis=0)
     phi = matrix.shadows[:, -1].astype(float)
-    residual = conditional._within_sides(phi, matrix.member, np.isfinite(phi))
+    residual = conditional.within_sides(phi, matrix.member, np.isfinite(phi))
     values, vectors = np.linalg.eigh(inputs @ inputs.T)
     penalty = conditional._penalty(np.maximum(values, 0), vectors, residual)
     for s in range(24):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import shadow_world
 
-from attacks.matrix import bavaria, conditional, lira, lira_rounds, proxy, quantile, rmia, shokri
+from attacks.matrix import bavaria, conditional, lira, lira_rounds, projected, proxy, quantile, rmia, shokri
 from attacks.matrix.rehearsal import calibrate_on_rehearsals, rehearsals
 from attacks.matrix.signal_matrix import SignalMatrix
 
@@ -18,7 +18,7 @@ ATTACKS: list[Score] = [
     lira.online, lira.online_fixed, lira.offline, lira_rounds.score,
     rmia.online, rmia.offline, shokri.score, quantile.score,
     rmia.information, rmia.information_offline, bavaria.online, bavaria.offline,
-    proxy.score, conditional.score,
+    proxy.score, conditional.score, projected.score,
 ]  # fmt: skip
 every_attack = pytest.mark.parametrize("score", ATTACKS, ids=lambda f: f"{f.__module__}.{f.__name__}")
 
@@ -108,7 +108,14 @@ def test_records_of_which_nothing_is_known_score_alike(score: Score) -> None:
     target[:, 2], target[:, 3], shadows[:, :, 4] = np.nan, np.inf, np.nan
     found = run(score, replace(matrix, inside=inside, target=target, shadows=shadows))
     assert np.isfinite(found).all()
-    if score in (lira.online, lira.online_fixed, lira_rounds.score, bavaria.online, conditional.score):
+    if score in (
+        lira.online,
+        lira.online_fixed,
+        lira_rounds.score,
+        bavaria.online,
+        conditional.score,
+        projected.score,
+    ):
         assert (found[:5] == 0).all() and (found[5:] != 0).all()
     elif score in (rmia.online, rmia.information):
         assert len(set(found[:5])) == 1
