@@ -111,10 +111,22 @@ def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort
     return _decode(view, candidates.take(order), seed, effort or Effort()).taken(np.argsort(order))
 
 
-def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
+def planned_cost(view: ParticipantView, candidates: Records, effort: Effort | None = None) -> float:
+    """Return what `decode` would simulate, in whole federations, without simulating it."""
+    effort = effort or Effort()
+    return _affordable(view, _experiment(view, candidates, 0, effort), effort)[2]
+
+
+def _experiment(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Experiment:
     plan = federation_plan(view, view.settings.rounds)
     known = owned.of_view(view, candidates, effort.prior)
-    experiment = Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
+    return Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
+
+
+def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
+    plan = federation_plan(view, view.settings.rounds)
+    experiment = _experiment(view, candidates, seed, effort)
+    known = experiment.knowledge
     rounds, kinds, spent = _affordable(view, experiment, effort)
     rows = _rows(experiment, effort.rows)
     targets = np.setdiff1d(np.arange(known.candidates), rows)

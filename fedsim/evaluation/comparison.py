@@ -148,6 +148,21 @@ def compare_tpr(
     Raises:
         ValueError: all games' non-members together are too few (`estimates.bounded_below`).
     """
+    rates, drawn = bootstrapped_tpr(games, alpha, stream, draws)
+    value, differences = float(rates[0] - rates[1]), drawn[0] - drawn[1]
+    low, high = np.quantile(differences, [ERROR / 2, 1 - ERROR / 2])
+    tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
+    return Comparison(value, float(low), float(high), float(min(1, 2 * (tail + 1) / (draws + 1))))
+
+
+def bootstrapped_tpr(
+    games: Sequence[Scored], alpha: float, stream: np.random.Generator, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both attacks' TPR at FPR ``alpha``, (2,), and what `compare_tpr` draws of them, (2, draws).
+
+    Raises:
+        ValueError: all games' non-members together are too few (`estimates.bounded_below`).
+    """
     nonmembers = [int((~game.member).sum()) for game in games]
     if not bounded_below(sum(nonmembers), alpha):
         raise ValueError(f"n={sum(nonmembers)} non-members are too few to compare rates at FPR {alpha}")
@@ -156,13 +171,9 @@ def compare_tpr(
     else:
         origin = [np.full(len(game.member), number) for number, game in enumerate(games)]
     once = [np.ones((1, len(game.member)), dtype=int) for game in games]
-    value = float(_tpr_difference(games, once, alpha)[0])
-    drawn = np.concatenate(
-        [_tpr_difference(games, weights, alpha) for weights in _resampled(games, origin, stream, draws)]
-    )
-    low, high = np.quantile(drawn, [ERROR / 2, 1 - ERROR / 2])
-    tail = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
-    return Comparison(value, float(low), float(high), float(min(1, 2 * (tail + 1) / (draws + 1))))
+    resampled = _resampled(games, origin, stream, draws)
+    drawn = np.concatenate([_tprs(games, weights, alpha) for weights in resampled], axis=1)
+    return _tprs(games, once, alpha)[:, 0], drawn
 
 
 def _pool(games: Sequence[Scored]) -> tuple[list[Scored], list[np.ndarray]]:
@@ -203,17 +214,17 @@ def _resampled_game(
     return weights
 
 
-def _tpr_difference(games: Sequence[Scored], weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
-    """Return the difference of TPR at FPR ``alpha`` for each of b weightings, (b,).
+def _tprs(games: Sequence[Scored], weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
+    """Return both attacks' TPR at FPR ``alpha`` for each of b weightings, (2, b).
 
     A game counts as often as it was drawn: with its share of all the weights of its size.
     """
     shares = np.stack([w.sum(axis=1) / w.shape[1] for w in weights])  # (games, b)
-    differences = np.stack(
-        [_weighted_tpr(game, 0, w, alpha) - _weighted_tpr(game, 1, w, alpha)
-         for game, w in zip(games, weights, strict=True)]
+    rates = np.stack(
+        [[_weighted_tpr(game, attack, w, alpha) for game, w in zip(games, weights, strict=True)]
+         for attack in (0, 1)]
     )  # fmt: skip
-    return np.asarray((shares * differences).sum(axis=0) / shares.sum(axis=0))
+    return np.asarray((shares * rates).sum(axis=1) / shares.sum(axis=0))
 
 
 def _weighted_tpr(game: Scored, attack: int, weights: np.ndarray, alpha: float) -> np.ndarray:
