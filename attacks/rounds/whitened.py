@@ -46,8 +46,8 @@ POPULATION = 2048
 """Records of which Σ is estimated, at most."""
 FEW = 64
 """Records owned, below which the adversary's own stand for the population too."""
-NUMBERS = 2**27
-"""Numbers in all gradients together, beyond which they are projected: half a GiB."""
+NUMBERS = 2**26
+"""Numbers in all gradients together, beyond which they are projected: half a GiB in float64."""
 
 MEAN_OF_GRADIENTS = "the update is the mean of the others' gradients, which vary as the owned records' do"
 

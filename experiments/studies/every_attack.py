@@ -51,8 +51,8 @@ SHADOWS = {"hospitals": 256, "heart": 256, "digits": 256, "location": 128}
 WORLDS = ("all", "half", "few", "none")
 STRONG = (
     "loss", "update-regression", "glir", "covariance", "round-decoding", "lira", "lira-offline",
-    "lira-rounds", "lira-projected", "rmia", "rmia-offline", "informia", "informia-offline", "bavaria",
-    "bavaria-offline", "pmia", "cmia", "combined", "joint",
+    "lira-rounds", "lira-projected", "lira-projected-offline", "rmia", "rmia-offline", "informia",
+    "informia-offline", "bavaria", "bavaria-offline", "pmia", "cmia", "combined", "joint",
 )  # fmt: skip
 BASELINES = ("lira", "lira-offline")
 """The first of them that runs in a world is what others are compared with."""

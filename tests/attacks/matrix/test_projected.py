@@ -64,6 +64,54 @@ def test_what_moves_all_records_hides_none_of_them() -> None:
     assert plain < 0.65 and ours > 0.78
 
 
+def test_offline_is_a_regression_a_record_and_a_shadow() -> None:
+    """The closed form against a least-squares fit without each shadow, record by record."""
+    matrix = shadow_world.varied(30, 1, RNG).matrix(32, RNG)[0]
+    inside = matrix.inside.copy()
+    inside[:, 20:] = -1  # ten candidates of whom no shadow was trained on
+    matrix = replace(matrix, inside=inside)
+    phi, target = matrix.shadows[:, -1].astype(float), matrix.target[-1].astype(float)
+    moves = projected._moves(matrix)
+    assert moves is not None and moves.basis.shape == (4, 20)
+    found = projected.offline(matrix, RNG)
+    middle = moves.shadows.mean(axis=0)
+    inputs = moves.shadows - middle
+    for i in range(20, 30):
+        y = phi[:, i] - phi[:, i].mean()
+        left = []
+        for s in range(32):
+            others = np.arange(32) != s
+            weights = np.linalg.lstsq(inputs[others], y[others], rcond=None)[0]
+            left.append(y[s] - inputs[s] @ weights)
+        weights = np.linalg.lstsq(inputs, y, rcond=None)[0]
+        ahead = target[i] - phi[:, i].mean() - (moves.target - middle) @ weights
+        np.testing.assert_allclose(found[i], ahead / np.sqrt(np.mean(np.square(left))), rtol=1e-6)
+
+
+def test_offline_finds_members_that_no_shadow_was_trained_on() -> None:
+    aucs, alone = [], np.arange(200) < 60
+    for seed in range(4):
+        matrix, member = moving_together(seed, 2.0)
+        # φ of the asked in the shadows as of non-members; in the target as it is.
+        shadows = matrix.shadows - 2.0 * (matrix.member & alone)[:, None]
+        inside = np.where(alone, -1, matrix.inside)
+        matrix = replace(matrix, inside=inside, shadows=shadows.astype(np.float32))
+        scores = projected.offline(matrix, RNG), lira.offline(matrix, RNG)
+        aucs.append([shadow_world.auc(score[alone], member[alone]) for score in scores])
+    ours, plain = np.mean(aucs, axis=0)
+    assert plain < 0.65 and ours > 0.8
+
+
+def test_candidates_in_no_shadow_tell_nothing_of_each_other() -> None:
+    matrix, _ = moving_together(2, 1.0)
+    matrix = replace(matrix, inside=np.where(np.arange(200) < 60, -1, matrix.inside))
+    other = matrix.target.copy()
+    other[0, 0] += 5
+    before, after = (projected.offline(each, RNG) for each in (matrix, replace(matrix, target=other)))
+    np.testing.assert_array_equal(before[1:], after[1:])
+    assert after[0] > before[0]
+
+
 def test_it_finds_nothing_where_there_is_nothing() -> None:
     aucs = []
     for seed in range(6):

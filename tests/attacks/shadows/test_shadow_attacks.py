@@ -19,6 +19,7 @@ ATTACKS: list[Score] = [
     rmia.online, rmia.offline, shokri.score, quantile.score,
     rmia.information, rmia.information_offline, bavaria.online, bavaria.offline,
     proxy.score, conditional.score, projected.score,
+    projected.offline,
 ]  # fmt: skip
 every_attack = pytest.mark.parametrize("score", ATTACKS, ids=lambda f: f"{f.__module__}.{f.__name__}")
 
@@ -121,7 +122,7 @@ def test_records_of_which_nothing_is_known_score_alike(score: Score) -> None:
         assert len(set(found[:5])) == 1
     elif score in (rmia.offline, rmia.information_offline):
         assert len(set(found[[0, 2, 3, 4]])) == 1
-    elif score in (lira.offline, quantile.score, bavaria.offline):
+    elif score in (lira.offline, quantile.score, bavaria.offline, projected.offline):
         assert (found[[0, 2, 3, 4]] == 0).all() and found[1] != 0
     else:
         assert (found[[2, 3]] == 0).all() and (found[5:] != 0).all()
