@@ -13,9 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients import accomplice, central, malicious, participant
+from clients.deployed import party_of
 from clients.isolation import contained
 from clients.node import BudgetSpent
-from clients.party import Party, party_of
+from clients.party import Party
 
 
 def without_private_text(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -47,6 +47,7 @@ COMMANDS = {
     "persons": ("persons:persons", "Ask whether a person is in a run's data, and what DP promises her."),
     "poison": ("poison:poison", "Aim poison at those called members of a run, and see what it does."),
     "audit": ("audit:audit", "Audit a party's DP: the ε that can be shown to be spent."),
+    "deploy": ("deploy:deploy", "A federation between organisations: folders, server, nodes."),
     "serve": ("serve:serve", "Serve the final model of a run over HTTP."),
     "keys": ("serve:keys", "Who may ask a served model, and how much."),
     "log": ("serve:log", "The audit log of a served model."),

@@ -108,6 +108,8 @@ class Manifest(TypedDict, total=False):
     world_seconds: number of a game → world → seconds that the participant's attacks took in it
     versions: package → version; machine: system, processor, cores
     released: number of a game → the round whose model it releases, where that is not the last
+    deployed: whether its parties are on machines of their own, whose records were never here
+    node_patience: seconds to wait for all of their nodes before round 1
     pruned: when its private records were removed, ISO 8601, UTC; absent where they were not
     """
 
@@ -136,6 +138,8 @@ class Manifest(TypedDict, total=False):
     world_seconds: dict[str, dict[str, float]]
     versions: dict[str, str]
     machine: dict[str, Any]
+    deployed: bool
+    node_patience: float
     pruned: str
 
 

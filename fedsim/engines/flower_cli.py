@@ -118,18 +118,24 @@ def private_home(log: Path, variables: Mapping[str, str]) -> Iterator[FlowerHome
 
 @contextmanager
 def superlink(
-    home: FlowerHome, options: Sequence[str], authority: Path | None = None
+    home: FlowerHome,
+    options: Sequence[str],
+    authority: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a SuperLink on a free port; yield its address and its process, and configure ``flwr`` for it.
+    """Run a SuperLink; yield its address on this machine and its process, and configure ``flwr`` for it.
 
     authority: certificate by which its TLS is checked; None where it has none
+    host, port: where nodes reach it; default: a free port of the loopback
 
     Raises:
         FedsimError: it did not start; the text names the log and its last error.
     """
-    port, control_port = free_ports(2)
+    free, control_port = free_ports(2)
+    port = port or free
     process = home.start([
-        "flower-superlink", *options, "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
+        "flower-superlink", *options, "--isolation", "subprocess", "--host", host, "--port", str(port),
         "--control-api-address", f"127.0.0.1:{control_port}", "--database", str(home.path / "state.db"),
     ])  # fmt: skip
     try:

@@ -34,18 +34,23 @@ def write_launcher(folder: Path) -> Path:
     return bin_folder
 
 
-def serve(folder: Path, run: Path | None = None) -> None:
+def serve(folder: Path, run: Path | None = None, deployed: Path | None = None) -> None:
     """Answer calls at the socket in ``folder`` until this process is asked to end.
 
     run: whose model and privacy decide what is imported beforehand; None to leave it to the first message
+    deployed: folder of the one party whose node this is; its records are read here, once
     """
     from clients.client_app import app  # before the first fork
+    from clients.warm_up import warm_up
 
     if run is not None:
-        from clients.warm_up import warm_up
         from fedsim.core.run_directory import RunDirectory
 
         warm_up(RunDirectory.open(run).scenario)
+    if deployed is not None:
+        from clients.deployed import load
+
+        warm_up(load(deployed).scenario)
     flower_internals.import_client_runtime()
     os.chdir(folder)
     Path(SOCKET).unlink(missing_ok=True)
@@ -81,5 +86,13 @@ def _answer(connection: socket.socket, app: flower_internals.ClientApp) -> None:
         os._exit(code)
 
 
+def _main(home: str, kind: str, folder: str) -> None:
+    """The command line: a home, and the folder of a ``run`` or of a ``node``."""
+    if kind == "node":
+        serve(Path(home), deployed=Path(folder))
+    else:
+        serve(Path(home), Path(folder))
+
+
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    _main(*sys.argv[1:])

@@ -42,11 +42,15 @@ def run_game(run: RunDirectory, game: int) -> None:
         keys = {name: home.path / f"node-{partition}" for partition, name in enumerate(parties)}
         publics = [credentials.write_node_key(key) for key in keys.values()]
         with flower_cli.superlink(home, options, tls.authority) as (address, server):
-            clients = start_clients(home, run)
+            clients = start_clients(home, "run", run.path)
             register(home, publics)
             nodes = {
                 f"the SuperNode of {name}": start_node(
-                    home, address, tls.authority, key, partition, len(parties)
+                    home,
+                    address,
+                    tls.authority,
+                    key,
+                    f"partition-id={partition} num-partitions={len(parties)}",
                 )
                 for partition, (name, key) in enumerate(keys.items())
             }
@@ -84,14 +88,16 @@ def register(home: FlowerHome, public_keys: list[Path]) -> None:
         )
 
 
-def start_clients(home: FlowerHome, run: RunDirectory) -> subprocess.Popen[bytes]:
+def start_clients(home: FlowerHome, kind: str, folder: Path) -> subprocess.Popen[bytes]:
     """Start the process from which every message's own is forked, for all parties of this machine.
+
+    kind: 'run', of whose folder the parties are, or 'node', of whose folder the one party is
 
     Raises:
         FedsimError: it did not come up.
     """
     node.write_launcher(home.path)
-    process = home.start([sys.executable, "-m", "fedsim.engines.node", str(home.path), str(run.path)])
+    process = home.start([sys.executable, "-m", "fedsim.engines.node", str(home.path), kind, str(folder)])
     deadline = time.monotonic() + _START_SECONDS
     while not (home.path / node.READY).exists():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -103,13 +109,13 @@ def start_clients(home: FlowerHome, run: RunDirectory) -> subprocess.Popen[bytes
 
 
 def start_node(
-    home: FlowerHome, address: str, authority: Path, key: Path, partition: int, parties: int
+    home: FlowerHome, address: str, authority: Path, key: Path, config: str
 ) -> subprocess.Popen[bytes]:
-    """Start the SuperNode of one party."""
+    """Start the SuperNode of one party; config: as for ``flower-supernode --node-config``."""
     [port] = flower_cli.free_ports(1)
     path = os.pathsep.join([str(home.path / "bin"), home.environment["PATH"]])
     return home.start([
         "flower-supernode", "--root-certificates", str(authority), "--superlink", address,
         "--host", "127.0.0.1", "--port", str(port), "--auth-supernode-private-key", str(key),
-        "--node-config", f"partition-id={partition} num-partitions={parties}",
+        "--node-config", config,
     ], PATH=path)  # fmt: skip

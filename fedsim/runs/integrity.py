@@ -100,12 +100,27 @@ def check_usable(run: RunDirectory) -> None:
     trust.require(run.path, run.scenario)
 
 
+def check_simulated(run: RunDirectory) -> None:
+    """Refuse the run of a deployment's server, which nobody attacked there.
+
+    Raises:
+        InputError: saying what it holds instead.
+    """
+    if run.manifest.get("deployed"):
+        raise InputError(
+            f"{run.path}: it is the server's of a deployment, whose parties keep their records: "
+            "rounds.parquet and models/ are what it holds; what a malicious node found, "
+            "`fedsim deploy attack` says there"
+        )
+
+
 def check_whole(run: RunDirectory) -> None:
     """Refuse a run without its private records, of which nothing but what it found can be asked.
 
     Raises:
-        InputError: they were removed.
+        InputError: they were removed, or never were here.
     """
+    check_simulated(run)
     pruned = run.manifest.get("pruned")
     if pruned:
         raise InputError(
@@ -197,6 +212,7 @@ def open_results(path: Path) -> RunDirectory:
         InputError: it is no run, or the scenario or a table is not what the run wrote.
     """
     run = RunDirectory.open(path)
+    check_simulated(run)
     _compare(run, ["scenario.toml", "truth.parquet", *(f"{name}.parquet" for name in TABLES)])
     return run
 

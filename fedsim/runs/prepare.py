@@ -236,7 +236,7 @@ def write_games(run: RunDirectory, prepared: Prepared, games: Sequence[truth.Gam
         seed=scenario.seed,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         prepared=True,
-        **_machine(),
+        **machine(),
     )
     integrity.note_prepared(run)
 
@@ -296,7 +296,8 @@ def _write_game(run: RunDirectory, prepared: Prepared, number: int, game: truth.
                 write_pool(folder, TARGETS, game.candidates.first(settings.targets))
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return what the manifest says of versions and of the machine."""
     packages = ("fedsim", "flwr", "torch", "opacus", "numpy", "pandas", "safetensors")
     return {
         "versions": {"python": platform.python_version()}

@@ -66,7 +66,8 @@ def federate(grid: Grid, run: RunDirectory, game: int) -> None:
         evaluate_everywhere(federation, weights, round)
         _checkpoint(federation, round)
     stopping.note_released(federation)
-    _collect_findings(federation)
+    if not run.manifest.get("deployed"):  # no organisation has the others' candidates to be asked about
+        _collect_findings(federation)
 
 
 def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
@@ -77,7 +78,8 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
     """
     scenario = run.scenario
     query = RecordDict({"config": ConfigRecord({"server-round": 0})})
-    nodes = sorted(_await_nodes(grid, scenario))
+    patience = run.manifest.get("node_patience", scenario.federation.timeout)
+    nodes = sorted(_await_nodes(grid, scenario, patience))
     replies = send(grid, query, nodes, "query.introduce", scenario)
     parties: dict[int, str] = {}
     node_of: dict[int, int] = {}
@@ -118,9 +120,9 @@ def _strategy(run: RunDirectory, parties: int) -> Strategy:
     return central_dp.with_central_dp(built, central, participants)
 
 
-def _await_nodes(grid: Grid, scenario: Scenario) -> list[int]:
-    """Wait until all parties' nodes are connected, as long as one reply may take."""
-    wanted, deadline = scenario.parties.count, time.monotonic() + scenario.federation.timeout
+def _await_nodes(grid: Grid, scenario: Scenario, patience: float) -> list[int]:
+    """Wait until all parties' nodes are connected, for ``patience`` seconds at most."""
+    wanted, deadline = scenario.parties.count, time.monotonic() + patience
     while len(nodes := list(grid.get_node_ids())) < (wanted or 1):
         if time.monotonic() > deadline:
             raise FedsimError(f"only {len(nodes)} of {wanted} parties connected")

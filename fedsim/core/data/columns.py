@@ -100,7 +100,7 @@ def read_columns(chosen: Public, schema: Schema, settings: DataSettings, source:
     notices = [
         f"{some(tuple(names))}: {words}, as private records show" for words, names in spelled.items() if words
     ]
-    notices += _odd_notices(odd)
+    notices += odd_notices(odd)
     return ReadTable(
         frame, public, by_column, odd, tuple(notices), _from_private(by_column, private, settings)
     )
@@ -124,7 +124,8 @@ def _from_private(
     return tuple(remedies)
 
 
-def _odd_notices(odd: Mapping[str, Mapping[str, int]]) -> list[str]:
+def odd_notices(odd: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a sentence for each column with cells that count as missing for what they are."""
     return [
         f"{sum(counts.values())} value(s) of '{name}' are not finite numbers and count as missing: "
         + ", ".join(f"'{text}' ({count})" for text, count in list(counts.items())[:4])

@@ -125,7 +125,7 @@ def encode(
     schema, dropped = _learnt(declared, read, chosen)
     frame, flow, usable = _usable(table, read.frame, schema)
     frame, drawn = subset(frame, schema, settings.max_records, generator)
-    features, names, unreadable = _features(frame, schema, table.name)
+    features, names, unreadable = features_of(frame, schema, table.name)
     facts = describe.facts(declared, schema, chosen, read, dropped, settings)
     clipped: list[str] = []
     if settings.path is not None:
@@ -133,7 +133,7 @@ def encode(
         clipped += describe.owner_notices(table, frame, schema)
     return Encoded(
         features=features,
-        labels=_indices(frame[schema.label], schema.classes),
+        labels=class_indices(frame[schema.label], schema.classes),
         party=None if schema.party is None else texts(frame[schema.party]),
         person=None if schema.person is None else persons(frame[schema.person]),
         feature_names=names,
@@ -285,7 +285,7 @@ def _usable(
     for name in filter(None, (schema.label, schema.party)):
         known = frame[name].notna().to_numpy()
         if name == schema.label:
-            known = _indices(frame[name], schema.classes) >= 0
+            known = class_indices(frame[name], schema.classes) >= 0
         if not known.any():
             role = "label" if name == schema.label else "party"
             raise InputError(
@@ -308,11 +308,11 @@ def _labelled(public: pd.DataFrame | None, schema: Schema) -> Records | None:
     needed = (schema.label, *(column.name for column in schema.columns))
     if public is None or not set(needed) <= set(public.columns):
         return None
-    known = public[_indices(public[schema.label], schema.classes) >= 0].reset_index(drop=True)
+    known = public[class_indices(public[schema.label], schema.classes) >= 0].reset_index(drop=True)
     if known.empty:
         return None
-    features, _, _ = _features(known, schema, "data.public")
-    return Records(features, _indices(known[schema.label], schema.classes))
+    features, _, _ = features_of(known, schema, "data.public")
+    return Records(features, class_indices(known[schema.label], schema.classes))
 
 
 def _public_classes(public: pd.DataFrame | None, schema: Schema) -> tuple[str, ...]:
@@ -323,10 +323,10 @@ def _public_classes(public: pd.DataFrame | None, schema: Schema) -> tuple[str, .
     return tuple(value for value in schema.classes if value in shown)
 
 
-def _features(
+def features_of(
     frame: pd.DataFrame, schema: Schema, source: str
 ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """Return features, their names, and notices of cells that could not be read."""
+    """Return features (n, …) float32, their names, and notices of cells that could not be read."""
     if schema.image is not None:
         return _pixels(frame, schema), schema.names, []
     width = sum(map(_width, schema.columns))
@@ -382,7 +382,7 @@ def _one_hot(cells: pd.Series, column: Column) -> np.ndarray:
     All zeros where a value is missing or unseen; an unseen one is the last category where that is 'other'.
     """
     known = column.categories or ()
-    index = _indices(cells, tuple(texts(pd.Series(known, dtype=object))))
+    index = class_indices(cells, tuple(texts(pd.Series(known, dtype=object))))
     if column.other:
         index[(index < 0) & cells.notna().to_numpy()] = len(known) - 1
     block = np.zeros((len(cells), len(known)), dtype=np.float32)
@@ -391,7 +391,7 @@ def _one_hot(cells: pd.Series, column: Column) -> np.ndarray:
     return block
 
 
-def _indices(cells: pd.Series, known: tuple[str, ...]) -> np.ndarray:
+def class_indices(cells: pd.Series, known: tuple[str, ...]) -> np.ndarray:
     """Return (n,) int64 places of the cells in ``known``; -1 where a cell is missing or unseen."""
     places = {value: place for place, value in reversed(list(enumerate(known)))}
     codes, distinct = pd.factorize(texts(cells), use_na_sentinel=True)

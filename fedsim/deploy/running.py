@@ -1,0 +1,124 @@
+"""The server and a node of a deployment, each a command that stays until it is stopped or all is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from clients import node as switches
+from clients.deployed import FOLDER, LEDGER, read_node, scenario_of
+from clients.isolation import ISOLATE
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario import reading
+from fedsim.deploy.folders import AUTHORITY, KEY, RUN, SETTINGS, ServerSettings
+from fedsim.engines import credentials, flower_cli, superlink
+from fedsim.engines.own_code import runs_own_code
+from fedsim.runs import integrity
+
+LOG = "flower.log"
+
+APP = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "fedsim-deployment"
+version = "1.0.0"
+
+[tool.flwr.app]
+publisher = "fedsim"
+
+[tool.flwr.app.components]
+serverapp = "fedsim.server.server_app:app"
+clientapp = "clients.client_app:app"
+
+[tool.flwr.app.config]
+run = ""
+game = 0
+"""
+"""The app that the server sends along; what runs is the fedsim that is installed on each machine."""
+
+Say = Callable[[str], object]
+
+
+def read_server(folder: Path) -> ServerSettings:
+    """Read ``server.toml`` of the server's folder.
+
+    Raises:
+        InputError: in one sentence, what is wrong.
+    """
+    path = folder / SETTINGS
+    try:
+        return ServerSettings.model_validate(reading.read_toml(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: {reading.sentence(error, ServerSettings)}") from error
+
+
+def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
+    """Run the federation of a server's folder: let its nodes in, train, keep the models.
+
+    Returns: the run, complete.
+
+    Raises:
+        FedsimError: the run failed, or was complete already.
+    """
+    folder = folder.resolve()
+    settings, run = read_server(folder), RunDirectory.open(folder / RUN)
+    if run.manifest.get("complete"):
+        raise InputError(f"{run.path}: this federation has been trained; make new folders for another one")
+    tls = credentials.ServerFiles(folder / AUTHORITY, folder / "server.pem", folder / "server.key")
+    publics = sorted((folder / "nodes").glob("*.pub"))
+    run.update_manifest(node_patience=settings.wait)
+    with flower_cli.private_home(folder / LOG, {}) as home:
+        options = [*tls.options, "--enable-supernode-auth"]
+        with flower_cli.superlink(home, options, tls.authority, settings.host, settings.port) as (_, server):
+            superlink.register(home, publics)
+            say(f"listening on {settings.host}:{settings.port} for {len(publics)} nodes")
+            app = home.path / "app"
+            app.mkdir()
+            (app / "pyproject.toml").write_text(APP, encoding="utf-8")
+            config = f"run={json.dumps(str(run.path))} game=0"
+            flower_cli.run_app(home, config, watched={"the SuperLink": server}, app=app)
+    run.update_manifest(complete=True)
+    integrity.note(run, "models", "rounds.parquet")
+    return run
+
+
+def join(folder: Path, say: Say = lambda text: None) -> None:
+    """Run the node of a party's folder until it is stopped.
+
+    Raises:
+        FedsimError: its process or its SuperNode ended.
+    """
+    folder = folder.resolve()
+    settings, scenario = read_node(folder), scenario_of(folder)
+    isolation = {ISOLATE: "1"} if runs_own_code(scenario) else {}
+    with flower_cli.private_home(folder / LOG, isolation) as home:
+        clients = superlink.start_clients(home, "node", folder)
+        config = {
+            FOLDER: str(folder),
+            "partition-id": settings.partition,
+            switches.LEDGER: str(folder / LEDGER),
+        }
+        if settings.epsilon_budget is not None:
+            config |= {switches.BUDGET: settings.epsilon_budget, switches.DELTA: settings.epsilon_delta}
+        node = superlink.start_node(
+            home, settings.server, folder / AUTHORITY, folder / KEY,
+            " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()),
+        )  # fmt: skip
+        say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")
+        processes = {"the node's process": clients, "the SuperNode": node}
+        try:
+            while all(process.poll() is None for process in processes.values()):
+                time.sleep(0.2)
+        finally:
+            for process in processes.values():
+                flower_cli.end(process)
+        ended = next(name for name, process in processes.items() if process.returncode is not None)
+        raise FedsimError(f"{ended} ended: {flower_cli.last_error(home.log)} (see {home.log})")
