@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
+from fedsim.core import folders
 from fedsim.core.data.records import Records
 from fedsim.core.data.store import PartyRecords, read_party, read_public
 from fedsim.core.errors import InputError
@@ -88,18 +89,21 @@ def party_of(context: Context) -> Party:
 
 
 def run_folder(context: Context) -> Path:
-    """Return the run's folder, ``run`` of the run config.
+    """Return the run's folder, ``run`` of the run config, else the one that the server made for Flower's run.
 
     Raises:
-        InputError: it is not set.
+        InputError: neither is here.
     """
     configured = str(context.run_config.get("run", ""))
-    if not configured:
+    if configured:
+        return Path(configured)
+    made = folders.flower_run(context.run_id)
+    if not (made / "scenario.toml").is_file():
         raise InputError(
-            "run = '' in the run config: name the folder of a run, as in "
+            f"run = '' in the run config, and {made} is not here: name the folder of a run, as in "
             "flwr run . --run-config 'run=\"/path/of/the/run\"' (`fedsim run … --engine ray` does all of it)"
         )
-    return Path(configured)
+    return made
 
 
 def _stamp(folder: Path) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from fedsim.core.errors import InputError
 if TYPE_CHECKING:
     from fedsim.core.run_directory import RunDirectory
     from fedsim.core.scenario.settings import Scenario
+    from fedsim.engines.settings import EngineOptions
 
 
 @click.command()
@@ -122,7 +123,7 @@ def run(
         play.federate(directory, engine, workers, options)
     _ask_for_secrets(directory)
     for switch in twins:
-        _twin(directory, switch, data_dir, engine, workers)
+        _twin(directory, switch, data_dir, engine, workers, options)
     report_and_show(directory, as_json)
     _track(directory, tensorboard, mlflow)
     _gate(directory)
@@ -162,7 +163,12 @@ def _gate(directory: RunDirectory) -> None:
 
 
 def _twin(
-    directory: RunDirectory, switch: str, data_dir: Path | None, engine: str, workers: int | None
+    directory: RunDirectory,
+    switch: str,
+    data_dir: Path | None,
+    engine: str,
+    workers: int | None,
+    options: EngineOptions,
 ) -> None:
     """Run the scenario of a finished run under other DP-SGD."""
     from fedsim.runs import play, twins
@@ -171,7 +177,7 @@ def _twin(
     line(f"The same with --dp {switch}:", err())
     twin = twins.prepared(directory, switch, data_dir)
     with live.follow(twin, err(), VERBOSITY.verbose):
-        play.federate(twin, engine, workers)
+        play.federate(twin, engine, workers, options)
     write_report(twin)
 
 

@@ -26,6 +26,14 @@ def downloads() -> Path:
     return cache() / "data"
 
 
+def flower_run(flower_id: int) -> Path:
+    """Return the folder of a run that `flwr run` of fedsim's own app makes where none is named.
+
+    flower_id: Flower's number of its run, which server and clients know alike
+    """
+    return platformdirs.user_data_path("fedsim", appauthor=False) / "flower" / f"run-{flower_id}"
+
+
 def named_data() -> Path | None:
     """Return the person's own folder of data sets, None where none is named."""
     named = os.environ.get("FEDSIM_DATA")

@@ -95,7 +95,8 @@ class Manifest(TypedDict, total=False):
 
     format: of the run directory (`FORMAT`)
     complete: whether every game is evaluated; prepared: whether all records have been dealt
-    engine: 'inprocess', 'ray' or 'superlink'; workers: processes for the parties, cores for the shadows
+    engine: 'inprocess', 'ray', 'superlink' or 'flwr run'
+    workers: processes for the parties, cores for the shadows
     adversary: name of the malicious party; record: what a record is called, as 'patient'
     parties: name → number of records, by partition; classes: spellings of the label
     input_shape: of one record's features

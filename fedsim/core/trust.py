@@ -75,6 +75,16 @@ def guard(run: Path, scenario: Scenario) -> None:
             )
 
 
+def passed_on(run: Path, scenario: Scenario) -> dict[str, str]:
+    """Return the variable by which a process with another home trusts a run as this one does."""
+    guard(run, scenario)
+    named = references(scenario)
+    if not named or any(reference in imports.REFUSED for reference in named):
+        return {}
+    said = os.environ.get(TRUST, "")
+    return {TRUST: said if said == "1" else os.pathsep.join(filter(None, [said, str(run)]))}
+
+
 def _trusted(run: Path) -> bool:
     said = os.environ.get(TRUST, "")
     return said == "1" or str(run) in said.split(os.pathsep)

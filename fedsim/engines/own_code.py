@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from clients.isolation import ISOLATE
+from fedsim.core import trust
+from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
 
 
 def runs_own_code(scenario: Scenario) -> bool:
     """Return whether a client runs a 'module:callable' of the person's own: a model or an attack."""
     return any(":" in name for name in (scenario.model.name, *scenario.adversary.attacks))
+
+
+def environment(run: RunDirectory) -> dict[str, str]:
+    """Return the variables by which processes of Flower's run the run's own code as this process would."""
+    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
+    return isolation | trust.passed_on(run.path, run.scenario)

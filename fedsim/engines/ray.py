@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 
-from clients.isolation import ISOLATE
 from fedsim.core.run_directory import RunDirectory
 from fedsim.engines import flower_cli
-from fedsim.engines.own_code import runs_own_code
+from fedsim.engines.own_code import environment
 from fedsim.engines.settings import EngineOptions
 
 
@@ -22,11 +21,10 @@ def run_game(run: RunDirectory, game: int, workers: int = 1, options: EngineOpti
     """
     options = options or EngineOptions()
     run.forget_checkpoint(game)
-    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
     cluster = {} if options.ray_address is None else {"RAY_ADDRESS": options.ray_address}
     log = run.path / f"flower-{game:03d}.log"
     with (
-        flower_cli.private_home(log, {**isolation, **cluster}) as home,
+        flower_cli.private_home(log, {**environment(run), **cluster}) as home,
         flower_cli.superlink(home, ["--insecure", "--simulation"]),
     ):
         config = f"run={json.dumps(str(run.path))} game={game}"

@@ -15,12 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from clients.isolation import ISOLATE
 from fedsim.core.errors import FedsimError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.engines import credentials, flower_cli, node
 from fedsim.engines.flower_cli import FlowerHome
-from fedsim.engines.own_code import runs_own_code
+from fedsim.engines.own_code import environment
 
 _VALID_DAYS = 30.0  # no run takes longer
 _START_SECONDS = 120.0
@@ -34,9 +33,8 @@ def run_game(run: RunDirectory, game: int) -> None:
         FedsimError: the run failed; the text names Flower's log and its last error.
     """
     run.forget_checkpoint(game)
-    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
     parties = list(run.manifest["parties"])
-    with flower_cli.private_home(run.path / f"flower-{game:03d}.log", isolation) as home:
+    with flower_cli.private_home(run.path / f"flower-{game:03d}.log", environment(run)) as home:
         tls = credentials.write_server(home.path, ["127.0.0.1", "localhost"], _VALID_DAYS)
         options = [*tls.options, "--enable-supernode-auth"]
         keys = {name: home.path / f"node-{partition}" for partition, name in enumerate(parties)}

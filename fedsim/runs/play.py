@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from attacks.shadows import cache
@@ -36,12 +37,21 @@ def federate(
     """
     if not run.manifest.get("prepared"):
         raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
-    with run.locked():
-        _federate(run, engine, workers, options or EngineOptions())
-
-
-def _federate(run: RunDirectory, engine: str, workers: int | None, options: EngineOptions) -> None:
     laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
+
+    def run_game(game: int) -> None:
+        _run_game(run, game, engine, workers or _processes(run, laboratory), options or EngineOptions())
+
+    with run.locked():
+        play(run, engine, laboratory, run_game)
+
+
+def play(run: RunDirectory, engine: str, laboratory: Laboratory, run_game: Callable[[int], None]) -> None:
+    """Have ``run_game`` run every game that is not finished, then evaluate all of them.
+
+    engine: what the manifest says of where it runs
+    run_game: called with the number of a game; it has to leave the run's folder as `server_app.federate` does
+    """
     integrity.verify(run)
     run.update_manifest(engine=engine, workers=laboratory.workers)
     for game in range(run.scenario.games):
@@ -49,7 +59,7 @@ def _federate(run: RunDirectory, engine: str, workers: int | None, options: Engi
             continue
         integrity.verify_unfinished(run, game)
         started = time.monotonic()
-        _run_game(run, game, engine, workers or _processes(run, laboratory), options)
+        run_game(game)
         release.make(run, game)
         observe(run, game, laboratory)
         _note_game(run, game, time.monotonic() - started)

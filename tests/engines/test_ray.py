@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.runs import final_sha, finished_run, prepared_run
+from support.runs import final_sha, finished_run, prepared_run, write_table
 
 import fedsim
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.run_directory import RunDirectory
+from fedsim.core.scenario.reading import load
 from fedsim.engines import flower_cli
-from fedsim.runs import integrity, play
+from fedsim.runs import flower_app, integrity, play, prepare
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 
@@ -63,7 +66,58 @@ def test_the_folder_is_a_flower_app() -> None:
     assert folder == Path(fedsim.__file__).parents[1]
     app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["components"] == {
-        "serverapp": "fedsim.server.server_app:app",
+        "serverapp": "fedsim.runs.flower_app:app",
         "clientapp": "clients.client_app:app",
     }
     assert all(isinstance(value, str | int | float | bool) for value in app["config"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("flower")
+def test_flwr_run_with_no_run_named_runs_the_default_scenario_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    changes = ["federation.rounds=2", "adversary.attacks=['loss']"]
+    with (
+        flower_cli.private_home(tmp_path / "flower.log", {}) as home,
+        flower_cli.superlink(home, ["--insecure", "--simulation"]),
+    ):
+        flower_cli.run_app(home, f"set={json.dumps('; '.join(changes))}", "num-supernodes=3")
+    [made] = (tmp_path / "fedsim" / "flower").iterdir()
+    run = RunDirectory.open(made)
+    assert run.manifest["complete"] and list(run.manifest["parties"]) == [f"hospital-{k}" for k in (1, 2, 3)]
+    hospitals = Path(fedsim.__file__).parents[1] / "experiments" / "hospitals.toml"
+    alone = prepare.prepare(
+        prepare.check(load(hospitals, [*changes, "parties.count=3"]), None), tmp_path / "run"
+    )
+    play.federate(alone)
+    assert final_sha(run) == final_sha(alone)
+
+
+NATURAL = """
+[data]
+path = "patients.csv"
+label = "ill"
+party = "ward"
+bounds = {age = [0, 100], pressure = [80, 180]}
+categories = {ill = ["no", "yes"]}
+"""
+
+
+def test_there_is_a_party_for_each_node_or_a_sentence_says_how_many_are_needed(tmp_path: Path) -> None:
+    hospitals = Path(fedsim.__file__).parents[1] / "experiments" / "hospitals.toml"
+    assert len(flower_app.for_nodes(hospitals, [], 2).rows) == 2
+    write_table(tmp_path / "patients.csv")
+    natural = tmp_path / "natural.toml"
+    natural.write_text(NATURAL)
+    assert len(flower_app.for_nodes(natural, [], 3).rows) == 3
+    with pytest.raises(InputError, match=r"has 3 parties, and there are 2 nodes; .*num-supernodes=3"):
+        flower_app.for_nodes(natural, [], 2)
+    with pytest.raises(InputError, match="games = 2"):
+        flower_app.for_nodes(hospitals, ["games=2"], 5)
+
+
+def test_a_scenario_that_does_not_come_along_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(InputError, match=r"'hospital\.toml'.*did you mean 'hospitals\.toml'"):
+        flower_app._scenario_path("hospital.toml")

@@ -16,6 +16,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import PRIVATE_FOLDERS, RunDirectory
 from fedsim.core.scenario.reading import parse
 from fedsim.core.trust import TRUST
+from fedsim.engines import own_code
 from fedsim.runs import play, prepare
 
 QUICK = {"federation": {"rounds": 2}, "adversary": {"attacks": ["loss"]}}
@@ -170,6 +171,22 @@ def test_where_no_key_can_be_kept_a_new_run_is_trusted_by_its_process_alone(
     monkeypatch.setenv(TRUST, "")
     with pytest.raises(InputError, match="--trust-code"):
         trust.require(run.path, run.scenario)
+
+
+def test_an_engine_s_processes_with_another_home_trust_what_this_one_trusts_and_no_more(
+    own: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = own_code.environment(own)
+    assert variables[TRUST] == str(own.path)
+    there = tmp_path / "elsewhere"
+    shutil.copytree(own.path, there)
+    (there / ".made-here").unlink()
+    assert TRUST not in own_code.environment(RunDirectory.open(there))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another home"))
+    with pytest.raises(InputError, match="--trust-code"):
+        trust.require(own.path, own.scenario)
+    monkeypatch.setenv(TRUST, variables[TRUST])
+    trust.require(own.path, own.scenario)
 
 
 def forget() -> None:
