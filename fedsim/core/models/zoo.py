@@ -26,9 +26,11 @@ def build(model: ModelSettings, input_shape: tuple[int, ...], classes: int, seed
         InputError: the model does not suit the records, or 'module:callable' cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         if ":" in model.name:
+            torch.manual_seed(seed)
             return build_custom(model, input_shape, classes)
+        # The same stream; `torch.manual_seed` takes 3 ms more, to note who called for devices that may come.
+        torch.default_generator.manual_seed(seed)
         check_input(model, input_shape)
         if model.name in LANGUAGE:
             return _language(model, input_shape)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -193,3 +195,33 @@ def test_logits_stand_in_where_no_linear_layer_is_last() -> None:
     with torch.no_grad():
         expected = module(torch.tensor(features)).numpy()
     np.testing.assert_allclose(outputs.last_layer_inputs(module, features), expected, atol=1e-6)
+
+
+def test_its_adamw_is_torchs_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    ours = [torch.randn(3, 5), torch.randn(7)]
+    theirs = [p.clone().requires_grad_() for p in ours]
+    reference = torch.optim.AdamW(
+        theirs, lr=attack_network.RATE, weight_decay=attack_network.DECAY, fused=True
+    )
+    step = attack_network.adamw(ours)
+    for _ in range(20):
+        gradients = [torch.randn_like(p) for p in ours]
+        for p, gradient in zip(theirs, gradients, strict=True):
+            p.grad = gradient.clone()
+        reference.step()
+        step(gradients)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_training_the_network_imports_no_optimizers() -> None:
+    """torch.optim takes seconds to make its first object, for which nothing else of a run may ask."""
+    code = """
+import sys
+import numpy as np
+from attacks.membership import attack_network
+known = np.random.default_rng(0).normal(size=(40, 2 * (2 * 2 + 1 + 3) + 2))
+attack_network.fit(known, np.arange(40) % 2 == 0, np.random.default_rng(1), rounds=2, classes=2)(known)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -456,3 +456,13 @@ def test_a_linear_stack_is_checked_and_trained_without_importing_opacus() -> Non
         "assert 'opacus' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_the_weights_are_what_torchs_own_seed_gives() -> None:
+    model = ModelSettings(hidden=[8])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        expected = [nn.Linear(4, 8), nn.Linear(8, 3)]
+    built = [layer for layer in zoo.build(model, (4,), 3, seed=7) if isinstance(layer, nn.Linear)]
+    for layer, reference in zip(built, expected, strict=True):
+        assert torch.equal(layer.weight, reference.weight) and torch.equal(layer.bias, reference.bias)
