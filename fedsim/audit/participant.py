@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from attacks.views import observations
-from fedsim.audit import canaries
+from fedsim.audit import canaries, worst_case
 from fedsim.audit.party import plan_of
 from fedsim.audit.settings import Audit, AuditSettings
 from fedsim.audit.verdict import audit_of, best_of, guessed, learnt, nearly_all, upper
@@ -30,12 +30,16 @@ def participant_audit(
     inside = stream.random((1, m)) < 0.5 if one_run else (np.arange(games) % 2 == 0)[:, None]
     scores_by_game: list[Mapping[str, np.ndarray]] = []
     plans = []
+    crafted = _craft(run, names, settings) if settings.worst_case else None
     for game in range(games):
-        planted, n = _plant(run, game, names, settings, inside[game])
+        planted, n = _plant(run, game, names, settings, inside[game], crafted)
         plans.append(plan_of(run.scenario, settings.party, n))
         inprocess.run_game(run, game, workers)
         view = observations.load_view(run.observations(game))
-        scores_by_game.append(canaries.participant_scores(view, planted))
+        if crafted is None:
+            scores_by_game.append(canaries.participant_scores(view, planted))
+        else:
+            scores_by_game.append(worst_case.scores(view, planted, plans[-1].clipping_norm))
         if progress:
             progress(game + 1, games)
     plan = max(plans, key=lambda plan: plan.epsilon)
@@ -56,10 +60,24 @@ def participant_audit(
     return audit_of(settings, "participant", best_of(tests), upper(plan, delta), delta)
 
 
+def _craft(run: RunDirectory, names: list[str], settings: AuditSettings) -> Records:
+    """Return the crafted canary, for the plan of a party that holds it; the run gets its initial weights."""
+    folder = run.party_folder(0, names.index(settings.party), settings.party)
+    n = len(read_party(folder)[0].train) + 1
+    return worst_case.craft(run, names, settings.party, plan_of(run.scenario, settings.party, n))
+
+
 def _plant(
-    run: RunDirectory, game: int, names: list[str], settings: AuditSettings, inside: np.ndarray
+    run: RunDirectory,
+    game: int,
+    names: list[str],
+    settings: AuditSettings,
+    inside: np.ndarray,
+    crafted: Records | None,
 ) -> tuple[Records, int]:
     """Put the canaries of ``inside`` among the party's training records; return all, and their number then.
+
+    crafted: the canary of a worst case; otherwise they are drawn at the edges of the party's columns
 
     The number of training records is public, and known to every party.
     """
@@ -67,7 +85,8 @@ def _plant(
     folder = run.party_folder(game, where, settings.party)
     records, info = read_party(folder)
     stream = rng.generator(settings.seed, "audit canaries", party=settings.party)
-    planted = canaries.edge_records(records.heldout, info.classes, len(inside), stream)
+    edges = canaries.edge_records(records.heldout, info.classes, len(inside), stream)
+    planted = edges if crafted is None else crafted
     train = Records.concatenate([records.train, planted.take(inside)])
     write_party(folder, PartyRecords(records.name, train, records.heldout), info)
     sizes = tuple(len(train) if k == where else n for k, n in enumerate(info.sizes))

@@ -35,6 +35,7 @@ class AuditSettings:
     runs: an even number ≥ 10, of the many-run method, half of them with the canary
     confidence: probability that the lower bound lies below the true ε
     delta: δ of both bounds; default: that of the party's DP
+    worst_case: of a participant's many runs, with initial weights and a canary that `worst_case.craft`s
     """
 
     party: str = ""
@@ -46,6 +47,7 @@ class AuditSettings:
     confidence: float = 0.95
     delta: float | None = None
     seed: int = 0
+    worst_case: bool = False
 
     def __post_init__(self) -> None:
         if self.canaries < 10:
@@ -56,6 +58,11 @@ class AuditSettings:
             raise InputError(f"--confidence {self.confidence:g}: it must lie between 0 and 1, such as 0.95")
         if self.guesses is not None and not 1 <= self.guesses <= self.canaries:
             raise InputError(f"guesses = {self.guesses}: it must lie between 1 and {self.canaries} canaries")
+        if self.worst_case and (self.vantage, self.method) != ("participant", "many-run"):
+            raise InputError(
+                "--worst-case: one canary is crafted, for a participant and a run for each guess; add "
+                "--vantage participant --method many-run (the white box's gradients are the worst as it is)"
+            )
 
     @property
     def error(self) -> float:
@@ -74,6 +81,7 @@ class Audit:
     canaries: how many were tossed coins for (one-run), or how many runs there were (many-run)
     estimate: statistic → what would be a lower bound, were the canaries of one run independent of each other;
         empty where that is not known to be nearly so; none lies below the bound that is proved
+    worst_case: whether initial weights and canary were crafted
     """
 
     party: str
@@ -88,6 +96,7 @@ class Audit:
     confidence: float
     delta: float
     estimate: dict[str, float] = dataclasses.field(default_factory=dict)
+    worst_case: bool = False
 
     @property
     def violated(self) -> bool:
@@ -117,14 +126,16 @@ def settings_for(
     *,
     party: str | None = None,
     vantage: Vantage = "white-box",
-    method: Method = "one-run",
+    method: Method | None = None,
     canaries: int | None = None,
     runs: int | None = None,
     confidence: float = 0.95,
+    worst_case: bool = False,
 ) -> AuditSettings:
     """Return the settings of an audit of a checked scenario, what is None filled in.
 
     party: by default the first one with DP, else the first one that is not the adversary
+    method: by default one run, of the worst case many
 
     Raises:
         InputError: there is no such party, or it is the adversary itself and the auditor a participant.
@@ -146,11 +157,12 @@ def settings_for(
     return AuditSettings(
         party=party,
         vantage=vantage,
-        method=method,
+        method=method or ("many-run" if worst_case else "one-run"),
         canaries=CANARIES[vantage] if canaries is None else canaries,
         runs=RUNS[vantage] if runs is None else runs,
         confidence=confidence,
         seed=scenario.seed,
+        worst_case=worst_case,
     )
 
 

@@ -31,6 +31,7 @@ def audit_of(
         party=settings.party,
         vantage=vantage,
         method=settings.method,
+        worst_case=settings.worst_case,
         upper=upper,
         confidence=settings.confidence,
         delta=delta,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fedsim.cli.common import (
     data_dir_option,
@@ -40,9 +41,14 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     type=click.Choice(["one-run", "many-run"]),
-    default="one-run",
-    show_default=True,
-    help="Many canaries at once, or a run for each guess: tighter, and slower.",
+    help="Many canaries at once, or a run for each guess: tighter, and slower. [default: one-run; "
+    "many-run with --worst-case]",
+)
+@click.option(
+    "--worst-case",
+    is_flag=True,
+    help="A participant's audit with crafted initial weights and a crafted canary: the tightest from its "
+    "seat, and no adversary of real life.",
 )
 @click.option("--canaries", type=int, help="Of one-run. [default: 4000 white-box, 400 participant]")
 @click.option("--runs", type=int, help="Of many-run. [default: 400 white-box, 100 participant]")
@@ -63,6 +69,7 @@ def audit(
     folder: Path | None,
     workers: int,
     as_json: bool,
+    worst_case: bool,
     **how: Any,
 ) -> None:
     """Audit a party's DP in SCENARIO (a TOML file, or the folder of a run): the ε that can be shown to be
@@ -80,6 +87,7 @@ def audit(
       fedsim audit runs/hospitals-dp-all-8 --vantage both
       fedsim audit experiments/hospitals.toml --dp all=8 --party hospital-3 --vantage both
       fedsim audit experiments/heart.toml --dp all=1 --method many-run --runs 400 --workers 4
+      fedsim audit experiments/hospitals.toml --dp hospital-2=10 --vantage participant --worst-case --runs 200
     """
     from fedsim.audit import audit, settings
     from fedsim.runs import prepare
@@ -88,7 +96,18 @@ def audit(
     with err().status("Reading the records…"):
         prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
     vantages: Sequence[Any] = settings.VANTAGES if vantage == "both" else [vantage]
-    plans = [settings.settings_for(prepared, party=party, vantage=name, **how) for name in vantages]
+    if worst_case and context.get_parameter_source("vantage") is ParameterSource.DEFAULT:
+        vantages = ["participant"]
+    plans = [
+        settings.settings_for(
+            prepared,
+            party=party,
+            vantage=name,
+            worst_case=worst_case and (name == "participant" or len(vantages) == 1),
+            **how,
+        )
+        for name in vantages
+    ]
     audits = []
     for plan in plans:
         with (

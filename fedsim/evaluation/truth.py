@@ -212,19 +212,20 @@ def draw_members(
     units, first = units_of(encoded)
     side = np.full(len(first), -1)  # of a unit: 1 member, 0 held out, -1 not drawn yet
     for party in sorted(rows):
-        own_units = units[rows[party]]
         stream = rng.generator(seed, "membership", game=game, party=party)
-        _draw_sides(side, own_units, round(share * len(own_units)), stream)
+        _draw_sides(side, np.unique(units[rows[party]]), share, stream)
     return side[units] == 1
 
 
-def _draw_sides(side: np.ndarray, own_units: np.ndarray, wanted: int, stream: np.random.Generator) -> None:
-    """Draw sides, in place, for the units in ``own_units``, so that about ``wanted`` records are members."""
-    sizes = np.bincount(own_units, minlength=len(side))
-    order = stream.permutation(np.unique(own_units))
+def _draw_sides(side: np.ndarray, own_units: np.ndarray, share: float, stream: np.random.Generator) -> None:
+    """Draw sides, in place, for those in ``own_units`` who have none yet: a ``share`` of them are members.
+
+    Persons are counted, not records. To go on until the records are enough would end the draw more often
+    within a person of many than of few, and how many records she has would tell on which side she is.
+    """
+    order = stream.permutation(own_units)
     order = order[side[order] < 0]
-    before = sizes[side == 1].sum() + np.cumsum(sizes[order]) - sizes[order]
-    side[order] = before < wanted
+    side[order] = np.arange(len(order)) < round(share * len(order))
 
 
 def _others(

@@ -244,7 +244,7 @@ def audits(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.has("audits"):
         return []
     rows = run.table("audits").sort_values("lower", ascending=False, kind="stable")
-    return entries(rows.drop_duplicates(["party", "vantage", "method"]).sort_index())
+    return entries(rows.drop_duplicates(["party", "vantage", "method", "worst_case"]).sort_index())
 
 
 def source_rows(findings: Findings) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def audits(results: list[Audit]) -> Table:
     for audit in results:
         for statistic, lower in audit.lower.items():
             table.add_row(
-                audit.vantage,
+                audit.vantage + (", worst case" if audit.worst_case else ""),
                 audit.method,
                 statistic,
                 f"[bold red]{lower:.2f}[/bold red]" if lower > audit.upper else f"{lower:.2f}",
@@ -46,6 +46,8 @@ def audits(results: list[Audit]) -> Table:
 def audit_words(audit: Audit) -> str:
     """Say in one sentence what an audit means."""
     lower, seen = max(audit.lower.values()), _SEEN[audit.vantage]
+    if audit.worst_case:
+        seen += " with initial weights and a canary crafted as the worst case,"
     if audit.violated:
         return (
             f"{audit.party}: BROKEN: {seen} shows ε ≥ {lower:.2f}, above the guaranteed {audit.upper:.2f}; "
@@ -56,9 +58,10 @@ def audit_words(audit: Audit) -> str:
         return f"{audit.party}, without DP (ε = ∞): {shown}."
     guaranteed = f"the accountant guarantees ε ≤ {audit.upper:.2f}"
     if audit.saturated:
+        more = "more --runs" if audit.method == "many-run" else "more canaries, or --method many-run"
         return (
             f"{audit.party}: {shown}, {guaranteed}. All {audit.guesses} guesses were right: an audit of this "
-            "size cannot see more, which is no sign of a small ε; take more canaries, or --method many-run."
+            f"size cannot see more, which is no sign of a small ε; take {more}."
         )
     return f"{audit.party}: {shown}, {guaranteed}; the truth is in between."
 

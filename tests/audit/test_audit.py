@@ -14,10 +14,12 @@ import torch
 from click.testing import CliRunner
 from support.runs import document, final_sha, prepared_run, scenario
 
+from attacks.signals.gradients import gradient_products
+from attacks.views import observations
 from fedsim import report
-from fedsim.audit import audit, bounds
+from fedsim.audit import audit, bounds, worst_case
 from fedsim.audit import white_box as audit_white_box
-from fedsim.audit.party import train_as_set
+from fedsim.audit.party import plan_of, train_as_set
 from fedsim.audit.settings import VANTAGES, Audit, AuditSettings, settings_for
 from fedsim.audit.verdict import MAIN_SHARE
 from fedsim.audit.white_box import Target, Train, white_box
@@ -26,6 +28,7 @@ from fedsim.core.data.records import Records
 from fedsim.core.data.store import read_party
 from fedsim.core.errors import InputError
 from fedsim.core.models import zoo
+from fedsim.core.models.weights import load_weights
 from fedsim.core.privacy.ledger import Ledger
 from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario import reading
@@ -306,6 +309,72 @@ def test_a_party_without_dp_hides_nothing_from_the_white_box(tmp_path: Path) -> 
         assert found.correct == found.guesses
         statistic = max(found.lower, key=lambda name: found.lower[name])
         assert found.lower[statistic] > 0.5 * found.ceiling[statistic]
+
+
+# ---------------------------------------------------------- a participant's worst case
+def test_worst_case_weights_fit_every_record_and_the_canary_keeps_pulling(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path, dp={"hospital-2": {"epsilon": 10}}, model={"hidden": [64, 64]})
+    names = [f"hospital-{k + 1}" for k in range(len(list((run.path / "parties/game-000").iterdir())))]
+    party, info = read_party(run.party_folder(0, 1, "hospital-2"))
+    plan = plan_of(run.scenario, "hospital-2", len(party.train) + 1)
+    canary = worst_case.craft(run, names, "hospital-2", plan)
+    weights = run.read_initial()
+    assert weights is not None
+    module = zoo.build(run.scenario.model, party.train.shape, info.classes, seed=0)
+    load_weights(module, weights)
+    still = {name: np.zeros(tuple(p.shape)) for name, p in module.named_parameters()}
+    _, ordinary = gradient_products(module, party.train, still)
+    _, crafted = gradient_products(module, canary, still)
+    assert crafted.min() >= plan.clipping_norm > 20 * np.median(ordinary)
+    again = worst_case.craft(run, names, "hospital-2", plan)
+    np.testing.assert_array_equal(again.features, canary.features)
+
+
+def test_the_clipped_descent_is_the_sum_of_each_rounds_step_along_the_clipped_gradient(
+    tmp_path: Path,
+) -> None:
+    """Against autograd, round by round; and a record that was trained on scores above one that was not."""
+    run = prepared_run(tmp_path)
+    play.federate(run)
+    view = observations.load_view(run.observations(0))
+    record = read_party(run.party_folder(0, 1, "hospital-2"))[0].train.take(np.arange(1))
+    expected = 0.0
+    for t in view.trained_rounds:
+        module = view.module(view.models[t - 1]).double()
+        x, y = torch.from_numpy(record.features).double(), torch.from_numpy(record.labels)
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        gradients = {name: p.grad for name, p in module.named_parameters()}
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+        for name, g in gradients.items():
+            step = torch.from_numpy(view.models[t - 1][name] - view.models[t][name])
+            expected += float((step * g).sum()) * min(1.0, 0.5 / norm)
+    found = worst_case.scores(view, record, clipping_norm=0.5)["clipped descent"]
+    assert found[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_worst_case_tells_nearly_every_run_and_never_more_than_epsilon(tmp_path: Path) -> None:
+    still = {"epochs": 1, "batch": 8, "lr": 1e-3}
+    own = {"epochs": 2, "batch": 8, "lr": 0.1}
+    prepared = checked(
+        tmp_path,
+        dp={"hospital-2": {"epsilon": 60}},
+        federation={"rounds": 2},
+        model={"hidden": [64, 64]},
+        training=still | {"private": own},
+    )
+    how = {"party": "hospital-2", "vantage": "participant", "runs": 24}
+    found = audited(tmp_path / "crafted", prepared, worst_case=True, **how)
+    assert found.method == "many-run" and found.worst_case
+    assert found.correct >= 17, "of 18: six runs are for the threshold"
+    assert 0 < max(found.lower.values()) <= found.upper
+    assert "crafted as the worst case" in audit_tables.audit_words(found)
+
+
+def test_the_worst_case_is_a_participants_many_runs_alone(tmp_path: Path) -> None:
+    file = toml(tmp_path)
+    for wrong in (["--vantage", "white-box"], ["--method", "one-run"]):
+        code, text = command(file, "--dp", "all=8", "--worst-case", *wrong)
+        assert code == 2 and "one canary is crafted, for a participant" in text
 
 
 # ----------------------------------------------------------------------- choices

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from support.runs import finished_run
 
-from fuzz import folders, keys
+from fuzz import folders, keys, tables
 
 ADVERSARY = {"attacks": ["loss", "update-cosine"]}
 
@@ -22,6 +22,8 @@ def main() -> None:
         folder = Path(name)
         found = [keys.try_value(folder, key, value) for key in keys.every_key() for value in keys.VALUES]
         _say("keys and values", found)
+        found = [tables.try_table(folder, change, seed) for change in tables.CHANGES for seed in range(5)]
+        _say("tables", found)
         run = finished_run(folder, out="run", federation={"rounds": 2}, adversary=ADVERSARY).path
         expected = {command: folders.call(command, run)[1] for command in folders.COMMANDS}
         found = [folders.try_damage(run, expected, folder / "copy", *each) for each in folders.trials(run)]

@@ -6,7 +6,7 @@ import datetime
 import math
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +80,19 @@ def try_value(folder: Path, key: str, value: Any) -> Trial:
     base = document(folder)
     if key.startswith("dp.all.") and key != "dp.all.epsilon":
         base["dp"] = {"all": {"noise_multiplier": 1.0, "accountant": "rdp"}}
-    try:
+
+    def act() -> None:
         put(base, key, value, "fuzz")
-        with _limited(SECONDS):
+        with limited(SECONDS):
             check(parse(base), None)
+
+    return judged(what, act)
+
+
+def judged(what: str, act: Callable[[], object]) -> Trial:
+    """Return what became of an attempt."""
+    try:
+        act()
     except InputError as error:
         text = str(error)
         if "\n" in text or "\x1b" in text or len(text) > LONGEST:
@@ -97,7 +106,7 @@ def try_value(folder: Path, key: str, value: Any) -> Trial:
 
 
 @contextmanager
-def _limited(seconds: int) -> Iterator[None]:
+def limited(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the body after so many seconds."""
 
     def ring(*_: object) -> None:

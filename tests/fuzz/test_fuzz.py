@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.runs import finished_run
 
-from fuzz import folders, keys
+from fuzz import folders, keys, tables
 
 SAMPLE = 300
 """Values of keys that CI tries, of about 1,900; 60 of a run's damaged files, of some 500."""
@@ -21,6 +21,12 @@ def test_a_wrong_value_is_one_sentence_or_a_valid_scenario(tmp_path: Path) -> No
     found = [keys.try_value(tmp_path, *everything[i]) for i in chosen]
     assert [trial for trial in found if trial.failed] == []
     assert {trial.kind for trial in found} == {"valid", "sentence"}
+
+
+@pytest.mark.parametrize("change", tables.CHANGES)
+def test_a_broken_table_is_one_sentence_or_a_valid_scenario(tmp_path: Path, change: str) -> None:
+    trial = tables.try_table(tmp_path, change, 0)
+    assert not trial.failed, trial
 
 
 @pytest.mark.slow

@@ -177,7 +177,9 @@ class PartySettings(Settings):
         description="classes per party of the pathological partition, shards per party of 'shards'",
     )
     member_share: Share = Field(
-        0.5, description="share of a party's records that it trains on; the others are held out"
+        0.5,
+        description="share of a party's records that it trains on, or of its persons where there are such; "
+        "the others are held out",
     )
 
 
