@@ -78,10 +78,11 @@ def _deal_units(encoded: Encoded, settings: PartySettings, seed: int) -> dict[st
     count = settings.count or DEFAULT_COUNT
     units, first = units_of(encoded)
     if len(first) < MIN_RECORDS * count:
-        what = "records" if encoded.person is None else "persons"
+        what, most = "records" if encoded.person is None else "persons", len(first) // MIN_RECORDS
+        fewer = f"lower parties.count to at most {most} or " if most > 1 else ""
         raise InputError(
             f"{encoded.name}: {len(first)} {what} for {count} parties, and each needs at least "
-            f"{MIN_RECORDS}; lower parties.count to at most {len(first) // MIN_RECORDS} or add records"
+            f"{MIN_RECORDS}; {fewer}add records"
         )
     # Shuffled first, since some partitioners cut the records in order.
     shuffled = rng.generator(seed, "partition").permutation(first)
