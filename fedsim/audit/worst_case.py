@@ -143,7 +143,7 @@ def _pull(module: nn.Module, canary: Records, plan: Plan, lr: float, stream: np.
         with torch.no_grad():
             for parameter, g in zip(_trainable(module), gradient, strict=True):
                 moved = share * g + deviation * torch.randn(g.shape, generator=noise)
-                parameter -= lr * moved / plan.expected_batch
+                parameter.sub_(moved, alpha=lr / plan.expected_batch)
     return total / rehearsed
 
 

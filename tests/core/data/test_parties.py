@@ -110,7 +110,7 @@ def test_iid_is_not_the_order_of_the_table() -> None:
         (
             make_encoded(3),
             {},
-            "toy: 3 records for 5 parties, and each needs at least 4; lower parties.count to",
+            "toy: 3 records for 5 parties, and each needs at least 4; add records",
         ),
         (make_encoded(300, persons=9), {"count": 3}, "9 persons for 3 parties"),
         (make_encoded(30), {"partition": "natural"}, "toy has no party column; set data.party"),
