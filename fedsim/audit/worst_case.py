@@ -26,6 +26,7 @@ from fedsim.core.data.store import read_party
 from fedsim.core.errors import InputError
 from fedsim.core.files import write_arrays
 from fedsim.core.models import zoo
+from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.models.weights import weights_of
 from fedsim.core.run_directory import INITIAL, RunDirectory
 
@@ -58,14 +59,14 @@ def craft(run: RunDirectory, names: Sequence[str], party: str, plan: Plan) -> Re
     Both rest on the records of game 0, the plan and the scenario's seed; on no coin of the audit.
 
     Raises:
-        InputError: the records are text, where no record between two others can be crafted.
+        InputError: the records are letters.
     """
+    if run.scenario.model.name in LANGUAGE:
+        raise InputError("--worst-case: it crafts a record of numbers, and letters are of tokens")
     parties = [read_party(run.party_folder(0, partition, name)) for partition, name in enumerate(names)]
     everyone = Records.concatenate(
         [records for of_party, _ in parties for records in (of_party.train, of_party.heldout)]
     )
-    if not np.issubdtype(everyone.features.dtype, np.floating):
-        raise InputError("--worst-case: it crafts a record of numbers, and there is none between two letters")
     scenario = run.scenario
     seed = rng.integer(scenario.seed, "initial weights")
     module = zoo.build(scenario.model, everyone.shape, parties[0][1].classes, seed=seed)

@@ -370,6 +370,14 @@ def test_the_worst_case_tells_nearly_every_run_and_never_more_than_epsilon(tmp_p
     assert "crafted as the worst case" in audit_tables.audit_words(found)
 
 
+def test_no_canary_is_crafted_among_letters(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path)
+    language = run.scenario.model.model_copy(update={"name": "gpt"})
+    run.__dict__["scenario"] = run.scenario.model_copy(update={"model": language})
+    with pytest.raises(InputError, match="letters are of tokens"):
+        worst_case.craft(run, [], "hospital-2", a_plan())
+
+
 def test_the_worst_case_is_a_participants_many_runs_alone(tmp_path: Path) -> None:
     file = toml(tmp_path)
     for wrong in (["--vantage", "white-box"], ["--method", "one-run"]):

@@ -24,6 +24,7 @@ from fedsim.core.training import sgd
 from fedsim.core.training.draws import PartyDraws
 from fedsim.core.training.steps import LocalTraining
 from fedsim.runs import outsider, prepare
+from fedsim.runs.checks.release import release_notices
 from fedsim.serving.client import RemoteModel
 
 SHORT = {
@@ -136,3 +137,11 @@ def test_what_cannot_be_released_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(InputError, match=message):
         prepare.check(scenario(tmp_path, **({"federation": {"rounds": 3}} | sections)), None)
+
+
+def test_memguard_beside_dp_is_said_to_be_outside_of_it(tmp_path: Path) -> None:
+    guarded = {"adversary": {"output": {"policy": "memguard"}}}
+    private = scenario(tmp_path, dp={"hospital-2": {"epsilon": 8}}, **guarded)
+    assert "outside the ε" in " ".join(release_notices(private))
+    assert release_notices(scenario(tmp_path, **guarded)) == ()
+    assert release_notices(scenario(tmp_path, dp={"hospital-2": {"epsilon": 8}})) == ()

@@ -41,11 +41,16 @@ def check_release(scenario: Scenario, names: Sequence[str], public: Records | No
 
 def release_notices(scenario: Scenario) -> tuple[str, ...]:
     """Return what a person has to know of the release."""
-    kind = scenario.release.kind
-    if kind == "final":
-        return ()
-    what = "An ensemble" if kind == "ensemble" else "A student"
-    return (
-        f"{what} is released in place of the final model. Participants were sent the global models all the "
-        "same: against them it protects nothing.",
-    )
+    told, kind = [], scenario.release.kind
+    if kind != "final":
+        what = "An ensemble" if kind == "ensemble" else "A student"
+        told.append(
+            f"{what} is released in place of the final model. Participants were sent the global models all "
+            "the same: against them it protects nothing."
+        )
+    if scenario.adversary.output.policy == "memguard" and scenario.dp:
+        told.append(
+            "MemGuard learns what to hide from the parties' own records, without noise: its answers are "
+            "outside the ε of DP-SGD (adversary.output.policy)."
+        )
+    return tuple(told)
