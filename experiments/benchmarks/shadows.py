@@ -1,12 +1,13 @@
 """Shadow federations many at a time against one after another, on the same cores in one run.
 
     python experiments/benchmarks/shadows.py            # all tables, some minutes
-    python experiments/benchmarks/shadows.py --quick    # two repetitions instead of five
+    python experiments/benchmarks/shadows.py --quick    # once, 32 shadows, both cores for the first line only
     python experiments/benchmarks/shadows.py --large    # only: models that gain nothing from being stacked
 
 The setting is that of experiments/hospitals.toml: 5 parties × 44 records, 40 rounds × 5 epochs, batch 16,
 MLP 10-64-64-2; the records are random, which costs the same. The sides take turns, so that whatever else
-the machine does hits all of them; of each the best time counts.
+the machine does hits all of them; of each the best time counts, and the least CPU time beside it. How the
+cost grows is `growth.py`'s, how the step compares with other ways to write it `kernels.py`'s.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,25 +58,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="two repetitions instead of five")
+    parser.add_argument("--quick", action="store_true", help="32 shadows, each side once")
     parser.add_argument("--large", action="store_true", help="a CNN and a wide MLP over cores, nothing else")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:
         print(peak_memory(options.memory_of))
         return
-    console = Console(width=110)
-    shadows, repeats = 64, 2 if options.quick else 5
+    console = Console(width=120)
+    shadows, repeats = (32, 1) if options.quick else (64, 5)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     machine = platform.processor() or platform.machine()
     console.print(f"{machine}, {os.cpu_count()} cores, load before {load}; torch {torch.__version__}")
     if options.large:
         console.print(over_cores(repeats))
         return
-    console.print(against_one_by_one(shadows, repeats))
+    console.print(against_one_by_one(shadows, repeats, options.quick))
     console.print(against_the_machine(shadows, repeats))
     console.print(memory(shadows))
-    console.print(growth(shadows))
 
 
 # The two sides.
@@ -119,9 +120,10 @@ def fresh_module() -> nn.Sequential:
 Train = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
 
 
-def one_federation(train: Train, rounds: int = ROUNDS, threads: int = 1) -> None:
-    """Federated averaging as one would write it."""
+def one_federation(train: Train, rounds: int = ROUNDS, threads: int = 1) -> float:
+    """Do federated averaging as one would write it; return its CPU seconds."""
     torch.set_num_threads(threads)
+    began = time.process_time()
     warnings.simplefilter("ignore")  # Opacus on its random number generator
     records = random_records(PARTIES * RECORDS)
     x, y = torch.tensor(records.features).split(RECORDS), torch.tensor(records.labels).split(RECORDS)
@@ -134,6 +136,7 @@ def one_federation(train: Train, rounds: int = ROUNDS, threads: int = 1) -> None
             train(module, x[k], y[k])
             answers.append(copy.deepcopy(module.state_dict()))
         state = {name: sum(answer[name] for answer in answers) / PARTIES for name in state}
+    return time.process_time() - began
 
 
 def train_plainly(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -182,9 +185,21 @@ def train_with_opacus(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> No
 # The tables.
 
 
-def against_one_by_one(shadows: int, repeats: int) -> Table:
+@dataclass
+class Times:
+    """Seconds a federation, of every repetition: wall alone, in a process a core, stacked; CPU."""
+
+    alone: list[float] = field(default_factory=list)
+    each: list[float] = field(default_factory=list)
+    stacked: list[float] = field(default_factory=list)
+    alone_cpu: list[float] = field(default_factory=list)
+    stacked_cpu: list[float] = field(default_factory=list)
+
+
+def against_one_by_one(shadows: int, repeats: int, quick: bool) -> Table:
     table = Table(title=f"{shadows} shadow federations against one after another (seconds a federation)")
-    columns = ("", "cores", "one after another", "in a process a core", "stacked", "ratio", "ratio a core")
+    columns = ("", "cores", "alone", "a process a core", "stacked", "ratio", "a core", "CPU alone",
+               "CPU stacked", "CPU ratio")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     cases: list[tuple[str, bool, Train]] = [
@@ -194,38 +209,44 @@ def against_one_by_one(shadows: int, repeats: int) -> Table:
     ]
     for name, private, train in cases:
         plan = federation_plan(private)
-        for cores in dict.fromkeys((1, CORES)):
-            one, each, many = side_by_side(train, plan, shadows, cores, repeats)
+        for cores in dict.fromkeys((1, 1 if quick and train is not train_plainly else CORES)):
+            times = side_by_side(train, plan, shadows, cores, repeats, quick)
+            one, each, many = min(times.alone), min(times.each), min(times.stacked)
+            cpu, ours = min(times.alone_cpu), min(times.stacked_cpu)
             shown = (f"{one:.3f}", f"{each:.3f}", f"{many:.4f}", f"{one / many:.0f}×", f"{each / many:.0f}×")
-            table.add_row(name, str(cores), *shown)
+            table.add_row(name, str(cores), *shown, f"{cpu:.3f}", f"{ours:.4f}", f"{cpu / ours:.0f}×")
     table.caption = (
-        f"Best of {repeats}. One after another: one process, of one thread or of one per core, whichever is"
-        " quicker; beside it, one federation in each of as many processes of one thread, already running."
-        f" Stacked: {shadows}, as many workers,"
-        " everything included. Ratio: one after another over stacked; 'a core': processes over stacked."
+        f"Best of {repeats}. Alone: one federation after another in one process, of one thread"
+        f"{'' if quick else ' or of one per core, whichever is quicker'}; beside it, one federation in each"
+        f" of as many processes of one thread, already running. Stacked: {shadows}, as many workers,"
+        " all included. Ratio: alone over stacked; 'a core': processes over stacked. CPU: of one thread."
     )
     return table
 
 
 def side_by_side(
-    train: Train, plan: FederationPlan, shadows: int, cores: int, repeats: int
-) -> tuple[float, float, float]:
-    """Return seconds a federation: one after another, in a process a core, stacked; measured in turns."""
-    seconds: list[list[float]] = [[], [], []]
+    train: Train, plan: FederationPlan, shadows: int, cores: int, repeats: int, quick: bool
+) -> Times:
+    """Measure the three in turns; a federation that is trained alone makes an eighth of the rounds."""
+    times, scale = Times(), ROUNDS / ONE_BY_ONE_ROUNDS
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(one_federation, [train] * cores, [1] * cores))  # start, import, warm up
+
+        def alone(threads: int) -> None:
+            cpu = pool.submit(one_federation, train, ONE_BY_ONE_ROUNDS, threads).result()
+            if threads == 1:
+                times.alone_cpu.append(cpu * scale)
+
         for _ in range(repeats):
             # With other work on the machine, threads that wait for each other at every step take minutes.
-            alone = min(
-                timed(lambda n=n: pool.submit(one_federation, train, ONE_BY_ONE_ROUNDS, n).result())  # type: ignore[misc]
-                for n in {1, cores}
-            )
+            walls = [timed(lambda n=n: alone(n)) for n in ({1} if quick else {1, cores})]  # type: ignore[misc]
+            times.alone.append(min(walls) * scale)
             each = timed(lambda: list(pool.map(one_federation, [train] * cores, [ONE_BY_ONE_ROUNDS] * cores)))
-            seconds[0].append(alone * ROUNDS / ONE_BY_ONE_ROUNDS)
-            seconds[1].append(each / cores * ROUNDS / ONE_BY_ONE_ROUNDS)
-            seconds[2].append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
-    one, process, many = (min(values) for values in seconds)
-    return one, process, many
+            times.each.append(each / cores * scale)
+            began = time.process_time()
+            times.stacked.append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
+            times.stacked_cpu.append((time.process_time() - began) / shadows)
+    return times
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -234,16 +255,22 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def cpu_timed(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
 def against_the_machine(shadows: int, repeats: int) -> Table:
     """GFLOP/s of a whole simulation, and of the same products of matrices alone."""
-    table = Table(title="Arithmetic reached, GFLOP/s on one core")
+    table = Table(title="Arithmetic reached, GFLOP/s of one core's CPU time")
     for column in ("models", "simulation", "torch.baddbmm alone", "share"):
         table.add_column(column, justify="right")
     plan = federation_plan(rounds=ROUNDS // 4)
     for count in (shadows // 4, shadows):
         ours, theirs = [], []
         for _ in range(repeats):
-            ours.append(flops(plan) * count / timed(lambda n=count: stacked(plan, n, 1)) / 1e9)
+            ours.append(flops(plan) * count / cpu_timed(lambda n=count: stacked(plan, n, 1)) / 1e9)
             theirs.append(matrix_products(count * PARTIES) / 1e9)
         us, them = max(ours), max(theirs)
         table.add_row(str(count * PARTIES), f"{us:.1f}", f"{them:.1f}", f"{us / them:.0%}")
@@ -287,7 +314,7 @@ def matrix_products(count: int) -> float:
     work = 20 * sum(
         2 * count * BATCH * a * b * (2 if i == 0 else 3) for i, (a, b) in enumerate(layer_shapes())
     )
-    return work / min(timed(products) for _ in range(3))
+    return work / min(cpu_timed(products) for _ in range(3))
 
 
 def memory(shadows: int) -> Table:
@@ -393,30 +420,6 @@ def running_and_in_all(plan: FederationPlan, shadows: int, workers: int) -> tupl
     train_shadows(request, Laboratory(workers, progress=note))
     (before, first), (after, last) = finished[workers - 1], finished[-1]
     return (last - first) / (after - before), (time.perf_counter() - start) / shadows
-
-
-def growth(shadows: int) -> Table:
-    table = Table(title="Cost against shadows, parties and records (one core, a quarter of the rounds)")
-    for column in (
-        "shadows",
-        "parties",
-        "records a party",
-        "seconds",
-        "µs per shadow, party, record and epoch",
-    ):
-        table.add_column(column, justify="right")
-    rounds = ROUNDS // 4
-    base = (shadows, PARTIES, RECORDS)
-    cases = [base, *((shadows * f, PARTIES, RECORDS) for f in (2, 4))]
-    cases += [(shadows, PARTIES * f, RECORDS) for f in (2, 4)] + [
-        (shadows, PARTIES, RECORDS * f) for f in (2, 4)
-    ]
-    for count, parties, records in cases:
-        plan = federation_plan(parties=parties, records=records, rounds=rounds)
-        seconds = min(timed(lambda p=plan, n=count: stacked(p, n, 1)) for _ in range(2))
-        unit = seconds / (count * parties * records * rounds * EPOCHS) * 1e6
-        table.add_row(str(count), str(parties), str(records), f"{seconds:.2f}", f"{unit:.2f}")
-    return table
 
 
 if __name__ == "__main__":
