@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
@@ -40,6 +41,30 @@ def _unpack(array: Array) -> np.ndarray:
     return np.frombuffer(array.data, dtype=array.dtype, offset=len(header)).reshape(array.shape)
 
 
+def payload_flaw(array: Array) -> str:
+    """Return why an array's bytes are not the numbers it says they are, '' where they are.
+
+    Whoever sent it may have written anything: before this is known nothing is unpickled, and no memory set
+    aside for what a header claims.
+    """
+    try:
+        dtype, shape = np.dtype(array.dtype), tuple(array.shape)
+    except (TypeError, ValueError):
+        return "has a dtype that is none"
+    if array.stype != _NPY or dtype.kind not in "fiu":
+        return f"holds {dtype} in the format '{array.stype}', not numbers in '{_NPY}'"
+    stream = io.BytesIO(array.data)
+    try:
+        read_header = _NPY_HEADERS[np.lib.format.read_magic(stream)]
+        written_shape, _, written_dtype = read_header(stream)
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return "is no .npy file"
+    if (written_shape, written_dtype) != (shape, dtype):
+        return f"holds {written_dtype} of shape {written_shape} and says {dtype} of shape {shape}"
+    promised, there = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
+    return "" if there == promised else f"holds {there} bytes, not {promised}"
+
+
 @lru_cache(maxsize=1024)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
@@ -49,6 +74,10 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 _NPY = "numpy.ndarray"
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def global_model(message: Message) -> dict[str, np.ndarray]:

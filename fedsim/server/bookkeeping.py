@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from clients import messages
 from fedsim.core.run_directory import RunDirectory
@@ -101,7 +101,10 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
         if reply.has_error():
             log.warning("%s: evaluation failed: %s", name, reply.error.reason)
             continue
-        metrics = messages.numbers(reply.content.metric_records["metrics"])
+        metrics = _measures(reply)
+        if metrics is None:
+            log.warning("%s: evaluation failed: the reply holds no measures", name)
+            continue
         row.update({key: metrics[key] for key in METRICS})
         row["n_heldout"] = metrics["num-examples"]
         measured.append(metrics)
@@ -113,6 +116,16 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
     if federation.earlier_games is not None:
         table = pd.concat([federation.earlier_games, table], ignore_index=True)
     federation.run.write_table("rounds", table)
+
+
+def _measures(reply: Message) -> dict[str, float] | None:
+    """Return what a party measured, None where it does not say all of it, or not of how many records."""
+    if "metrics" not in reply.content.metric_records:
+        return None
+    metrics = messages.numbers(reply.content.metric_records["metrics"])
+    if not metrics.keys() >= {*METRICS, "num-examples"} or not 0 < metrics["num-examples"] < math.inf:
+        return None
+    return metrics
 
 
 def _overall(federation: Federation, round: int, measured: list[dict[str, float]]) -> dict[str, Any]:

@@ -64,4 +64,20 @@ def send(
 ) -> list[Message]:
     """Send the same content to all these nodes, and return the replies that come in time."""
     sent = [Message(content, node, message_type) for node in nodes]
-    return list(grid.send_and_receive(sent, timeout=scenario.federation.timeout))
+    return ask(grid, sent, scenario.federation.timeout)
+
+
+def ask(grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
+    """Send messages, one to a node, and return the first reply of each node that was asked.
+
+    Where a node is gone the SuperLink answers with an error in its own name: there the node sent no reply.
+    """
+    asked = {message.metadata.dst_node_id for message in sent}
+    first: dict[int, Message] = {}
+    for reply in grid.send_and_receive(sent, timeout=timeout):
+        node = reply.metadata.src_node_id
+        if node in asked:
+            first.setdefault(node, reply)
+        else:
+            log.warning("%s", reply.error.reason if reply.has_error() else f"node {node} was not asked")
+    return list(first.values())

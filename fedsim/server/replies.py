@@ -57,13 +57,13 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
     if reply.has_error():
         return Outcome("failed", plainly(str(reply.error.reason)))
     content = reply.content
-    if "refusal" in content:
-        return Outcome("refused", str(content.config_records["refusal"]["reason"]))
-    if "arrays" not in content or "metrics" not in content:
+    if "refusal" in content.config_records:
+        return Outcome("refused", plainly(str(content.config_records["refusal"].get("reason", ""))))
+    if "arrays" not in content.array_records or "metrics" not in content.metric_records:
         return Outcome("invalid", "the reply holds no model")
     metrics = messages.numbers(content.metric_records["metrics"])
     flaw = flaw_of(content.array_records["arrays"], weights)
-    if not flaw and not metrics.get("num-examples", 0) > 0:
+    if not flaw and not 0 < metrics.get("num-examples", 0) < math.inf:
         flaw = f"num-examples = {metrics.get('num-examples')}"
     missing = [name for name in strategy.metrics_needed(settings) if name not in metrics]
     if not flaw and missing:
@@ -80,6 +80,9 @@ def flaw_of(arrays: ArrayRecord, reference: ArrayRecord) -> str:
     for name, array in arrays.items():
         if tuple(array.shape) != tuple(reference[name].shape):
             return f"{name} has shape {tuple(array.shape)}, not {tuple(reference[name].shape)}"
+        flaw = messages.payload_flaw(array)
+        if flaw:
+            return f"{name} {flaw}"
     for name, value in messages.to_numpy(arrays).items():
         if not np.isfinite(value).all():
             return f"{name} holds NaN or infinity"

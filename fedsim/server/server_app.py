@@ -28,7 +28,7 @@ from fedsim.core.run_directory import Checkpoint, RunDirectory, by_round_table, 
 from fedsim.core.scenario.settings import Scenario
 from fedsim.server import central_dp, stopping, strategy
 from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
-from fedsim.server.federation import Federation, KeepsStates, log, ordered, send
+from fedsim.server.federation import Federation, KeepsStates, ask, log, ordered, send
 from fedsim.server.replies import flaw_of, sort_out, too_few, update_shapes
 from fedsim.server.strategy import Drawn
 
@@ -167,7 +167,7 @@ def _train(federation: Federation, weights: ArrayRecord, round: int) -> ArrayRec
         sent = list(federation.strategy.configure_train(round, weights, ConfigRecord(), cast(Grid, nodes)))
     by_node = {message.metadata.dst_node_id: message for message in sent}
     ordered = [by_node[node] for node in nodes.node_ids if node in by_node]
-    replies = list(federation.grid.send_and_receive(ordered, timeout=settings.timeout))
+    replies = ask(federation.grid, ordered, settings.timeout)
     outcomes, usable = sort_out(federation, drawn, replies, weights)
     note_training(federation, round, outcomes, update_shapes(federation, usable, weights))
     if len(usable) < settings.min_parties:
@@ -244,7 +244,7 @@ def _collect_findings(federation: Federation) -> None:
     )
     # What the adversary does at home is no round of the protocol: it has a timeout of its own.
     message = Message(content, node, "query.attack")
-    replies = list(federation.grid.send_and_receive([message], timeout=federation.scenario.adversary.timeout))
+    replies = ask(federation.grid, [message], federation.scenario.adversary.timeout)
     if not replies or replies[0].has_error():
         reason = replies[0].error.reason if replies else "no reply within adversary.timeout"
         raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")

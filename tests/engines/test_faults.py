@@ -119,6 +119,69 @@ def test_on_ray_it_is_the_same(tmp_path: Path, fault: str) -> None:
     assert statuses(run) == {"s0": {("ok", "")}, "s1": {FAULTS[fault]}, "s2": {("ok", "")}}
 
 
+AT_ONCE = """
+import os, signal, time
+import torch
+from torch import nn
+class Net(nn.Linear):
+    def forward(self, x):
+        fault = round(float(x[:, -1].max()) * 5) if self.training and len(x) else 0
+        if fault == 1: raise RuntimeError("disk on fire")
+        if fault == 2: raise SystemExit(5)
+        if fault == 3: os._exit(7)
+        if fault == 4: os.kill(os.getpid(), signal.SIGKILL)
+        if fault == 5: time.sleep(600)
+        if fault == 6: self.bias.data = torch.full_like(self.bias.data, float("nan"))
+        return super().forward(x)
+def make(shape, classes):
+    return Net(shape[0], classes)
+"""
+
+
+def run_of_all_faults(folder: Path, timeout: float) -> RunDirectory:
+    """Eight sites; s1 to s6 hold marked records, each mark another fault; s0 and s7 are well."""
+    stream, n, sites = np.random.default_rng(0), 12, 8
+    site = np.repeat(np.arange(sites), n)
+    mark = np.where(site == 7, 0, site) / 10
+    frame = pd.DataFrame({"a": stream.uniform(size=sites * n), "mark": mark})
+    frame["y"] = stream.choice(["no", "yes"], sites * n)
+    frame["site"] = [f"s{number}" for number in site]
+    frame.to_csv(folder / "m.csv", index=False)
+    (folder / "faulty_at_once.py").write_text(AT_ONCE)
+    document = {
+        "data": {
+            "path": "m.csv", "label": "y", "party": "site", "bounds": {"a": [0, 1], "mark": [-1, 1]},
+            "categories": {"y": ["no", "yes"]},
+        },
+        "model": {"name": "faulty_at_once:make"},
+        "federation": {"rounds": 1, "timeout": timeout},
+        "training": {"epochs": 1},
+        "adversary": {"attacks": ["loss"]},
+    }  # fmt: skip
+    return prepare.prepare(prepare.check(parse(document, folder=folder), None), folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_fault_at_once_costs_one_reply_and_the_model_is_that_of_the_others(
+    tmp_path: Path, workers: int
+) -> None:
+    run = run_of_all_faults(tmp_path, timeout=10)
+    play.federate(run, workers=workers)
+    assert run.manifest["complete"]
+    said = {party: next(iter(outcomes)) for party, outcomes in statuses(run).items()}
+    assert said["s0"] == said["s7"] == ("ok", "")
+    assert said["s1"] == ("failed", "RuntimeError: disk on fire")
+    assert said["s2"] == FAULTS["sys.exit"]
+    assert said["s3"] == FAULTS["exit"]
+    assert said["s4"] == FAULTS["kill"]
+    assert said["s5"][0] == "no reply"
+    assert said["s6"][0] == "invalid" and "holds NaN" in said["s6"][1]
+    model, sent = run.read_model(0, 1), run.read_model(0, 0)
+    assert all(np.isfinite(array).all() for array in model.values())
+    assert any(not np.array_equal(model[name], sent[name]) for name in model)
+
+
 ENDLESS = """
 import time
 import torch

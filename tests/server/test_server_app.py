@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_ins_message as gone
 from support.runs import final_sha, finished_run, prepared_run
 
 from clients import client_app, messages
@@ -66,6 +70,62 @@ def sends_nothing(reply: Message) -> Message:
     return reply
 
 
+def sends_array(reply: Message, **claims: object) -> Message:
+    """Answer with a first layer whose description is true but for ``claims``."""
+    arrays = reply.content.array_records["arrays"]
+    name, array = next(iter(arrays.items()))
+    true = {"dtype": array.dtype, "shape": tuple(array.shape), "stype": array.stype, "data": array.data}
+    arrays[name] = Array(**(true | claims))  # type: ignore[arg-type]
+    return reply
+
+
+def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+def sends_other_bytes_than_it_says(reply: Message) -> Message:
+    return sends_array(reply, data=npy(np.zeros((2, 2), np.float32)))
+
+
+def sends_a_header_of_terabytes(reply: Message) -> Message:
+    buffer = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return sends_array(reply, data=buffer.getvalue() + b"1234")
+
+
+def sends_more_than_it_says(reply: Message) -> Message:
+    array = next(iter(reply.content.array_records["arrays"].values()))
+    return sends_array(reply, data=array.data + bytes(1 << 20))
+
+
+def sends_a_pickle(reply: Message) -> Message:
+    return sends_array(reply, dtype="object", data=npy(np.array([Bomb()], object), allow_pickle=True))
+
+
+def sends_text(reply: Message) -> Message:
+    return sends_array(reply, data=b"a model, honestly")
+
+
+def sends_infinitely_many_records(reply: Message) -> Message:
+    reply.content["metrics"] = messages.metrics({"num-examples": float("inf")})
+    return reply
+
+
+def sends_a_refusal_without_a_reason(reply: Message) -> Message:
+    reply.content = RecordDict({"refusal": ConfigRecord({})})
+    return reply
+
+
+class Bomb:
+    """Whoever unpickles it exits."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (66,)
+
+
 def with_weights(reply: Message, weights: dict[str, np.ndarray]) -> Message:
     metrics = reply.content.metric_records["metrics"]
     reply.content = RecordDict({"arrays": messages.to_arrays(weights), "metrics": metrics})
@@ -79,6 +139,13 @@ TWISTS: dict[Twist, tuple[str, str]] = {
     sends_other_layers: ("invalid", "other layers"),
     sends_no_records: ("invalid", "num-examples = 0"),
     sends_nothing: ("invalid", "no model"),
+    sends_other_bytes_than_it_says: ("invalid", "holds float32 of shape (2, 2) and says float32 of shape"),
+    sends_a_header_of_terabytes: ("invalid", "of shape (1099511627776,)"),
+    sends_more_than_it_says: ("invalid", "bytes, not"),
+    sends_a_pickle: ("invalid", "not numbers"),
+    sends_text: ("invalid", "is no .npy file"),
+    sends_infinitely_many_records: ("invalid", "num-examples = inf"),
+    sends_a_refusal_without_a_reason: ("refused", ""),
 }
 
 
@@ -112,6 +179,61 @@ def test_the_average_without_a_dropped_client_is_that_of_the_others(tmp_path: Pa
     final = run.read_model(0, 3)
     for name, value in final.items():
         np.testing.assert_allclose(value, (sent["1"][name] + sent["3"][name]) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_a_second_answer_counts_for_nothing(tmp_path: Path) -> None:
+    class Echo(InProcessGrid):
+        """Delivers every reply twice."""
+
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            replies = tuple(super().send_and_receive(messages, timeout=timeout))
+            return [*replies, *replies]
+
+    plain, echoed = finished_run(tmp_path, out="a"), prepared_run(tmp_path, out="b")
+    with Echo(echoed.path, 0, 3) as grid:
+        server_app.federate(grid, echoed, 0)
+    assert echoed.model_path(0, 3).read_bytes() == plain.model_path(0, 3).read_bytes()
+    pd.testing.assert_frame_equal(echoed.table("scores"), plain.table("scores"))
+
+
+def test_a_node_that_is_gone_sends_no_reply_and_may_come_back(tmp_path: Path) -> None:
+    class Gone(InProcessGrid):
+        """hospital-2 is unplugged in round 2 and comes back in round 3."""
+
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            sent = list(messages)
+            for message, reply in zip(sent, super().send_and_receive(sent, timeout=timeout), strict=True):
+                config = message.content.config_records.get("config", {})
+                node = message.metadata.dst_node_id
+                second = self._contexts[node].node_config["partition-id"] == 1
+                unplugged = second and config.get("server-round") == 2
+                yield gone(message.metadata.message_id, 1) if unplugged else reply
+
+    run = prepared_run(tmp_path)
+    with Gone(run.path, 0, 3) as grid:
+        server_app.federate(grid, run, 0)
+    status = run.table("rounds").query("party == 'hospital-2'").set_index("round")["status"]
+    assert dict(status) == {0: "ok", 1: "ok", 2: "no reply", 3: "ok"}
+
+
+def test_an_evaluation_that_measures_nothing_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    def client(message: Message, context: Context) -> Message:
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == "evaluate" and party_of(context).name == "hospital-2":
+            reply.content["metrics"] = messages.metrics({"loss": 0.0, "num-examples": float("inf")})
+        return reply
+
+    run = prepared_run(tmp_path)
+    with InProcessGrid(run.path, 0, 3, client_app=client) as grid:
+        server_app.federate(grid, run, 0)
+    last = run.table("rounds").query("round == 3").set_index("party")
+    two = last.loc[["hospital-1", "hospital-3"]]
+    assert last.loc["all", "loss"] == pytest.approx(np.average(two["loss"], weights=two["n_heldout"]))
+    assert np.isnan(last.loc["hospital-2", "loss"])
 
 
 def test_too_few_parties_is_a_clear_end(tmp_path: Path) -> None:
