@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -42,7 +43,7 @@ RECORDS_A_DIRECTION = 2
 """Records that tell each principal component: members show in all directions, not in the widest alone."""
 RESOLVED = 1e-10
 """Share of the largest variance below which a direction is rounding."""
-POPULATION = 2048
+POPULATION = 1024
 """Records of which Σ is estimated, at most."""
 FEW = 64
 """Records owned, below which the adversary's own stand for the population too."""
@@ -119,13 +120,25 @@ def _over_rounds(
     view: ParticipantView, candidates: Records, statistic: Callable[[Whitened], np.ndarray]
 ) -> np.ndarray:
     """Return the statistics' sum over rounds, the candidates taken in an order that tells nothing of them."""
-    order, known = owned.canonical_order(candidates), view.candidate_party
-    if known is not None and len(known) == len(candidates):
-        view = replace(view, candidate_party=np.asarray(known)[order])
+    order = owned.canonical_order(candidates)
     total = np.zeros(len(candidates))
-    for seen in rounds(view, candidates.take(order)):
+    for seen in _seen(view, candidates, order):
         total += statistic(seen)
     return total[np.argsort(order)]
+
+
+_SEEN: WeakKeyDictionary[ParticipantView, tuple[Records, list[Whitened]]] = WeakKeyDictionary()
+"""What the last candidates' rounds showed, as long as the view lives: both attacks ask for it."""
+
+
+def _seen(view: ParticipantView, candidates: Records, order: np.ndarray) -> list[Whitened]:
+    """Return `rounds` of the candidates in this order."""
+    if view not in _SEEN or _SEEN[view][0] is not candidates:
+        known, ordered = view.candidate_party, view
+        if known is not None and len(known) == len(candidates):
+            ordered = replace(view, candidate_party=np.asarray(known)[order])
+        _SEEN[view] = candidates, list(rounds(ordered, candidates.take(order)))
+    return _SEEN[view][1]
 
 
 def rounds(view: ParticipantView, candidates: Records) -> Iterator[Whitened]:

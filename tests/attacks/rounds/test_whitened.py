@@ -133,6 +133,19 @@ def test_in_the_open_world_a_candidate_is_scored_by_itself(score) -> None:
     np.testing.assert_allclose(alone, together[:3], rtol=1e-5)
 
 
+def test_both_attacks_read_the_same_rounds_once() -> None:
+    given = world(4)
+    asked = [given.candidates, given.candidates.take(np.arange(10)), given.candidates]
+    first, few, again = (whitened.likelihood(given.view, each, RNG) for each in asked)
+    np.testing.assert_array_equal(first, again)
+    assert len(few) == 10
+    fresh = replace(given.view)
+    np.testing.assert_array_equal(
+        whitened.covariance(given.view, given.candidates, RNG),
+        whitened.covariance(fresh, given.candidates, RNG),
+    )
+
+
 @attacks
 def test_where_no_update_can_be_read_nothing_is_said(score) -> None:
     given = world(0)
