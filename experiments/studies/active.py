@@ -28,6 +28,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.evaluation import truth
 from fedsim.evaluation.leakage import evaluate
+from fedsim.evaluation.results import in_world
 from fedsim.runs import play, prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -70,12 +71,13 @@ def watched(run: RunDirectory) -> pd.DataFrame:
         parts.append(pd.DataFrame({**row, "candidate": np.arange(len(score)), "score": score}))
     scores = pd.concat(parts, ignore_index=True)
     thresholds = scores[["game", "observer", "attack"]].drop_duplicates().assign(threshold=0.0)
-    return evaluate(scores, thresholds, truth.read_truth(run.path))
+    found = evaluate(scores, thresholds, truth.read_truth(run.path))
+    return found.assign(world=run.scenario.adversary.ladder[0])  # of all candidates, as the headline
 
 
 def leakage(run: RunDirectory) -> list[str]:
     """The cells of every attack, empty where it was not run."""
-    table = run.table("leakage")
+    table = in_world(run, run.table("leakage"))
     if run.scenario.adversary.active is None:
         table = pd.concat([table, watched(run)], ignore_index=True)
     table = table[(table["party"] == "all") & (table["game"] == "all")]

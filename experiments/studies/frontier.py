@@ -449,6 +449,7 @@ def swept(
         failed = run(points, workers, watch=watch)
     found = write(points, out / name, failed)
     found = found[found["observer"].isin(["", "participant"])]  # whom the sections are about
+    found = found[found["world"].isin(["", "all"])]  # the closed one, as the page says
     return found.assign(sweep=name), {
         f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed
     }

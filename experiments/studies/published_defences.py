@@ -19,6 +19,7 @@ import pandas as pd
 from fedsim.core import files
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario import reading
+from fedsim.evaluation.results import in_world
 from fedsim.runs import play, prepare
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def figure(rows: pd.DataFrame, metric: str) -> str:
 
 def measured(run: RunDirectory) -> dict[str, Any]:
     """Accuracy, and per observer the strongest attack's rows over all parties."""
-    rounds, leakage = run.table("rounds"), run.table("leakage")
+    rounds, leakage = run.table("rounds"), in_world(run, run.table("leakage"))
     last = rounds[rounds["party"] == "all"].sort_values("round").iloc[-1]
     overall = leakage[(leakage["party"] == "all") & (leakage["game"].astype(str) == "all")]
     found: dict[str, Any] = {"accuracy": float(last["accuracy"]), "n": int(last["n_heldout"])}
