@@ -120,7 +120,7 @@ def planned_cost(view: ParticipantView, candidates: Records, effort: Effort | No
 def _experiment(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Experiment:
     plan = federation_plan(view, view.settings.rounds)
     known = owned.of_view(view, candidates, effort.prior)
-    return Experiment.draw(plan, known, effort.sets, effort.repeats, _active(view), seed)
+    return Experiment.draw(plan, known, effort.sets, effort.repeats, chance_of_others(view), seed)
 
 
 def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
@@ -128,30 +128,31 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
     experiment = _experiment(view, candidates, seed, effort)
     known = experiment.knowledge
     rounds, kinds, spent = _affordable(view, experiment, effort)
-    rows = _rows(experiment, effort.rows)
+    rows = drawn_rows(experiment, effort.rows)
     targets = np.setdiff1d(np.arange(known.candidates), rows)
     weights = min(effort.weights, max(1024, ENTRIES // (len(known) + effort.sets)))
     products: dict[str, list[Products]] = {kind: [] for kind in kinds}
     for t in rounds:
         start = view.initial if t == 1 else view.models[t - 1]
-        update = others_update(view, plan, t, _parameters(plan)) * len(plan.parties) / plan.participants
+        update = others_update(view, plan, t, parameter_names(plan)) * len(plan.parties) / plan.participants
         for kind, evidence in simulated.observe(experiment, start, update, t, kinds, weights).items():
             products[kind].append(simulated.products(experiment, evidence, rows, targets))
     readings = {
-        kind: _readings(experiment, parts, rows, targets) for kind, parts in products.items() if parts
+        kind: readings_of(experiment, parts, rows, targets) for kind, parts in products.items() if parts
     }
     ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
     scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
     return Outcome(scores, ratios, readings, rounds, spent)
 
 
-def _active(view: ParticipantView) -> float:
+def chance_of_others(view: ParticipantView) -> float:
     """Return ρ, the probability that another party takes part in a round that the adversary takes part in."""
     settings = view.settings
     return (settings.participants - 1) / max(1, settings.parties - 1) if settings.participants > 1 else 0.0
 
 
-def _parameters(plan: FederationPlan) -> list[str]:
+def parameter_names(plan: FederationPlan) -> list[str]:
+    """Return the names of the parameters that an update is of, in its order."""
     from fedsim.core.models import zoo
 
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
@@ -175,7 +176,7 @@ def _affordable(
     return rounds, kinds, price * len(rounds)
 
 
-def _rows(experiment: Experiment, most: int) -> np.ndarray:
+def drawn_rows(experiment: Experiment, most: int) -> np.ndarray:
     """Return the records whose signatures are rows of the channel: those drawn from, or a sample of them.
 
     Where no member is unknown, those that are known to be in no other party vary nothing, and are no rows.
@@ -188,7 +189,7 @@ def _rows(experiment: Experiment, most: int) -> np.ndarray:
     return np.sort(stream.choice(rows, most, replace=False))
 
 
-def _readings(
+def readings_of(
     experiment: Experiment, parts: list[Products], rows: np.ndarray, targets: np.ndarray
 ) -> list[Reading]:
     """Return the candidates' reading in all rounds at once; in each alone where parties come and go."""

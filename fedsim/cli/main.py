@@ -28,6 +28,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 COMMANDS = {
     "run": ("run:run", "Run a scenario and show the result."),
+    "exposure": ("exposure:exposure", "Before joining: how exposed each record of a party would be."),
     "show": ("run:show", "Show a run: the verdict, then leakage, guarantee and utility."),
     "report": ("run:report", "Write a run's report.html, one page that needs no network."),
     "runs": ("runs:runs", "List the runs in a folder, delete some, or remove their private records."),
