@@ -1,7 +1,11 @@
-"""The guide's pictures, from a finished run of experiments/hospitals.toml: python docs/pictures.py RUN."""
+"""The guide's and the README's pictures, from a run of the hospitals: `python docs/pictures.py RUN`.
+
+RUN: the folder of a finished `fedsim run experiments/hospitals.toml`, with its report.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,6 +51,12 @@ def roc(run: RunDirectory) -> None:
     figure.savefig(PLACE / "roc.svg", metadata={"Date": None})
 
 
+def parties(run: RunDirectory) -> None:
+    """Copy the report's picture of the strongest attack on each party."""
+    fedsim.load(run.path).report()
+    shutil.copyfile(run.path / "figures" / "parties.svg", PLACE.parent / "hospitals.svg")
+
+
 if __name__ == "__main__":
     PLACE.mkdir(exist_ok=True)
     pyplot.switch_backend("Agg")
@@ -56,3 +66,4 @@ if __name__ == "__main__":
     finished = RunDirectory.open(Path(sys.argv[1]))
     gap(finished)
     roc(finished)
+    parties(finished)
