@@ -73,6 +73,8 @@ class Attack:
     reads: the records that it can score: of a table, letters ('text'), or any
     beside: attacks on the view whose log-odds it is given with the matrix, as far as they can be run
     together: whether it explains all candidates at once, so that its owner must own them all
+    variant: whether it is another reading of the same shadows, which 'all' leaves out: each more attack widens
+        the interval of the strongest, and these are for whoever compares
     origin: 'module:callable' where a scenario named it so
     """
 
@@ -94,6 +96,7 @@ class Attack:
     by_round: bool = False
     beside: tuple[str, ...] = ()
     together: bool = False
+    variant: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -147,6 +150,7 @@ def attack(
     by_round: bool = False,
     beside: tuple[str, ...] = (),
     together: bool = False,
+    variant: bool = False,
 ) -> Callable[[Function], Function]:
     """Declare the function below it as an attack; the arguments are the fields of `Attack`.
 
@@ -160,7 +164,7 @@ def attack(
         declared = Attack(
             name, function, observers, infers, needs, sees, assumes, source, compares_with, inside,
             threshold, active, isolates, simulates, reads, by_round, beside,
-            together,
+            together, variant,
         )  # fmt: skip
         function.__dict__["attacks"] = (declared, *declarations(function))
         return function

@@ -232,7 +232,7 @@ def applicable(
         named = any(_names(name, attack, observer) for name in names)
         if not obstacle:
             # A shadow of a language model costs as much as the federation did: only who names one wants it.
-            if named or not (text and attack.shadows):
+            if named or not (attack.variant or (text and attack.shadows)):
                 attacks.append(attack)
         elif named:
             raise InputError(f"adversary.attacks: '{attack.name}' {obstacle}")

@@ -41,6 +41,7 @@ class Prior:
 
 @attack(
     "bavaria",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Brännvall 2026",
@@ -59,6 +60,7 @@ def online(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
 
 @attack(
     "bavaria-offline",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Brännvall 2026",

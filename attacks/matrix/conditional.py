@@ -45,6 +45,7 @@ class Cuts:
 
 @attack(
     "cmia",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="CMIA 2025, without new shadows",

@@ -29,6 +29,7 @@ FEWEST = 2
 
 @attack(
     "pmia",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="PMIA 2025",

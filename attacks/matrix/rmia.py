@@ -80,6 +80,7 @@ def offline(
 
 @attack(
     "informia",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Tao & Shokri 2026",
@@ -93,6 +94,7 @@ def information(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
 
 @attack(
     "informia-offline",
+    variant=True,
     sees=FINAL_MODEL,
     assumes=ALIKE_SHADOWS,
     source="Tao & Shokri 2026",

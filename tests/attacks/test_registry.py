@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 from support.attacks import PARTICIPANTS, VIEW_ATTACKS, attacks_of, findings
+from support.runs import scenario
 
 from attacks import registry
 from attacks.calibration import calibrate
@@ -313,3 +314,15 @@ def test_every_attack_beyond_membership_says_what_it_has_to_beat() -> None:
     assert len({(a.command, a.name) for a in attacks}) == len(attacks)
     for attack in attacks:
         assert attack.baseline and attack.sees and attack.assumes and attack.source, attack.name
+
+
+def test_other_readings_of_the_same_shadows_are_mounted_where_they_are_named(tmp_path: Path) -> None:
+    rivals = {name for name, attack in PARTICIPANTS.items() if attack.variant}
+    assert rivals == {"bavaria", "bavaria-offline", "informia", "informia-offline", "pmia", "cmia"}
+    settings = scenario(tmp_path)
+    everything = {attack.name for attack in registry.attacks_of(settings, names=["all"])}
+    assert not rivals & everything and {"lira", "glir"} <= everything
+    assert [attack.name for attack in registry.attacks_of(settings, names=["loss", "cmia"])] == [
+        "loss",
+        "cmia",
+    ]
