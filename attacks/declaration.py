@@ -73,8 +73,8 @@ class Attack:
     reads: the records that it can score: of a table, letters ('text'), or any
     beside: attacks on the view whose log-odds it is given with the matrix, as far as they can be run
     together: whether it explains all candidates at once, so that its owner must own them all
-    variant: whether it is another reading of the same shadows, which 'all' leaves out: each more attack widens
-        the interval of the strongest, and these are for whoever compares
+    variant: whether it is another reading of the same shadows, which 'all' leaves out: each more attack
+        widens the interval of the strongest, and these are for whoever compares
     origin: 'module:callable' where a scenario named it so
     """
 
