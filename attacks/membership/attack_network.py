@@ -83,7 +83,7 @@ def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator, rounds:
 def adamw(parameters: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
     """Return ``step(gradients)``: AdamW (Loshchilov & Hutter 2019, algorithm 2) in place, `RATE` and `DECAY`.
 
-    What torch.optim.AdamW(fused=True) calls, bit for bit; importing torch.optim takes more than two seconds.
+    What torch.optim.AdamW(fused=True) calls, bit for bit; its first object takes over a second of imports.
     """
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     steps = [torch.zeros(()) for _ in parameters]  # float32, as the kernel reads them

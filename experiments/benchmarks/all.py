@@ -61,7 +61,8 @@ def section(name: str, full: bool) -> tuple[str, bool]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return f"## {title}\n\n{made}\n\nIt failed (exit code {done.returncode}): `{last}`\n", False
-    return f"## {title}\n\n{made}\n\n```\n{done.stdout.strip()}\n```\n", True
+    output = done.stdout.strip("\n")  # a first title is centred by blanks
+    return f"## {title}\n\n{made}\n\n```\n{output}\n```\n", True
 
 
 def cpu_of_children() -> float:

@@ -29,7 +29,7 @@ def build(model: ModelSettings, input_shape: tuple[int, ...], classes: int, seed
         if ":" in model.name:
             torch.manual_seed(seed)
             return build_custom(model, input_shape, classes)
-        # The same stream; `torch.manual_seed` takes 3 ms more, to note who called for devices that may come.
+        # The same stream; `torch.manual_seed` notes the stack of calls besides, which takes longer.
         torch.default_generator.manual_seed(seed)
         check_input(model, input_shape)
         if model.name in LANGUAGE:

@@ -215,7 +215,7 @@ def test_its_adamw_is_torchs_bit_for_bit() -> None:
 
 
 def test_training_the_network_imports_no_optimizers() -> None:
-    """torch.optim takes seconds to make its first object, for which nothing else of a run may ask."""
+    """torch.optim imports for over a second for its first object, for which nothing else of a run may ask."""
     code = """
 import sys
 import numpy as np
