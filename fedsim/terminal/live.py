@@ -113,7 +113,8 @@ class _Watcher:
         text = f"adversary: {done} of {total} shadow federations simulated{time_left(note)}"
         self.say(text)
         now = time.monotonic()
-        begun = (game, total) != (self.simulating[0], self.simulating[2])
+        # Of each further work, of another world or of the early shadows, that it begins need not be said.
+        begun = (game, total) != (self.simulating[0], self.simulating[2]) and (done > 0 or not self.said)
         if not self.console.is_terminal and (begun or now - self.said >= _SAY_EVERY):
             self.said = now
             self.console.print(text, highlight=False)
