@@ -18,7 +18,7 @@ class Loud(nn.Module):
         self.out = nn.Linear(inputs, classes)
 
     def forward(self, x):
-        if self.training and len(x) > 5:
+        if self.training and (x < 0).any():  # as records are, and what modules are tried on is not
             raise ValueError(f"a record: {x[0].tolist()}")
         return self.out(x)
 

@@ -106,7 +106,11 @@ def test_per_class_thresholds_find_what_one_threshold_misses(
 # All attacks that need no shadows, end to end.
 
 
-@pytest.mark.parametrize("name", sorted(set(VIEW_ATTACKS) - {"update-cosine"}))
+# What reads single steps finds less in rounds of sixty epochs, which are none.
+OF_STEPS = {"update-cosine", "glir", "covariance"}
+
+
+@pytest.mark.parametrize("name", sorted(set(VIEW_ATTACKS) - OF_STEPS))
 def test_a_model_that_memorised_everything_gives_everyone_away(overfitted: Any, name: str) -> None:
     finding = findings(overfitted.view, overfitted.candidates, [name], seed=0)[name]
     assert roc_auc_score(overfitted.member, finding.scores) > (0.93 if name == "per-class-entropy" else 0.945)
