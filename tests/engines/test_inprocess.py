@@ -9,21 +9,26 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.runs import final_sha, finished_run, prepared_run
+from support.runs import BRIEF, final_sha, finished_run, prepared_run
 
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs import play
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
-    first, second = finished_run(tmp_path, out="a"), finished_run(tmp_path, out="b")
+    first, second = (
+        finished_run(tmp_path, out="a", adversary=BRIEF),
+        finished_run(tmp_path, out="b", adversary=BRIEF),
+    )
     assert final_sha(first) == final_sha(second)
     pd.testing.assert_frame_equal(first.table("scores"), second.table("scores"))
     pd.testing.assert_frame_equal(first.table("leakage"), second.table("leakage"))
 
 
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
-    assert final_sha(finished_run(tmp_path, out="a")) != final_sha(finished_run(tmp_path, out="b", seed=4))
+    assert final_sha(finished_run(tmp_path, out="a", adversary=BRIEF)) != final_sha(
+        finished_run(tmp_path, out="b", seed=4, adversary=BRIEF)
+    )
 
 
 DP = {"all": {"noise_multiplier": 1.0}, "hospital-2": "off"}
@@ -31,8 +36,8 @@ DP = {"all": {"noise_multiplier": 1.0}, "hospital-2": "off"}
 
 @pytest.mark.parametrize("dp", [{}, DP], ids=["open", "dp"])
 def test_workers_do_not_change_a_bit(tmp_path: Path, dp: dict) -> None:
-    alone = finished_run(tmp_path, out="a", dp=dp)
-    run = prepared_run(tmp_path, out="b", dp=dp)
+    alone = finished_run(tmp_path, out="a", dp=dp, adversary=BRIEF)
+    run = prepared_run(tmp_path, out="b", dp=dp, adversary=BRIEF)
     play.federate(run, workers=3)
     assert final_sha(run) == final_sha(alone)
     columns = ["round", "party", "epsilon", "loss", "auc"]
@@ -53,8 +58,8 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> N
     federation = {"rounds": 100, "strategy": strategy, "fraction": 0.7}
     dp = {"hospital-1": {"noise_multiplier": 1.0, "accountant": "rdp"}}
     settings = {"federation": federation, "dp": dp}
-    whole = finished_run(tmp_path, out="whole", **settings)
-    run = prepared_run(tmp_path, out="killed", **settings)
+    whole = finished_run(tmp_path, out="whole", **settings, adversary=BRIEF)
+    run = prepared_run(tmp_path, out="killed", **settings, adversary=BRIEF)
     process = subprocess.Popen([sys.executable, "-c", RUN_IT, str(run.path)])
     deadline = time.monotonic() + 60
     while run.last_round(0) < 20 and time.monotonic() < deadline:
@@ -75,7 +80,9 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> N
 
 def test_a_client_keeps_its_ledger_in_the_context_alone(tmp_path: Path) -> None:
     """Every message in a new process, as on Flower's deployment: ε still composes over rounds."""
-    run = finished_run(tmp_path, dp={"all": {"noise_multiplier": 1.0}}, federation={"rounds": 4})
+    run = finished_run(
+        tmp_path, dp={"all": {"noise_multiplier": 1.0}}, federation={"rounds": 4}, adversary=BRIEF
+    )
     rounds = run.table("rounds")
     spent = rounds[rounds["party"] == "hospital-2"].set_index("round")["epsilon"]
     assert spent[0] == 0 and (spent.diff().dropna() > 0).all()

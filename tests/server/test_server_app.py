@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_ins_message as gone
-from support.runs import final_sha, finished_run, prepared_run
+from support.runs import BRIEF, final_sha, finished_run, prepared_run
 
 from clients import client_app, messages
 from clients.party import party_of
@@ -151,7 +151,7 @@ TWISTS: dict[Twist, tuple[str, str]] = {
 
 @pytest.mark.parametrize("twist", TWISTS, ids=lambda twist: twist.__name__)
 def test_a_bad_client_is_dropped_and_named_and_the_run_goes_on(tmp_path: Path, twist: Twist) -> None:
-    run = prepared_run(tmp_path)
+    run = prepared_run(tmp_path, adversary=BRIEF)
     federate_with(run, {"hospital-2": twist})
     rounds = run.table("rounds").set_index(["round", "party"])
     status, detail = TWISTS[twist]
@@ -173,7 +173,7 @@ def test_the_average_without_a_dropped_client_is_that_of_the_others(tmp_path: Pa
 
         return twist
 
-    run = prepared_run(tmp_path)
+    run = prepared_run(tmp_path, adversary=BRIEF)
     names = {"hospital-1": keep("1"), "hospital-2": sends_nan, "hospital-3": keep("3")}
     federate_with(run, names, rounds=(3,))
     final = run.read_model(0, 3)
@@ -191,7 +191,10 @@ def test_a_second_answer_counts_for_nothing(tmp_path: Path) -> None:
             replies = tuple(super().send_and_receive(messages, timeout=timeout))
             return [*replies, *replies]
 
-    plain, echoed = finished_run(tmp_path, out="a"), prepared_run(tmp_path, out="b")
+    plain, echoed = (
+        finished_run(tmp_path, out="a", adversary=BRIEF),
+        prepared_run(tmp_path, out="b", adversary=BRIEF),
+    )
     with Echo(echoed.path, 0, 3) as grid:
         server_app.federate(grid, echoed, 0)
     assert echoed.model_path(0, 3).read_bytes() == plain.model_path(0, 3).read_bytes()
@@ -213,7 +216,7 @@ def test_a_node_that_is_gone_sends_no_reply_and_may_come_back(tmp_path: Path) ->
                 unplugged = second and config.get("server-round") == 2
                 yield gone(message.metadata.message_id, 1) if unplugged else reply
 
-    run = prepared_run(tmp_path)
+    run = prepared_run(tmp_path, adversary=BRIEF)
     with Gone(run.path, 0, 3) as grid:
         server_app.federate(grid, run, 0)
     status = run.table("rounds").query("party == 'hospital-2'").set_index("round")["status"]
@@ -227,7 +230,7 @@ def test_an_evaluation_that_measures_nothing_is_left_out_of_the_mean(tmp_path: P
             reply.content["metrics"] = messages.metrics({"loss": 0.0, "num-examples": float("inf")})
         return reply
 
-    run = prepared_run(tmp_path)
+    run = prepared_run(tmp_path, adversary=BRIEF)
     with InProcessGrid(run.path, 0, 3, client_app=client) as grid:
         server_app.federate(grid, run, 0)
     last = run.table("rounds").query("round == 3").set_index("party")
@@ -237,7 +240,7 @@ def test_an_evaluation_that_measures_nothing_is_left_out_of_the_mean(tmp_path: P
 
 
 def test_too_few_parties_is_a_clear_end(tmp_path: Path) -> None:
-    run = prepared_run(tmp_path, federation={"rounds": 3, "min_parties": 3})
+    run = prepared_run(tmp_path, federation={"rounds": 3, "min_parties": 3}, adversary=BRIEF)
     with pytest.raises(FedsimError) as caught:
         federate_with(run, {"hospital-3": raises})
     message = str(caught.value)
@@ -261,7 +264,7 @@ def test_a_slow_client_is_left_out(tmp_path: Path) -> None:
 
 def test_a_spent_budget_is_an_explicit_refusal_and_the_others_go_on(tmp_path: Path) -> None:
     dp = {"hospital-2": {"noise_multiplier": 1.0, "budget": 9.0}}
-    run = finished_run(tmp_path, dp=dp, federation={"rounds": 5})
+    run = finished_run(tmp_path, dp=dp, federation={"rounds": 5}, adversary=BRIEF)
     rows = run.table("rounds").query("party == 'hospital-2'").set_index("round")
     refused = rows[rows["status"] == "refused"]
     assert len(refused) and rows.loc[1, "status"] == "ok"
@@ -272,13 +275,13 @@ def test_a_spent_budget_is_an_explicit_refusal_and_the_others_go_on(tmp_path: Pa
 
 def test_when_every_budget_is_spent_training_ends_and_the_attack_still_runs(tmp_path: Path) -> None:
     dp = {"all": {"noise_multiplier": 1.0, "budget": 9.0}}
-    run = finished_run(tmp_path, dp=dp, federation={"rounds": 30})
+    run = finished_run(tmp_path, dp=dp, federation={"rounds": 30}, adversary=BRIEF)
     assert 1 <= run.last_round(0) < 30
     assert run.has("leakage") and final_sha(run)
 
 
 def test_partial_participation_is_noted(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, federation={"rounds": 6, "fraction": 0.67})
+    run = finished_run(tmp_path, federation={"rounds": 6, "fraction": 0.67}, adversary=BRIEF)
     rows = run.table("rounds").query("party != 'all' and round > 0")
     assert (rows.groupby("round")["status"].apply(lambda s: (s == "ok").sum()) == 2).all()
     assert set(rows["status"]) == {"ok", "not drawn"}
@@ -288,8 +291,14 @@ def test_partial_participation_is_noted(tmp_path: Path) -> None:
 def test_strategies_run_end_to_end(tmp_path: Path, name: str) -> None:
     options = {"proximal_mu": 0.5} if name == "fedprox" else {}
     federation = {"rounds": 2, "strategy": name, "options": options}
-    changed = finished_run(tmp_path, out="a", federation=federation)
-    assert final_sha(changed) != final_sha(finished_run(tmp_path, out="b", federation={"rounds": 2}))
+    changed = finished_run(
+        tmp_path, out="a", federation=federation, adversary={"attacks": ["loss", "update-regression"]}
+    )
+    assert final_sha(changed) != final_sha(
+        finished_run(
+            tmp_path, out="b", federation={"rounds": 2}, adversary={"attacks": ["loss", "update-regression"]}
+        )
+    )
 
 
 def test_evaluation_is_that_of_the_global_model_on_held_out_records(tmp_path: Path) -> None:
@@ -300,7 +309,7 @@ def test_evaluation_is_that_of_the_global_model_on_held_out_records(tmp_path: Pa
     from fedsim.core.models import zoo
     from fedsim.core.models.weights import load_weights
 
-    run = finished_run(tmp_path)
+    run = finished_run(tmp_path, adversary=BRIEF)
     rows = run.table("rounds").query("round == 3").set_index("party")
     correct = total = 0
     for partition, name in enumerate(run.manifest["parties"]):

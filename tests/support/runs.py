@@ -50,6 +50,10 @@ def document(folder: Path, n: int = 60, **sections: object) -> dict[str, object]
     return base | sections | {"adversary": adversary}
 
 
+BRIEF = {"attacks": ["loss", "update-regression", "lira"], "shadows": 16}
+"""An adversary that takes a second, where what is tested is not what it finds."""
+
+
 def scenario(folder: Path, n: int = 60, **sections: object) -> Scenario:
     return parse(document(folder, n, **sections))
 
