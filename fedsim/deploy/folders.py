@@ -16,7 +16,7 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clients.deployed import NODE, SCENARIO, NodeSettings
-from fedsim.core import rng
+from fedsim.core import rng, trust
 from fedsim.core.data import catalogue, released
 from fedsim.core.data.table import Table
 from fedsim.core.errors import InputError, suggestion
@@ -101,6 +101,11 @@ def _check(prepared: Prepared, wanted: Wanted) -> None:
         raise InputError("deploy: only tables can be deployed so far, no letters")
     if scenario.adversary.active is not None:
         raise InputError("deploy: adversary.active acts on candidates that no node has; leave it out")
+    own = [name for name, _ in trust.references(scenario)]
+    if own:  # whose file is on the organiser's disk alone
+        raise InputError(
+            f"deploy: '{own[0]}' is code of your own, which no node has; deploy a model that fedsim brings"
+        )
     if scenario.model.pretrain is not None or scenario.federation.patience is not None:
         key = "model.pretrain" if scenario.model.pretrain is not None else "federation.patience"
         raise InputError(f"deploy: {key} needs public records at the server; leave it out")

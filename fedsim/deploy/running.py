@@ -115,10 +115,9 @@ def join(folder: Path, say: Say = lambda text: None) -> None:
         say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")
         processes = {"the node's process": clients, "the SuperNode": node}
         try:
-            while all(process.poll() is None for process in processes.values()):
+            while not (gone := [name for name, process in processes.items() if process.poll() is not None]):
                 time.sleep(0.2)
         finally:
             for process in processes.values():
                 flower_cli.end(process)
-        ended = next(name for name, process in processes.items() if process.returncode is not None)
-        raise FedsimError(f"{ended} ended: {flower_cli.last_error(home.log)} (see {home.log})")
+        raise FedsimError(f"{gone[0]} ended: {flower_cli.last_error(home.log)} (see {home.log})")

@@ -123,6 +123,10 @@ def test_what_cannot_be_deployed_is_refused(tmp_path: Path, written: dict[str, P
     active = scenario(tmp_path, adversary={"active": "poisoning", "attacks": ["loss"]})
     with pytest.raises(InputError, match=r"adversary\.active"):
         folders.write(prepare.check(active, None), tmp_path / "new", Wanted())
+    (tmp_path / "net.py").write_text("from torch import nn\ndef make(s, c):\n    return nn.Linear(s[0], c)\n")
+    own = scenario(tmp_path, model={"name": "net:make", "folder": str(tmp_path)})
+    with pytest.raises(InputError, match="'net:make' is code of your own"):
+        folders.write(prepare.check(own, None), tmp_path / "new", Wanted())
     (written["hospital-2"] / "records.csv").write_text("age,pressure,ward,ill\n50,120,A,yes\n")
     load.cache_clear()
     with pytest.raises(InputError, match="needs at least 4"):
