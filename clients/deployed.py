@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from flwr.app import Context
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from clients import party as simulated
 from clients.party import Party
@@ -67,11 +67,7 @@ def read_node(folder: Path) -> NodeSettings:
         InputError: in one sentence, what is wrong.
     """
     path = folder / NODE
-    document = reading.read_toml(path)
-    try:
-        settings = NodeSettings.model_validate(document)
-    except ValidationError as error:
-        raise InputError(f"{path}: {reading.sentence(error, NodeSettings)}") from error
+    settings = reading.read_settings(path, NodeSettings)
     if settings.party not in settings.parties:
         raise InputError(f"{path}: party = '{settings.party}' is not among parties {settings.parties}")
     return settings
@@ -94,8 +90,7 @@ def load(folder: Path) -> Party:
         InputError: a file is missing or wrong, or there are too few records.
     """
     settings, scenario = read_node(folder), scenario_of(folder)
-    table = own_table(folder, settings, scenario)
-    records = split(table, settings, scenario)
+    records = split(own_table(folder), settings, scenario)
     schema = released.read_schema(folder)
     module = zoo.build(scenario.model, records.train.shape, len(schema.schema.classes))
     own, count = len(records.train), len(settings.parties)
@@ -130,14 +125,15 @@ def scenario_of(folder: Path) -> Scenario:
     return scenario.model_copy(update={"dp": secure})
 
 
-def own_table(folder: Path, settings: NodeSettings, scenario: Scenario) -> OwnTable:
+@lru_cache(maxsize=1)
+def own_table(folder: Path) -> OwnTable:
     """Read the node's own records by the federation's public schema.
 
     Raises:
         InputError: the table cannot be read, lacks a column, or has too few records.
     """
-    path = folder / settings.records
-    table = read_own(path, released.read_schema(folder), scenario.data, scenario.data.person)
+    path, data = folder / read_node(folder).records, scenario_of(folder).data
+    table = read_own(path, released.read_schema(folder), data, data.person)
     if len(table.records) < FEWEST:
         raise InputError(f"{path}: {len(table.records)} usable record(s), a party needs at least {FEWEST}")
     return table

@@ -171,7 +171,8 @@ def attack(
     from fedsim.deploy import offline
 
     names = [name.strip() for name in attacks.split(",") if name.strip()]
-    scores, results = offline.attack(folder, candidates, names)
+    asked = offline.read_candidates(folder, candidates, truth)
+    scores, results = offline.attack(folder, asked, names)
     for name, reason in results.not_run.items():
         line(f"'{name}' is left out: {reason}", err())
     if target is not None:
@@ -179,7 +180,7 @@ def attack(
             scores.to_csv(target, index=False)
         except OSError as error:
             raise InputError(f"cannot write {target}: {error.strerror}") from error
-    judged = None if truth is None else offline.judge(scores, candidates, folder, truth)
+    judged = None if asked.truth is None else offline.judge(scores, asked.truth)
     if as_json:
         print_json(scores if judged is None else judged)
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.deployed import LEDGER, load, own_table, read_node, scenario_of
+from clients.deployed import LEDGER, load, own_table, read_node
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_json
 from fedsim.core.models import private
@@ -20,8 +20,8 @@ def facts(folder: Path) -> dict[str, str | list[str]]:
     Raises:
         InputError: something is wrong with the folder, or the plan is beyond the node's own budget.
     """
-    settings, scenario, party = read_node(folder), scenario_of(folder), load(folder.resolve())
-    table = own_table(folder, settings, scenario)
+    folder = folder.resolve()
+    settings, party, table = read_node(folder), load(folder), own_table(folder)
     counts = np.bincount(table.records.labels, minlength=party.classes)
     result: dict[str, str | list[str]] = {
         "party": f"{settings.party}, {settings.role}, of {', '.join(settings.parties)}",
@@ -33,7 +33,9 @@ def facts(folder: Path) -> dict[str, str | list[str]]:
     plan = None
     if party.dp is not None:
         private.check_dp_ready(party.module, party.records.train.shape)
-        plan = make_plan(party.dp, party.training, party.units(party.partition), scenario.federation.rounds)
+        plan = make_plan(
+            party.dp, party.training, party.units(party.partition), party.scenario.federation.rounds
+        )
     result["DP-SGD"] = _in_words(plan)
     own = settings.epsilon_budget
     result["budget"] = "none of its own" if own is None else f"ε = {own:g} at δ = {settings.epsilon_delta:g}"

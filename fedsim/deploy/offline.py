@@ -15,14 +15,26 @@ from attacks.execution import Results, Task
 from attacks.views import observations
 from clients.deployed import SEEN, read_node, scenario_of
 from fedsim.core.data import released
-from fedsim.core.data.by_schema import read_own
-from fedsim.core.data.table import read_frame
+from fedsim.core.data.listed import Persons, read_persons
 from fedsim.core.errors import InputError
 from fedsim.evaluation import estimates
 
 
-def attack(folder: Path, candidates: Path, names: Sequence[str] = ()) -> tuple[pd.DataFrame, Results]:
-    """Score the records of a table by what the node of ``folder`` was sent.
+def read_candidates(folder: Path, path: Path, truth: str | None = None) -> Persons:
+    """Read the persons whom a malicious node asks about, as the federation's schema says.
+
+    truth: the column that says who is a member
+
+    Raises:
+        InputError: the node kept nothing of what it was sent, or naming what in the file does not fit.
+    """
+    if read_node(folder).role != "malicious":
+        raise InputError(f"{folder}: role = 'honest' in its node.toml: it kept nothing of what it was sent")
+    return read_persons(path, released.read_schema(folder), truth)
+
+
+def attack(folder: Path, asked: Persons, names: Sequence[str] = ()) -> tuple[pd.DataFrame, Results]:
+    """Score persons by what the node of ``folder`` was sent.
 
     names: attacks, default all that read what was seen and simulate nothing
 
@@ -30,21 +42,18 @@ def attack(folder: Path, candidates: Path, names: Sequence[str] = ()) -> tuple[p
     the attacks' results.
 
     Raises:
-        InputError: the node kept nothing, the table does not fit, or an attack is unknown or simulates.
+        InputError: what it was sent cannot be read, or an attack is unknown or simulates.
     """
-    settings, scenario = read_node(folder), scenario_of(folder)
-    if settings.role != "malicious":
-        raise InputError(f"{folder}: role = 'honest' in its node.toml: it kept nothing of what it was sent")
-    table = read_own(candidates, released.read_schema(folder), scenario.data, scenario.data.person)
+    scenario = scenario_of(folder)
     view = observations.load_view(folder / SEEN)
-    view = dataclasses.replace(view, candidate_party=np.full(len(table.records), -1))
+    view = dataclasses.replace(view, candidate_party=np.full(len(asked.records), -1))
     mounted = _attacks(list(names))
-    results = execution.run("participant", view, mounted, Task(table.records, scenario.seed))
+    results = execution.run("participant", view, mounted, Task(asked.records, scenario.seed))
     parts = [
         pd.DataFrame(
             {
                 "attack": name,
-                "row": table.rows + 1,
+                "row": np.arange(1, len(asked.records) + 1),
                 "score": finding.scores,
                 "member": finding.scores >= finding.threshold,
             }
@@ -56,20 +65,8 @@ def attack(folder: Path, candidates: Path, names: Sequence[str] = ()) -> tuple[p
     return pd.concat(parts, ignore_index=True), results
 
 
-def judge(scores: pd.DataFrame, candidates: Path, folder: Path, truth: str) -> pd.DataFrame:
-    """Return each attack's AUC with its interval, by a column of the table that says who was trained on.
-
-    Raises:
-        InputError: there is no such column, or it does not hold yes and no.
-    """
-    frame, _ = read_frame(candidates, scenario_of(folder).data)
-    if truth not in frame:
-        raise InputError(f"{candidates}: --truth: there is no column '{truth}'")
-    said = frame[truth].astype(str).str.strip().str.casefold()
-    known = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
-    if not said.isin(list(known)).all():
-        raise InputError(f"{candidates}: --truth {truth}: say yes or no of every record")
-    member = said.map(known).to_numpy(dtype=bool)
+def judge(scores: pd.DataFrame, member: np.ndarray) -> pd.DataFrame:
+    """Return each attack's AUC with its interval; member: (n,) bool, who of the persons was trained on."""
     rows = []
     for name, of_attack in scores.groupby("attack", sort=False):
         sides = member[of_attack["row"].to_numpy() - 1]

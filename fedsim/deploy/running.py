@@ -7,17 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from clients import node as switches
 from clients.deployed import FOLDER, LEDGER, read_node, scenario_of
-from clients.isolation import ISOLATE
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario import reading
 from fedsim.deploy.folders import AUTHORITY, KEY, RUN, SETTINGS, ServerSettings
 from fedsim.engines import credentials, flower_cli, superlink
-from fedsim.engines.own_code import runs_own_code
+from fedsim.engines.own_code import isolation
 from fedsim.runs import integrity
 
 LOG = "flower.log"
@@ -53,11 +50,7 @@ def read_server(folder: Path) -> ServerSettings:
     Raises:
         InputError: in one sentence, what is wrong.
     """
-    path = folder / SETTINGS
-    try:
-        return ServerSettings.model_validate(reading.read_toml(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: {reading.sentence(error, ServerSettings)}") from error
+    return reading.read_settings(folder / SETTINGS, ServerSettings)
 
 
 def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
@@ -98,8 +91,7 @@ def join(folder: Path, say: Say = lambda text: None) -> None:
     """
     folder = folder.resolve()
     settings, scenario = read_node(folder), scenario_of(folder)
-    isolation = {ISOLATE: "1"} if runs_own_code(scenario) else {}
-    with flower_cli.private_home(folder / LOG, isolation) as home:
+    with flower_cli.private_home(folder / LOG, isolation(scenario)) as home:
         clients = superlink.start_clients(home, "node", folder)
         config = {
             FOLDER: str(folder),

@@ -13,7 +13,11 @@ def runs_own_code(scenario: Scenario) -> bool:
     return any(":" in name for name in (scenario.model.name, *scenario.adversary.attacks))
 
 
+def isolation(scenario: Scenario) -> dict[str, str]:
+    """Return the variable by which each message has a process of its own, where a person's code runs."""
+    return {ISOLATE: "1"} if runs_own_code(scenario) else {}
+
+
 def environment(run: RunDirectory) -> dict[str, str]:
     """Return the variables by which processes of Flower's run the run's own code as this process would."""
-    isolation = {ISOLATE: "1"} if runs_own_code(run.scenario) else {}
-    return isolation | trust.passed_on(run.path, run.scenario)
+    return isolation(run.scenario) | trust.passed_on(run.path, run.scenario)

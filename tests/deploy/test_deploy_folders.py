@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.runs import scenario
 
 from clients import node, participant
-from clients.deployed import load, party_of, read_node, scenario_of
+from clients.deployed import load, own_table, party_of, read_node, scenario_of
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.deploy import checking, folders, names
@@ -23,6 +23,12 @@ from fedsim.deploy.folders import Wanted
 from fedsim.runs import prepare
 
 PRIVATE = {"node.key", "node.toml", "scenario.toml", "records.csv"}
+
+
+def forget() -> None:
+    """As in a node's next process: what was read of its folder is read again."""
+    load.cache_clear()
+    own_table.cache_clear()
 
 
 def deployment(tmp_path: Path, **sections: object) -> dict[str, Path]:
@@ -70,7 +76,7 @@ def test_a_node_encodes_by_the_public_schema_and_holds_the_same_records_out_each
     written: dict[str, Path],
 ) -> None:
     one = load(written["hospital-3"].resolve())
-    load.cache_clear()
+    forget()
     again = load(written["hospital-3"].resolve())
     np.testing.assert_array_equal(one.records.heldout.features, again.records.heldout.features)
     assert len(one.records) == 20 and len(one.records.heldout) == 4
@@ -86,13 +92,13 @@ def introduced(folder: Path, config: dict) -> ConfigRecord:
 
 
 def test_the_folder_decides_and_not_the_server(written: dict[str, Path], tmp_path: Path) -> None:
-    load.cache_clear()
+    forget()
     folder, ledger = written["hospital-2"].resolve(), {"epsilon-ledger": str(tmp_path / "ledger.json")}
     introduction = introduced(folder, ledger)
     assert introduction["party"] == "hospital-2" and 7 < float(str(introduction["epsilon"])) <= 8
     with pytest.raises(node.BudgetSpent, match="exceeds this node's own epsilon-budget of 2"):
         introduced(folder, {**ledger, "epsilon-budget": 2.0})
-    load.cache_clear()
+    forget()
     open_one = deployment_without_dp(tmp_path)
     with pytest.raises(node.BudgetSpent, match="trains under DP-SGD only"):
         introduced(open_one, {**ledger, "epsilon-budget": 2.0})
@@ -105,7 +111,7 @@ def deployment_without_dp(tmp_path: Path) -> Path:
 
 
 def test_check_says_what_the_node_will_do(written: dict[str, Path]) -> None:
-    load.cache_clear()
+    forget()
     said = checking.facts(written["hospital-2"])
     assert said["records"] == "16 to train on, 4 held out" and "ε = 9" in said["budget"]
     path = written["hospital-2"] / "node.toml"
@@ -128,7 +134,7 @@ def test_what_cannot_be_deployed_is_refused(tmp_path: Path, written: dict[str, P
     with pytest.raises(InputError, match="'net:make' is code of your own"):
         folders.write(prepare.check(own, None), tmp_path / "new", Wanted())
     (written["hospital-2"] / "records.csv").write_text("age,pressure,ward,ill\n50,120,A,yes\n")
-    load.cache_clear()
+    forget()
     with pytest.raises(InputError, match="needs at least 4"):
         load(written["hospital-2"].resolve())
     done = CliRunner().invoke(main, ["deploy", "attack", str(written["hospital-2"]), "--candidates", "x.csv"])

@@ -92,9 +92,11 @@ def test_organisations_train_a_model_and_one_of_them_keeps_what_it_is_sent(tmp_p
     candidates = tmp_path / "people.csv"
     table = pd.read_csv(homes["hospital-2"] / "records.csv")
     table.assign(trained=["yes", "no"] * (len(table) // 2)).to_csv(candidates, index=False)
-    scores, _ = offline.attack(homes["hospital-1"], candidates, ["loss", "update-cosine"])
+    asked = offline.read_candidates(homes["hospital-1"], candidates, "trained")
+    assert asked.truth is not None
+    scores, _ = offline.attack(homes["hospital-1"], asked, ["loss", "update-cosine"])
     assert set(scores["attack"]) == {"loss", "update-cosine"} and scores["score"].notna().all()
-    judged = offline.judge(scores, candidates, homes["hospital-1"], "trained")
+    judged = offline.judge(scores, asked.truth)
     assert judged["auc"].between(0, 1).all() and (judged["n_members"] == 15).all()
 
 

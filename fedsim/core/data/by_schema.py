@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedsim.core.data import clipping, columns
+from fedsim.core.data import columns
 from fedsim.core.data.columns import Reading
 from fedsim.core.data.dates import DateStyle
-from fedsim.core.data.encode import class_indices, features_of
+from fedsim.core.data.encode import class_indices, features_of, first_of_equals
 from fedsim.core.data.numbers import Spelling
 from fedsim.core.data.records import Records
 from fedsim.core.data.released import ReleasedSchema
@@ -66,7 +66,7 @@ def read_own(
         notices.append(f"{len(frame) - len(known)} record(s) without a known '{schema.label}' were dropped")
     features, _, unreadable = features_of(frame.iloc[known].reset_index(drop=True), schema, str(path))
     records = Records(features, labels[known])
-    first = _first_of_equals(records)
+    first = np.sort(first_of_equals(records.features, records.labels.astype(np.uint64)))
     if len(first) < len(known):
         notices.append(f"{len(known) - len(first)} duplicate record(s) were removed")
     rows = known[first]
@@ -80,14 +80,6 @@ def _readings(released: ReleasedSchema) -> Mapping[str, Reading]:
 
 def _reading(style: Spelling | DateStyle) -> Reading:
     return Reading(date=style) if isinstance(style, DateStyle) else Reading(number=style)
-
-
-def _first_of_equals(records: Records) -> np.ndarray:
-    """Return (k,) the first record of each group of equal ones, in the table's order."""
-    hashes = clipping.row_hashes(records.features) ^ (
-        records.labels.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-    )
-    return np.sort(np.unique(hashes, return_index=True)[1])
 
 
 def _numbered(cells: pd.Series) -> np.ndarray:

@@ -199,7 +199,10 @@ def deduplicate(encoded: Encoded, within_parties: bool = False) -> Encoded:
     within_parties: under DP, one party's records decide nothing about another's: equal records in two
         parties stay.
     """
-    first = _first_of_equals(encoded, within_parties)
+    keys = encoded.labels.astype(np.uint64)
+    if within_parties and encoded.party is not None:
+        keys = keys + (pd.factorize(encoded.party)[0].astype(np.uint64) << np.uint64(32))
+    first = first_of_equals(encoded.features, keys)
     removed = len(encoded) - len(first)
     if not removed:
         return encoded
@@ -208,14 +211,11 @@ def deduplicate(encoded: Encoded, within_parties: bool = False) -> Encoded:
     return replace(left, flow=(*encoded.flow, ("without duplicates", len(left))))
 
 
-def _first_of_equals(encoded: Encoded, within_parties: bool) -> np.ndarray:
-    """Return (k,) the first record of each group of equal ones."""
-    keys = encoded.labels.astype(np.uint64)
-    if within_parties and encoded.party is not None:
-        keys = keys + (pd.factorize(encoded.party)[0].astype(np.uint64) << np.uint64(32))
-    hashes = clipping.row_hashes(encoded.features) ^ (keys * np.uint64(0xD6E8FEB86659FD93))
+def first_of_equals(features: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return (k,) the first record of each group with equal features (n, …) and keys (n,) uint64."""
+    hashes = clipping.row_hashes(features) ^ (keys * np.uint64(0xD6E8FEB86659FD93))
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    rows = encoded.features.reshape(len(encoded), -1)
+    rows = features.reshape(len(features), -1)
     for start in range(0, len(rows), 1 << 16):  # 64 bits may collide: records of one hash are compared
         block = slice(start, start + (1 << 16))
         like = first[group[block]]
@@ -225,7 +225,7 @@ def _first_of_equals(encoded: Encoded, within_parties: bool) -> np.ndarray:
 
 
 def _first_of_equal_bytes(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return the same as `_first_of_equals`, by a cryptographic hash of each row."""
+    """Return the same as `first_of_equals`, by a cryptographic hash of each row."""
     rows = rows + np.float32(0)  # -0.0 and 0.0 are one value
     first: dict[bytes, int] = {}
     for index, (row, mark) in enumerate(zip(rows, keys, strict=True)):

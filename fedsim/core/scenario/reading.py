@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,8 @@ from fedsim.core.errors import InputError, suggestion
 from fedsim.core.files import cannot_read, write_text
 from fedsim.core.imports import is_reference
 from fedsim.core.scenario.settings import Scenario
+
+Section = TypeVar("Section", bound=BaseModel)
 
 FOREIGN = "foreign.json"
 """In the folder of a run that fedsim did not make: round → the model's file and its SHA-256."""
@@ -93,6 +95,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: it is nested too deeply") from error
     except ValueError as error:  # TOMLDecodeError, or a number of too many digits
         raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def read_settings(path: Path, kind: type[Section]) -> Section:
+    """Return a TOML file of settings other than a scenario's, as ``kind``.
+
+    Raises:
+        InputError: in one sentence, what is wrong.
+    """
+    document = read_toml(path)
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{path}: {sentence(error, kind)}") from error
 
 
 def put(document: dict[str, Any], key: str, value: Any, source: str) -> None:
