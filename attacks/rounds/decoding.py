@@ -12,6 +12,7 @@ which whiten gradients by the population's covariance.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -159,6 +160,12 @@ def parameter_names(plan: FederationPlan) -> list[str]:
     return [name for name, _ in module.named_parameters()]
 
 
+def follow_gradients(plan: FederationPlan, parties: Iterable[int]) -> bool:
+    """Whether signatures by gradients apply to these parties: all of them train by SGD without momentum."""
+    trainings = [plan.training_of(k) for k in parties]
+    return all(training.optimizer == "sgd" and not training.momentum for training in trainings)
+
+
 def _affordable(
     view: ParticipantView, experiment: Experiment, effort: Effort
 ) -> tuple[list[int], list[str], float]:
@@ -166,8 +173,7 @@ def _affordable(
 
     Signatures are measured in pairs where one round of that can be paid for, or gradients do not apply.
     """
-    trainings = [experiment.plan.training_of(k) for k in experiment.knowledge.others]
-    plain = effort.gradients and all(each.optimizer == "sgd" and not each.momentum for each in trainings)
+    plain = effort.gradients and follow_gradients(experiment.plan, experiment.knowledge.others)
     measured = effort.repeats > 0 and (experiment.cost(True) <= effort.federations or not plain)
     kinds = ["paired"] * measured + ["gradient"] * plain
     price = experiment.cost(measured)

@@ -117,7 +117,5 @@ def read(experiment: Experiment, evidence: Evidence) -> Reading:
 
 
 def _plain(view: ParticipantView) -> bool:
-    """Whether signatures by gradients apply: every party trains by SGD without momentum."""
     plan = federation_plan(view, 1)
-    trainings = [plan.training_of(k) for k in range(len(plan.parties))]
-    return all(each.optimizer == "sgd" and not each.momentum for each in trainings)
+    return decoding.follow_gradients(plan, range(len(plan.parties)))

@@ -8,7 +8,6 @@ the nodes of this machine look for it. It ends as `fedsim run` does: evaluated, 
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -41,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
         return
     path = _scenario_path(str(context.run_config.get("scenario", "")))
     overrides = [part.strip() for part in str(context.run_config.get("set", "")).split(";") if part.strip()]
-    prepared = for_nodes(path, overrides, _count_nodes(grid))
+    prepared = for_nodes(path, overrides, len(server_app.await_nodes(grid, _FEWEST, _NODE_SECONDS)))
     run = prepare.prepare(prepared, folders.flower_run(context.run_id))
     log.info("%s: %s with %d parties; in %s", path.name, run.scenario.name, len(prepared.rows), run.path)
     with run.locked():
@@ -90,17 +89,3 @@ def _scenario_path(named: str) -> Path:
             f"{suggestion(named, scenarios)}"
         )
     return path
-
-
-def _count_nodes(grid: Grid) -> int:
-    """Return how many nodes are connected, waiting for the fewest that make a federation.
-
-    Raises:
-        InputError: they do not come.
-    """
-    deadline = time.monotonic() + _NODE_SECONDS
-    while (nodes := len(list(grid.get_node_ids()))) < _FEWEST:
-        if time.monotonic() > deadline:
-            raise InputError(f"{nodes} node(s) connected; a federation has at least {_FEWEST}")
-        time.sleep(0.2)
-    return nodes

@@ -25,7 +25,6 @@ from fedsim.core.imports import is_reference
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
 from fedsim.core.run_directory import Checkpoint, RunDirectory, by_round_table, not_run_table, scores_table
-from fedsim.core.scenario.settings import Scenario
 from fedsim.server import central_dp, stopping, strategy
 from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
 from fedsim.server.federation import Federation, KeepsStates, ask, log, ordered, send
@@ -79,7 +78,7 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
     scenario = run.scenario
     query = RecordDict({"config": ConfigRecord({"server-round": 0})})
     patience = run.manifest.get("node_patience", scenario.federation.timeout)
-    nodes = sorted(_await_nodes(grid, scenario, patience))
+    nodes = sorted(await_nodes(grid, scenario.parties.count or 1, patience))
     replies = send(grid, query, nodes, "query.introduce", scenario)
     parties: dict[int, str] = {}
     node_of: dict[int, int] = {}
@@ -120,12 +119,16 @@ def _strategy(run: RunDirectory, parties: int) -> Strategy:
     return central_dp.with_central_dp(built, central, participants)
 
 
-def _await_nodes(grid: Grid, scenario: Scenario, patience: float) -> list[int]:
-    """Wait until all parties' nodes are connected, for ``patience`` seconds at most."""
-    wanted, deadline = scenario.parties.count, time.monotonic() + patience
-    while len(nodes := list(grid.get_node_ids())) < (wanted or 1):
+def await_nodes(grid: Grid, fewest: int, patience: float) -> list[int]:
+    """Wait until so many nodes are connected, for ``patience`` seconds at most; return all there are.
+
+    Raises:
+        FedsimError: they do not come.
+    """
+    deadline = time.monotonic() + patience
+    while len(nodes := list(grid.get_node_ids())) < fewest:
         if time.monotonic() > deadline:
-            raise FedsimError(f"only {len(nodes)} of {wanted} parties connected")
+            raise FedsimError(f"only {len(nodes)} of {fewest} parties connected")
         time.sleep(0.2)
     return nodes
 
