@@ -40,14 +40,14 @@ def train_block(
     rounds: Sequence[int],
     streams: Sequence[Streams],
     observe: Observe,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int], bool] = lambda t: False,
     raised: PoolTensors | None = None,
 ) -> dict[str, Tensor]:
     """Train S shadows from w_0 = ``initial``; return their w_T, (S, …) by name.
 
     members: (S, parties, largest size) int, rows of ``pool``, −1 after a smaller party's
     observe: called with the logits of ``signal_pool`` at w_t for every t of ``rounds``
-    stop: called before every round; true ends the training
+    stop: called at every w_t with t; true ends the training
     raised: the records that the plan's ascent raises
 
     Raises:
@@ -59,7 +59,7 @@ def train_block(
         block = _block(plan, stack, pool, members, streams, raised)
         aggregate = server(plan)
         for t in range(plan.rounds + 1):
-            if stop():
+            if stop(t):
                 raise CancelledError
             if t in rounds:
                 observe(t, stack.logits(current, signal_pool), stack.state(stack.pieces(current)))

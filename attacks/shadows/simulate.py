@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ class Laboratory:
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither
     cache: folder of earlier simulations (`cache.cache_folder`), or None; a request that one of them covers is
         read. Not for a 'module:callable', whose code may change.
-    progress: called with shadows done and in all, the first time when the work begins
+    progress: called with shadows done and in all, the first time when the work begins; those that are trained
+        together count as done in proportion to their rounds. Threads call it, one at a time
     max_bytes: roughly what training may take, over all workers, beside the result; each worker trains one
         shadow at the least
     """
@@ -186,18 +188,42 @@ def _train_missing(request: ShadowRequest, cached: Block, laboratory: Laboratory
     size = block_size(request.plan, records, total - done, workers, laboratory.max_bytes)
     starts = range(done, total, size)
     blocks: dict[int, Block] = {}
-    if laboratory.progress:
-        laboratory.progress(done, total)
-    for start, block in _run(request, starts, size, min(workers, len(starts))):
+    pace = _Pace(request, done, laboratory.progress)
+    for start, block in _run(request, starts, size, min(workers, len(starts)), pace):
         blocks[start] = block
-        if laboratory.progress:
-            laboratory.progress(done + sum(len(b["phi"]) for b in blocks.values()), total)
+        pace.finished(start, len(block["phi"]))
     parts = [cached] * bool(cached) + [blocks[start] for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
 
 
+class _Pace:
+    """Adds up how far the blocks of a request are, and tells ``progress``."""
+
+    def __init__(self, request: ShadowRequest, done: int, progress: Progress | None) -> None:
+        self._rounds, self._total, self._before = request.plan.rounds, len(request.membership), done
+        self._progress = progress
+        self._done: dict[int, int] = {}  # shadows, by their block's first
+        self._one_at_a_time = threading.Lock()
+        self._tell()
+
+    def at(self, start: int, shadows: int, t: int) -> None:
+        """Note that a block's models are w_t; w_T is not the end: its outputs are still to be asked."""
+        with self._one_at_a_time:
+            self._done[start] = shadows * t // (self._rounds + 1)
+            self._tell()
+
+    def finished(self, start: int, shadows: int) -> None:
+        with self._one_at_a_time:
+            self._done[start] = shadows
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._progress:
+            self._progress(self._before + sum(self._done.values()), self._total)
+
+
 def _run(
-    request: ShadowRequest, starts: Sequence[int], size: int, workers: int
+    request: ShadowRequest, starts: Sequence[int], size: int, workers: int, pace: _Pace
 ) -> Iterator[tuple[int, Block]]:
     """Yield (start, block) as blocks are finished, ``workers`` of them at a time on one core each."""
     from fedsim.core.training.stacked.batches import single_thread
@@ -207,12 +233,12 @@ def _run(
     with single_thread(), contextlib.ExitStack() as on_exit:
         if workers == 1:
             for start, part in blocks:
-                yield start, _run_block(request, start, part)
+                yield start, _run_block(request, start, part, pace)
             return
         stack = _stack(request.plan)
         if stack is not None and stack.rounds_alike:
             # Stacked layers spend their time in large operations, which release the interpreter's lock.
-            outcomes = in_threads(_run_block, [(request, *block) for block in blocks], workers)
+            outcomes = in_threads(_run_block, [(request, *block, pace) for block in blocks], workers)
         else:
             # Other modules spend theirs in Python.
             pool = on_exit.enter_context(Workers(workers, functools.partial(_start_worker, request)))
@@ -249,11 +275,16 @@ def _run_in_worker(start: int, members: np.ndarray) -> Block:
 
 
 def _run_block(
-    job: ShadowRequest, start: int, members: np.ndarray, stop: Callable[[], bool] = lambda: False
+    job: ShadowRequest,
+    start: int,
+    members: np.ndarray,
+    pace: _Pace | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Block:
     """Train the shadows ``start``, ``start`` + 1, … with these members.
 
-    stop: asked before every round of stacked models whether to give up
+    pace: told of every round of stacked models
+    stop: asked at every round of stacked models whether to give up
     """
     from attacks.shadows.block import train_block
     from attacks.shadows.plain import train_one
@@ -272,7 +303,15 @@ def _run_block(
         pools = stack.pool(job.pool), stack.pool(job.signal_records)
         raised = None if job.raised is None else stack.pool(job.raised)
         see, rounds = seen.by(0), job.rounds
-        train_block(plan, stack, job.initial, pools[0], members, pools[1], rounds, streams, see, stop, raised)
+
+        def gives_up(t: int) -> bool:
+            if pace:
+                pace.at(start, len(members), t)
+            return stop()
+
+        train_block(
+            plan, stack, job.initial, pools[0], members, pools[1], rounds, streams, see, gives_up, raised
+        )  # fmt: skip
     return seen.block
 
 

@@ -167,67 +167,91 @@ def _resolutions(results: Findings) -> dict[str, int]:
 
 def render(results: Findings, drawn: Mapping[str, str]) -> str:
     """Return the page as HTML."""
-    run, scenario = results.run, results.run.scenario
-    manifest = run.manifest
-    record = manifest.get("record", "record")
-    adversary = str(manifest.get("adversary", scenario.adversary.party or "the adversary"))
     environment = Environment(
         loader=PackageLoader("fedsim.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "cell": cell}
+    return environment.get_template("page.html.j2").render(
+        _set_up(results) | _first_screen(results) | _measured(results) | _pictures(results, drawn)
+    )
+
+
+def _set_up(results: Findings) -> dict[str, Any]:
+    """Return what the page says of the run itself."""
+    run, scenario = results.run, results.run.scenario
+    manifest = run.manifest
+    return {
+        "results": results,
+        "scenario": scenario,
+        "manifest": manifest,
+        "record": manifest.get("record", "record"),
+        "adversary": str(manifest.get("adversary", scenario.adversary.party or "the adversary")),
+        "words": words,
+        "verdict": verdicts.verdict,
+        "metrics": METRICS,
+        "this_run": run.path.name,
+        "progress": "" if manifest.get("complete") else course.progress(run),
+        "scenario_text": tomli_w.dumps(_without_places(scenario.model_dump(exclude_none=True))),
+    }
+
+
+def _first_screen(results: Findings) -> dict[str, Any]:
+    """Return what answers the two questions."""
+    run = results.run
     priors = results.ppv["prior"].tolist() if len(results.ppv) else []
     prior = float(priors[0]) if priors else PRIORS[0]
     switches = cards.switches(run, results.twins, prior)
+    return {
+        "ladder": cards.ladder(results, prior, run.manifest.get("record", "record")),
+        "switches": switches,
+        "reconciled": cards.reconciled(switches),
+        "surest": cards.surest(run, results.overall) if results.overall is not None else [],
+    }
+
+
+def _measured(results: Findings) -> dict[str, Any]:
+    """Return the tables of the page's sections."""
+    run = results.run
+    explained = findings.entries(_participants(results.suite)) if len(results.suite) else []
+    return {
+        "utility": findings.overall_utility(results),
+        "leakage": _by_attack(results),
+        "allowed": _allowed(results),
+        "others": _others(results),
+        "empirical": findings.empirical(results),
+        "audits": findings.audits(run),
+        "sources": findings.source_rows(results),
+        "suspicious": findings.entries(results.conduct),
+        "not_run": findings.entries(results.not_run),
+        "exposure": _exposure(results, results.attacks[:6]),
+        "exposure_of_all": _exposure(results, results.attacks) if len(results.attacks) > 6 else {},
+        "matrix": _matrix(results),
+        "ppv": _ppv(results),
+        "vulnerable": _vulnerable(results),
+        "suite": _suite(results),
+        "glosses": {row["attack"]: row["sees"] for row in explained},
+        "unresolved": _unresolved(results),
+        "further": beyond.sections(run),
+        "letters": letters.section(run),
+        "letter_columns": letters.COLUMNS,
+    }
+
+
+def _pictures(results: Findings, drawn: Mapping[str, str]) -> dict[str, Any]:
+    """Return the pictures for paper (SVG), those that a reader can turn over, and what draws the latter."""
     live = _charts(results)
-    return environment.get_template("page.html.j2").render(
-        results=results,
-        scenario=scenario,
-        manifest=manifest,
-        record=record,
-        adversary=adversary,
-        chart_style=Markup(svg.STYLE),
-        figures={name: Markup(picture) for name, picture in drawn.items()},
-        gauge=lambda party: Markup(_gauge(party)),
-        words=words,
-        verdict=verdicts.verdict,
-        utility=findings.overall_utility(results),
-        metrics=METRICS,
-        leakage=_by_attack(results),
-        allowed=_allowed(results),
-        others=_others(results),
-        empirical=findings.empirical(results),
-        audits=findings.audits(run),
-        sources=findings.source_rows(results),
-        suspicious=findings.entries(results.conduct),
-        not_run=findings.entries(results.not_run),
-        exposure=_exposure(results, results.attacks[:6]),
-        exposure_of_all=_exposure(results, results.attacks) if len(results.attacks) > 6 else {},
-        matrix=_matrix(results),
-        ppv=_ppv(results),
-        vulnerable=_vulnerable(results),
-        suite=_suite(results),
-        further=beyond.sections(run),
-        letters=letters.section(run),
-        letter_columns=letters.COLUMNS,
-        ladder=cards.ladder(results, prior, record),
-        switches=switches,
-        reconciled=cards.reconciled(switches),
-        this_run=run.path.name,
-        charts=live,
-        charts_json=_embedded(live),
-        library=Markup(library()),
-        script=Markup(SCRIPT),
-        by_round_words=_by_round_words(results),
-        places=_places(results, live),
-        progress="" if manifest.get("complete") else course.progress(run),
-        glosses={row["attack"]: row["sees"] for row in findings.entries(_participants(results.suite))}
-        if len(results.suite)
-        else {},
-        unresolved=_unresolved(results),
-        surest=cards.surest(run, results.overall) if results.overall is not None else [],
-        scenario_text=tomli_w.dumps(_without_places(run.scenario.model_dump(exclude_none=True))),
-    )
+    return {
+        "figures": {name: Markup(picture) for name, picture in drawn.items()},
+        "gauge": lambda party: Markup(_gauge(party)),
+        "chart_style": Markup(svg.STYLE),
+        "charts": live,
+        "charts_json": _embedded(live),
+        "library": Markup(library()),
+        "script": Markup(SCRIPT),
+        "by_round_words": _by_round_words(results),
+        "places": _places(results, live),
+    }
 
 
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")

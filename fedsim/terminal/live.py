@@ -110,7 +110,7 @@ class _Watcher:
         done, total = note["done"], note["total"]
         if done >= total or (game, done, total) == self.simulating:
             return
-        text = f"adversary: {done} of {total} shadow federations simulated{time_left(note)}"
+        text = f"adversary: {total} shadow federations, {100 * done / total:.0f} % simulated{time_left(note)}"
         self.say(text)
         now = time.monotonic()
         # Of each further work, of another world or of the early shadows, that it begins need not be said.

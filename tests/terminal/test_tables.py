@@ -133,4 +133,4 @@ def test_no_line_is_repeated_where_nobody_looks_on(tmp_path: Path) -> None:
     before = stream.getvalue()
     for _ in range(5):
         watcher.look()
-    assert stream.getvalue().removeprefix(before).count("10 of 100 shadow federations") == 1
+    assert stream.getvalue().removeprefix(before).count("100 shadow federations, 10 % simulated") == 1

@@ -128,4 +128,20 @@ def test_progress_is_told() -> None:
         plan, w_0(plan), pool, members_of(plan, 3, pool), pool, rounds=[3], seed=3, max_bytes=1,
         progress=lambda done, total: reports.append((done, total)),
     )  # fmt: skip
-    assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted(set(reports)) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert reports == sorted(reports)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_tells_how_far_it_is(workers: int) -> None:
+    """Hundreds of shadows are trained together: a bar that waited for the whole block would stand still."""
+    plan = small_plan(rounds=9)
+    pool = some_pool(plan)
+    reports: list[tuple[int, int]] = []
+    simulate(
+        plan, w_0(plan), pool, members_of(plan, 40, pool), pool, rounds=[9], seed=3, workers=workers,
+        progress=lambda done, total: reports.append((done, total)),
+    )  # fmt: skip
+    assert reports == sorted(reports) and reports[-1] == (40, 40)
+    assert {4 * t for t in range(10)} <= {done for done, _ in reports} if workers == 1 else len(reports) > 20
+    assert reports.count((40, 40)) == 1, "only what is done is said to be done"
