@@ -5,7 +5,8 @@ the entropy H of the answer. RelaxLoss (Chen, Yu & Fritz 2022, algorithm 1) goes
 whose mean loss is α or above; below, it goes up in every other epoch, and in the others towards the answer
 itself with what is not the label's spread evenly over the other classes (posterior flattening). With two
 classes that is where it is already, so that every other epoch stands still. Epochs are counted from 0 in each
-round; a round of one epoch only ever goes up or down.
+round; a round of one epoch only ever goes up or down. The authors' released program flattens otherwise than
+their algorithm: it goes up the slope of every record and down the soft label's of misclassified ones alone.
 """
 
 from __future__ import annotations
