@@ -330,8 +330,10 @@ def _strongest(run: Run) -> dict[str, tuple[str, str]]:
 def _condition(run: Run) -> str:
     """Say under what the figures of the table hold."""
     from fedsim.core.scenario.adversary import OWNS
+    from fedsim.evaluation.estimates import speaks_of
 
     return (
         "The strongest of several attacks on the same records: its AUC errs upwards, .5 is guessing. "
-        f"The adversary owns {OWNS[run.scenario.adversary.ladder[0]]} (adversary.worlds)."
+        f"The adversary owns {OWNS[run.scenario.adversary.ladder[0]]} (adversary.worlds). "
+        f"Intervals are 95 %, for {speaks_of(run.scenario.games)}."
     )

@@ -8,6 +8,7 @@ said (in every shadow or in none, or the target's φ not finite) scores 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -153,6 +154,40 @@ def offline(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         z = (phi - outside.mean[:, 0]) / np.sqrt(_variance(outside, FEW_SHADOWS))
     return np.where(known, z, 0.0)
+
+
+PER_RECORD_RATE = 0.01
+"""Chance at which `per_record` calls a record a member that is none, of every record by itself."""
+
+
+@attack(
+    "lira-per-record",
+    sees=FINAL_MODEL,
+    assumes=ALIKE_SHADOWS + "; a record's φ is Gaussian where it is no member",
+    source="Carlini et al. 2022, offline; Student 1908",
+    reads="any",
+    compares_with=("whole",),
+    threshold=-math.log10(PER_RECORD_RATE),
+)
+def per_record(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarray:
+    """Return −log₁₀ p of every record's own test of 'no member', (n,) float64; it says 'member' at p ≤ .01.
+
+    A false-positive rate over all records may be that of a few of them. Here every record is judged by the
+    shadows that did not train on it alone: (φ − μ_out) / (σ_out √(1 + 1/n_out)) has Student's t distribution
+    at n_out − 1 degrees of freedom where it is no member (prediction of one more of n Gaussian values). The
+    realised rate over all records beside it says how far this holds. Fewer than 3 such shadows say nothing.
+    """
+    from scipy.stats import t
+
+    outside = fit_sides(matrix, slice(-1, None))[1]
+    phi, count = matrix.target[-1].astype(np.float64), outside.count
+    known = np.isfinite(phi) & (count >= 3)
+    freedom = np.maximum(count - 1, 1)
+    floor = max(VARIANCE_FLOOR * float(outside.pooled[0, 0]), SMALLEST_VARIANCE)
+    variance = np.maximum(outside.scatter[:, 0, 0] / freedom, floor) * (1 + 1 / np.maximum(count, 1))
+    with np.errstate(invalid="ignore"):
+        standardised = (phi - outside.mean[:, 0]) / np.sqrt(variance)
+    return np.where(known, -t.logsf(standardised, freedom) / math.log(10), 0.0)
 
 
 def _log_density(phi: np.ndarray, side: Fit, few: float) -> np.ndarray:

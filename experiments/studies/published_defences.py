@@ -4,7 +4,7 @@
 
 Four employers train as in `location.toml`, each with the defence; an outsider who is told all probabilities
 and a participant, who holds the models, run the attacks that read one model. Makes
-`experiments/results/published_defences.md`; about 8 CPU minutes. Runs that are there are not repeated.
+`experiments/results/published_defences.md`; about a minute. Runs that are there are not repeated.
 """
 
 from __future__ import annotations

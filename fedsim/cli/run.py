@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,11 @@ if TYPE_CHECKING:
     metavar="PARTY=ε",
     help="Also run it with this DP-SGD and 64 shadows at most; one report shows both.",
 )
-@click.option("--quick", is_flag=True, help="Leave out attacks that simulate: a first answer in seconds.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Leave out attacks that simulate: a first answer in seconds. Five games where that is cheap.",
+)
 @click.option(
     "--tensorboard", type=click.Path(path_type=Path), help="Write the figures there, for TensorBoard."
 )
@@ -132,13 +137,16 @@ def run(
 def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, quick: bool) -> RunDirectory:
     from fedsim.core.run_directory import new_run_path
     from fedsim.runs import prepare
-    from fedsim.runs.quick import without_simulations
+    from fedsim.runs.quick import CHEAP, several_games, without_simulations
     from fedsim.terminal import check_table, live
 
     if quick:
         scenario = without_simulations(scenario)
     with err().status("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
+        several = dataclasses.replace(prepared, scenario=several_games(scenario))
+        if quick and check_table.estimate(several)[0] <= CHEAP:
+            prepared = prepare.check(several.scenario, data_dir)
         notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
     cost = f"{check_table.cost(prepared)}; less where shadows are kept from before"
     place = folder or new_run_path(Path("runs"), prepared.scenario.name)

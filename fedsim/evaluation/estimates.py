@@ -48,6 +48,11 @@ class Estimate:
     note: str = ""
 
 
+def speaks_of(games: int) -> str:
+    """Say of what an interval speaks: one game's of the one federation that was run and no other."""
+    return "this one federation" if games == 1 else f"federations like these {games}"
+
+
 def auc(members: np.ndarray, nonmembers: np.ndarray, error: float = ERROR) -> Estimate:
     """Return P(member's score > non-member's) + ½ P(equal), with DeLong's interval on the logit scale.
 

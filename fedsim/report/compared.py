@@ -17,7 +17,7 @@ import pandas as pd
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import comparison, results
 from fedsim.evaluation.comparison import Scored
-from fedsim.evaluation.estimates import Estimate
+from fedsim.evaluation.estimates import Estimate, speaks_of
 from fedsim.report import cards
 from fedsim.report.cards import Switch
 
@@ -54,6 +54,7 @@ def summary(runs: Sequence[RunDirectory], prior: float = 0.1) -> pd.DataFrame:
             "auc_low": row.leak.low, "auc_high": row.leak.high, "accuracy": row.accuracy.value,
             "accuracy_low": row.accuracy.low, "accuracy_high": row.accuracy.high, "loss": row.loss,
             "epsilon": math.inf if row.epsilon is None else row.epsilon,
+            "intervals of": speaks_of(run.scenario.games),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -63,20 +64,21 @@ def _switches(runs: Sequence[RunDirectory], prior: float) -> list[Switch]:
 
 
 def differences(runs: Sequence[RunDirectory]) -> pd.DataFrame:
-    """Return each further run minus the first: run, of, value, low, high, how.
+    """Return each further run minus the first: run, of, value, low, high, how, intervals of.
 
     of: 'AUC of the strongest attack', 'accuracy' or 'ε'; of the last there is no interval: it is computed
     """
     first, rows = runs[0], []
     one, *others = _switches(runs, 0.1)
     for run, other in zip(runs[1:], others, strict=True):
+        name, federations = run.path.name, speaks_of(min(first.scenario.games, run.scenario.games))
         leak, how = _leakage(first, run, one, other)
-        rows.append((run.path.name, "AUC of the strongest attack", leak.value, leak.low, leak.high, how))
+        rows.append((name, "AUC of the strongest attack", leak.value, leak.low, leak.high, how, federations))
         accuracy, how = _accuracy(first, run, one, other)
-        rows.append((run.path.name, "accuracy", accuracy.value, accuracy.low, accuracy.high, how))
+        rows.append((name, "accuracy", accuracy.value, accuracy.low, accuracy.high, how, federations))
         if one.epsilon is not None and other.epsilon is not None:
-            rows.append((run.path.name, "ε", other.epsilon - one.epsilon, math.nan, math.nan, "computed"))
-    return pd.DataFrame(rows, columns=["run", "of", "value", "low", "high", "how"])
+            rows.append((name, "ε", other.epsilon - one.epsilon, math.nan, math.nan, "computed", ""))
+    return pd.DataFrame(rows, columns=["run", "of", "value", "low", "high", "how", "intervals of"])
 
 
 def _leakage(first: RunDirectory, other: RunDirectory, one: Switch, two: Switch) -> tuple[Estimate, str]:

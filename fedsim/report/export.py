@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsim.core import files
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
+from fedsim.evaluation.estimates import speaks_of
 from fedsim.report.findings import entries
 
 METRICS = ("auc", "balanced_accuracy", "tpr_at_fpr_0.1", "tpr_at_fpr_0.01")
@@ -18,14 +20,23 @@ METRICS = ("auc", "balanced_accuracy", "tpr_at_fpr_0.1", "tpr_at_fpr_0.01")
 
 
 def csv(run: RunDirectory, folder: Path) -> list[Path]:
-    """Write the tables of results as CSV, as they are in the run's folder.
+    """Write the tables of results as CSV, as in the run's folder; beside each interval, of what it is.
 
     Raises:
         InputError: a table is corrupt, or the folder cannot be written to.
     """
     names = [name for name in ("leakage", "strongest", "ladder", "rounds", "confidence_rounds", "sources",
                                "leakage_by_round", "not_run", "attacks") if run.has(name)]  # fmt: skip
-    return [_write(folder / f"{name}.csv", run.table(name).to_csv(index=False)) for name in names]
+    tables = {name: _said(run.table(name), run.scenario.games) for name in names}
+    return [_write(folder / f"{name}.csv", table.to_csv(index=False)) for name, table in tables.items()]
+
+
+def _said(table: pd.DataFrame, games: int) -> pd.DataFrame:
+    """Return a table with intervals with a column that says of which federations they speak."""
+    if not {"low", "high"} <= set(table):
+        return table
+    one = games == 1 if "game" not in table else (table["game"].astype(str) != "all") | (games == 1)
+    return table.assign(intervals_of=np.where(one, speaks_of(1), speaks_of(games)))
 
 
 def latex(run: RunDirectory, folder: Path) -> list[Path]:
@@ -37,7 +48,8 @@ def latex(run: RunDirectory, folder: Path) -> list[Path]:
     if not run.has("leakage"):
         raise InputError(f"{run.path} has no leakage yet; finish it with `fedsim run {run.path} --resume`")
     tables = {"attacks": attacks(run), "parties": parties(run)}
-    return [_write(folder / f"{name}.tex", _booktabs(table)) for name, table in tables.items()]
+    caption = f"95\\,\\% intervals, for {speaks_of(run.scenario.games)}."
+    return [_write(folder / f"{name}.tex", _booktabs(table, caption)) for name, table in tables.items()]
 
 
 def attacks(run: RunDirectory) -> pd.DataFrame:
@@ -77,10 +89,10 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
 
 
-def _booktabs(table: pd.DataFrame) -> str:
+def _booktabs(table: pd.DataFrame, caption: str) -> str:
     plain = table.replace(r"([&%#_{}$])", r"\\\1", regex=True).replace("inf", r"$\infty$")
     plain.columns = [str(name).replace("_", r"\_") for name in plain.columns]
-    return str(plain.to_latex(index=False, escape=False))
+    return str(plain.to_latex(index=False, escape=False, caption=caption))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -1,11 +1,22 @@
 """A scenario without what takes long: its attacks that simulate nothing, for a first answer within
-seconds."""
+seconds; and where seconds are all that it takes, several games."""
 
 from __future__ import annotations
 
 from attacks import registry
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import Scenario
+
+GAMES = 5
+"""Games where nobody says how many and they cost little: one game speaks of one federation alone."""
+
+CHEAP = 30.0
+"""Seconds that so many games may take by estimate."""
+
+
+def several_games(scenario: Scenario) -> Scenario:
+    """Return the scenario with `GAMES` games, where it does not say itself how many."""
+    return scenario if "games" in scenario.model_fields_set else scenario.model_copy(update={"games": GAMES})
 
 
 def without_simulations(scenario: Scenario) -> Scenario:

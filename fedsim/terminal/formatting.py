@@ -8,6 +8,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from fedsim.evaluation.estimates import speaks_of
+
 # Headings of two lines, so that a table of intervals fits into 80 columns.
 METRICS = {
     "auc": "AUC\n",
@@ -48,5 +50,5 @@ def number(value: float, digits: int = 3) -> str:
 
 def intervals(leakage: pd.DataFrame) -> str:
     """Say what a leakage table's intervals are of: one game's speak of the one federation that was run."""
-    several = leakage.loc[leakage["game"] != "all", "game"].nunique() > 1
-    return "with 95 % intervals" + ("" if several else " for this one federation")
+    games = leakage.loc[leakage["game"] != "all", "game"].nunique()
+    return "with 95 % intervals" + (f" for {speaks_of(1)}" if games <= 1 else "")

@@ -122,22 +122,24 @@ def compare(
             table.add_row(*(escape(str(value)) for value in values))
         console.print(table)
     table = new_table("Runs")
-    for heading in ("run", "DP-SGD", "attack", "AUC", "accuracy", "loss"):
-        table.add_column(heading, justify="left" if heading in ("run", "DP-SGD", "attack") else "right")
+    for heading in ("run", "DP-SGD", "attack", "AUC", "accuracy", "loss", "intervals of"):
+        figure = heading in ("AUC", "accuracy", "loss")
+        table.add_column(heading, justify="right" if figure else "left")
     for row in summary.to_dict("records"):
         auc, accuracy = (
             _with_interval(row, (name, f"{name}_low", f"{name}_high")) for name in ("auc", "accuracy")
         )
         table.add_row(*(escape(str(row[name])) for name in ("run", "DP-SGD", "attack")), auc, accuracy,
-                      number(row["loss"]))  # fmt: skip
+                      number(row["loss"]), row["intervals of"])  # fmt: skip
     console.print(table)
     table = new_table(f"Differences from {escape(str(summary['run'].iloc[0]))}, with 95 % intervals")
-    for heading in ("run", "of", "difference", "how"):
+    for heading in ("run", "of", "difference", "how", "intervals of"):
         table.add_column(heading, justify="right" if heading == "difference" else "left")
     for row in differences.to_dict("records"):
         table.add_row(
-            escape(str(row["run"])), row["of"], _with_interval(row, ("value", "low", "high"), "+"), row["how"]
-        )
+            escape(str(row["run"])), row["of"], _with_interval(row, ("value", "low", "high"), "+"),
+            row["how"], row["intervals of"],
+        )  # fmt: skip
     console.print(table)
 
 

@@ -144,6 +144,7 @@ def test_the_suite_holds_every_family() -> None:
     ]  # fmt: skip
     assert PARTICIPANTS["round-decoding"].simulates
     compared = {"shokri", "quantile", "quantile-regression", "lira", "lira-offline", "lira-rounds"}
+    compared |= {"lira-per-record"}
     compared |= {"rmia", "rmia-offline", "combined", "joint", "first-update"}
     compared |= {
         "informia",
@@ -158,7 +159,8 @@ def test_the_suite_holds_every_family() -> None:
     assert list(attacks_of("coalition")) == list(PARTICIPANTS)
     of_letters = [name for name, attack in PARTICIPANTS.items() if attack.reads != "table"]
     by_shadows = {name for name in of_letters if PARTICIPANTS[name].shadows}
-    assert by_shadows == {"lira", "lira-fixed", "lira-offline", "rmia", "rmia-offline"}
+    alike = {"lira", "lira-fixed", "lira-offline", "lira-per-record"}
+    assert by_shadows == alike | {"rmia", "rmia-offline"}
     assert [name for name in of_letters if name not in by_shadows] == [
         "loss", "loss-series", "zlib", "reference", "min-k", "min-k++", "neighbourhood",
     ]  # fmt: skip

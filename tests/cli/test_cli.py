@@ -78,10 +78,13 @@ def test_shadows_take_several_cores_unasked(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_quick_run_simulates_nothing(tmp_path: Path) -> None:
     path = write_scenario(tmp_path, adversary={"attacks": ["lira", "round-decoding", "loss"]})
-    result = fedsim("run", path, "--quick", "--json")
+    result = fedsim("run", path, "--quick", "--json", "--out", "several")
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert {row["attack"] for row in shown["leakage"]} == {"loss"} and shown["verdict"]["words"]
+    assert RunDirectory.open(tmp_path / "several").scenario.games == 5, "where that costs seconds"
+    assert fedsim("run", path, "--quick", "--set", "games=1", "--out", "one").exit_code == 0
+    assert RunDirectory.open(tmp_path / "one").scenario.games == 1
     assert_refused(fedsim("run", path, "--quick", "--set", 'adversary.attacks=["lira"]'), "--quick")
 
 

@@ -132,6 +132,8 @@ def test_the_command_compares(parent: Path, tmp_path: Path) -> None:
     assert "<script" not in text and "dp.all.epsilon" in text and "paired, the same candidates" in text
     said = json.loads(fedsim("compare", str(parent / "off"), str(parent / "dp"), "--json").stdout)
     assert [row["run"] for row in said["runs"]] == ["off", "dp"]
+    assert {row["intervals of"] for row in said["runs"]} == {"this one federation"}
+    assert result.output.count("this one") >= 4, "one game's interval says of what it is, wherever it is"
     for wrong, why in (
         ([str(parent / "off")], "two runs or more"),
         ([str(parent / "off"), str(parent / "begun")], "has no leakage yet"),
@@ -148,10 +150,12 @@ def test_results_are_exported(parent: Path, tmp_path: Path) -> None:
     leakage = pd.read_parquet(parent / "dp" / "leakage.parquet")
     assert len(written) == len(leakage) and np.allclose(written["value"], leakage["value"], equal_nan=True)
     tex = (tmp_path / "attacks.tex").read_text(encoding="utf-8")
-    assert tex.startswith("\\begin{tabular}") and "\\toprule" in tex and "balanced\\_accuracy" in tex
+    assert "95\\,\\% intervals, for this one federation." in tex and "\\toprule" in tex
+    assert "balanced\\_accuracy" in tex
     auc = leakage.query("metric == 'auc' and party == 'all' and game == 'all'")
     assert all(f"{value:.3f}" in tex for value in auc["value"])
-    assert "$\\infty$" in export._booktabs(export.parties(RunDirectory.open(parent / "off")))
+    assert set(written["intervals_of"]) == {"this one federation"}
+    assert "$\\infty$" in export._booktabs(export.parties(RunDirectory.open(parent / "off")), "")
     assert fedsim("export", str(parent / "dp")).exit_code == 2
 
 

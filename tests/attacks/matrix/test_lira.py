@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_ndtr
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, t
 from support import shadow_world
 
 from attacks.matrix import lira
@@ -168,3 +168,41 @@ def test_a_record_of_few_shadows_has_the_pooled_variance() -> None:
     mean = matrix.shadows[198:, -1, 0].astype(float).mean()
     expected = (float(matrix.target[-1, 0]) - mean) / np.sqrt(outside.pooled[0, 0])
     assert lira.offline(matrix, RNG)[0] == pytest.approx(expected)
+
+
+def test_every_records_own_test_is_students() -> None:
+    """p of 'one more value of the same Gaussian', from the two-sample statistic of scipy with n and 1."""
+    matrix = world(5, n=20, shadows=60)
+    for i, score in enumerate(lira.per_record(matrix, RNG)):
+        outside = sides(matrix, i)[1]
+        phi, n = float(matrix.target[-1, i]), len(outside)
+        low, high = t.interval(1 - 2e-3, n - 1, outside.mean(), outside.std(ddof=1) * np.sqrt(1 + 1 / n))
+        assert (score >= 3) == (phi >= high), "p = .001 ends the two-sided prediction interval of .998"
+        assert (score <= -np.log10(0.999)) == (phi <= low)
+
+
+@pytest.mark.parametrize("shadows", [10, 40])
+def test_every_record_is_accused_wrongly_as_often_as_is_said(shadows: int) -> None:
+    """Whatever its spread, with few shadows as with many; one pooled cut accuses those of large spread."""
+    stream, n, draws = np.random.default_rng(7), 40, 1500
+    spread = np.repeat([0.2, 3.0], n // 2)
+    alarms, pooled = np.zeros(n), np.zeros(n)
+    for _ in range(draws):
+        phi = (spread * stream.normal(size=(shadows + 1, 1, n))).astype(np.float32)
+        matrix = SignalMatrix(
+            target=phi[-1], shadows=phi[:-1], inside=np.full((shadows, n), -1), rounds=np.array([3]),
+            labels=np.zeros(n, np.int64), party=np.full(n, -1),
+        )  # fmt: skip
+        alarms += lira.per_record(matrix, RNG) >= 2
+        pooled += phi[-1, 0] >= norm.isf(0.01) * spread.max() / 2
+    # 40 records: a range of four standard errors of each one's share.
+    reach = 4 * np.sqrt(0.01 * 0.99 / draws)
+    assert np.abs(alarms / draws - 0.01).max() < reach
+    assert np.abs(pooled / draws - 0.01).max() > reach
+
+
+def test_a_record_of_too_few_shadows_is_not_accused() -> None:
+    matrix = world(6, n=5, shadows=12)
+    member = np.full((12, 5), 0)
+    member[:2] = -1
+    assert not lira.per_record(replace(matrix, inside=member), RNG).any()
