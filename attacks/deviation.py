@@ -2,16 +2,20 @@
 
 gradient-ascent   Nasr et al. 2019: before it answers it moves its model up the loss of the targets. A target
                   that a party trains on is pulled down again in the rounds that follow, others less.
+separation        ours, after FedPoisonMIA's question: what leaks while robust rules see nothing? It moves
+                  its answer to where the next round's updates will hold most of the targets, as far as a
+                  budget of length, angle and utility allows.
 poisoning         Tramèr et al. 2022 ('Truth Serum'): mislabelled copies of the targets among its own training
                   records make the model depend on who else vouches for the true label; then LiRA, with
                   shadows that train on the same poison.
 
-Both need the targets before round 1; who of them is a member stays unknown. Targets are the first of the
+All need the targets before round 1; who of them is a member stays unknown. Targets are the first of the
 candidates, which are in random order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +88,121 @@ def ascent(module: torch.nn.Module, records: Records, rate: float) -> Weights:
     return {name: (rate * gradient).cpu().numpy() for name, gradient in pairs}
 
 
+OWN_SAMPLE = 128
+"""Own records whose gradients say what other records add to an update, at most."""
+
+SEPARATING_STEPS = 8
+"""Of the search for a separating step; more hardly find a better one."""
+
+
+def separation(
+    module: torch.nn.Module, targets: Records, own: Records, share: float, longest: float
+) -> Weights:
+    """Return a step d from the answer w, at most ``longest`` long, that raises what tells the targets apart.
+
+    In the linear-Gaussian channel (docs/theory.md) a round tells a record z by d'² = s_zᵀ Σ⁻¹ s_z, s_z, its
+    signature, being about its gradient at the model w' of that round, and Σ what the others' records add to
+    the update. The answer moves w' by its ``share``: sought is the d with the largest Σ_z log g_zᵀ D⁻¹ g_z at
+    w + share · d, g_z = ∇ℓ(w'; z), D the mean squares of own records' gradients at w. Steps of equal length
+    along the objective's slope. The other parties are taken to have moved as far as it did itself.
+
+    module: with w, the honest answer; share: of its records among all parties'; longest: Euclidean length
+    """
+    import torch
+
+    module.eval()
+    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    names, start = list(parameters), [value.detach() for value in parameters.values()]
+    noise = [torch.zeros_like(value) for value in start]
+    for number in range(len(own)):
+        for total, slope in zip(noise, _slopes(module, names, start, own, number, False), strict=True):
+            total += slope**2 / len(own)
+    # A weight that moves no record of its own says nothing, and must not seem to say everything.
+    floor = 1e-3 * torch.cat([n.flatten() for n in noise]).mean()
+    weight = [1 / (n + floor) for n in noise]
+    step = [torch.zeros_like(value) for value in start]
+    for _ in range(SEPARATING_STEPS):
+        moved = [(w + share * d).requires_grad_() for w, d in zip(start, step, strict=True)]
+        with torch.enable_grad():
+            told = [
+                torch.log(_weighed(_slopes(module, names, moved, targets, z, True), weight))
+                for z in range(len(targets))
+            ]
+            uphill = torch.autograd.grad(torch.stack(told).sum(), moved)
+        size = torch.sqrt(_weighed(uphill, [torch.ones_like(g) for g in uphill]))
+        if not torch.isfinite(size) or size == 0:
+            break
+        step = [d + longest / SEPARATING_STEPS * g / size for d, g in zip(step, uphill, strict=True)]
+    return shortened({name: d.cpu().numpy() for name, d in zip(names, step, strict=True)}, longest)
+
+
+def _weighed(slopes: Sequence[torch.Tensor], weight: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return Σ weight · slope² over all arrays, a number above 0."""
+    import torch
+
+    parts = [(slope**2 * by).sum() for slope, by in zip(slopes, weight, strict=True)]
+    return torch.stack(parts).sum() + torch.finfo(torch.float32).tiny
+
+
+def _slopes(
+    module: torch.nn.Module,
+    names: list[str],
+    values: list[torch.Tensor],
+    records: Records,
+    z: int,
+    graph: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Return ∇ℓ(w; z), an array per name, of record number ``z``; graph: to be differentiated again."""
+    import torch
+    from torch.func import functional_call
+
+    device = values[0].device
+    features = torch.tensor(records.features[z : z + 1], device=device)
+    label = torch.tensor(records.labels[z : z + 1], device=device)
+    with torch.enable_grad():
+        leaves = values if graph else [value.detach().requires_grad_() for value in values]
+        answer = functional_call(module, dict(zip(names, leaves, strict=True)), (features,))
+        loss = torch.nn.functional.cross_entropy(answer, label)
+        return torch.autograd.grad(loss, leaves, create_graph=graph)
+
+
+def within_budget(
+    step: Weights, learnt: Weights, least_cosine: float, allowed: Callable[[Weights], bool]
+) -> Weights:
+    """Return the longest of ``step``, half of it, a quarter, … that keeps the budget, or a step of nothing.
+
+    learnt: the honest update u; least_cosine: of u + step with u; allowed: whether utility allows a step
+    """
+    for _ in range(8):
+        answer = {name: u + step.get(name, 0) for name, u in learnt.items()}
+        if cosine(answer, learnt) >= least_cosine and allowed(step):
+            return step
+        step = {name: array / 2 for name, array in step.items()}
+    return {name: 0 * array for name, array in step.items()}
+
+
+def loss_after(module: torch.nn.Module, step: Weights, records: Records) -> float:
+    """Return the mean loss of the records, in nats, where ``module`` had made the step."""
+    import torch
+    from torch.func import functional_call
+
+    module.eval()
+    state = {name: value.detach() for name, value in module.named_parameters()}
+    device = next(iter(state.values())).device
+    moved = state | {name: state[name] + torch.tensor(change, device=device) for name, change in step.items()}
+    features, labels = (torch.tensor(a, device=device) for a in (records.features, records.labels))
+    with torch.no_grad():
+        answers = functional_call(module, moved, (features,))
+        return float(torch.nn.functional.cross_entropy(answers, labels))
+
+
+def cosine(first: Weights, second: Weights) -> float:
+    """Return the cosine of the angle between all arrays together; 1 where one of them is 0."""
+    product = sum(float(np.sum(first[name].astype(np.float64) * second[name])) for name in first)
+    lengths = length(first) * length(second)
+    return product / lengths if lengths else 1.0
+
+
 def shortened(step: Weights, longest: float) -> Weights:
     """Return ``step``, scaled down to the Euclidean length ``longest`` where it is longer."""
     long = length(step)
@@ -104,6 +223,12 @@ def assumption(settings: AdversarySettings) -> str:
         return (
             f"{own} moves its update up their loss every {settings.ascent_every} rounds; its shadow "
             "federations repeat that. "
+        )
+    if settings.active == "separation":
+        return (
+            f"{own} moves its update to where the next round should show them: by at most "
+            f"{settings.ascent_limit:g} times its length, to a cosine of {settings.least_cosine:g} at the "
+            f"least, for {settings.most_loss:g} nats of loss at the most. "
         )
     if settings.active == "poisoning":
         copies = settings.poison_copies

@@ -298,6 +298,8 @@ def _obstacle(
 ) -> str:
     """Return why an attack cannot be run on such a federation, '' where it can."""
     follows = attack.shadows or attack.simulates
+    if attack.shadows and adversary.active == "separation":
+        return "simulates the federation, which it cannot with adversary.active = 'separation'"
     if follows and federation.central_dp is not None:
         return (
             "simulates the federation, which it cannot under federation.central_dp; take one without shadows"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,10 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
     observations.record_model(_notebook(party), round - 1, messages.global_model(message))
     answer = participant.train(_with_poison(party), message, context)
     if "arrays" in answer:
-        if _ascends(party, round):
+        act = _ascended if _ascends(party, round) else _separating if _separates(party) else None
+        if act:
             sent = messages.global_model(message)
-            answer["arrays"] = _ascended(party, round, sent, answer.array_records["arrays"])
+            answer["arrays"] = act(party, round, sent, answer.array_records["arrays"])
         reply = messages.to_numpy(answer.array_records["arrays"])
         observations.record_reply(_notebook(party), round, reply)
     return answer
@@ -146,6 +148,33 @@ def _ascended(party: Party, round: int, sent: Weights, arrays: ArrayRecord) -> A
     step = deviation.shortened(step, settings.ascent_limit * learnt)
     observations.record_ascent(_notebook(party), round, step)
     return messages.to_arrays({name: array + step.get(name, 0) for name, array in honest.items()})
+
+
+def _separates(party: Party) -> bool:
+    return party.scenario.adversary.active == "separation"
+
+
+def _separating(party: Party, round: int, sent: Weights, arrays: ArrayRecord) -> ArrayRecord:
+    """Move the answer to where the next round should show the targets, within the budget, and keep a note."""
+    honest, settings, own = messages.to_numpy(arrays), party.scenario.adversary, party.records
+    learnt = {name: array - sent[name] for name, array in honest.items()}
+    share = len(own.train) / sum(party.sizes)
+    targets = read_pool(party.folder, TARGETS).records
+    sample = own.train.take(np.arange(min(len(own.train), deviation.OWN_SAMPLE)))
+    step = deviation.separation(
+        party.module, targets, sample, share, settings.ascent_limit * deviation.length(learnt)
+    )
+    step = deviation.within_budget(step, learnt, settings.least_cosine, _keeps_utility(party))
+    observations.record_ascent(_notebook(party), round, step)
+    return messages.to_arrays({name: array + step.get(name, 0) for name, array in honest.items()})
+
+
+def _keeps_utility(party: Party) -> Callable[[Weights], bool]:
+    """Return what tells whether a step from the module's weights keeps the loss of its held-out records."""
+    own = party.records.heldout if len(party.records.heldout) else party.records.train
+    honest = deviation.loss_after(party.module, {}, own)
+    most = honest + party.scenario.adversary.most_loss
+    return lambda step: deviation.loss_after(party.module, step, own) <= most
 
 
 def evaluate(party: Party, message: Message) -> RecordDict:

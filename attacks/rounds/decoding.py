@@ -47,7 +47,9 @@ class Effort:
     sets: simulated party-rounds whose residuals are the noise
     repeats: pairs of contexts in which a signature is measured; 0: none is
     gradients: whether signatures by gradients are read as well, where they apply
-    federations: work of all rounds, in whole federations; the first round is always read
+    federations: work of all rounds, in whole federations; the first round is always read. A quarter of what
+        LiRA trains by default. More rounds tell more than signatures measured twice: on digits .66 of AUC with
+        one pair in four rounds, .64 with three pairs in the two that the same work allows
     rows: signatures in the covariance, at most: of more records a sample
     weights: coordinates that are kept of an update, at most
     """
@@ -55,9 +57,9 @@ class Effort:
     prior: float = 0.5
     rounds: tuple[int, ...] = (1, 2, 3, 5)
     sets: int = 600
-    repeats: int = 3
+    repeats: int = 1
     gradients: bool = True
-    federations: float = 24.0
+    federations: float = 64.0
     rows: int = 2048
     weights: int = 65536
 

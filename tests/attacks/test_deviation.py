@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from support.attacks import findings
@@ -226,6 +226,51 @@ def test_the_score_is_the_last_log_odds_above_the_mean_of_those_after_ascents(as
     for i in (0, 37, 79):
         expected = phi(12, i) - np.mean([phi(4, i), phi(8, i)])
         assert score[i] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+# The separating step.
+
+
+def slopes(module: Any, records: Records) -> np.ndarray:
+    """Each record's gradient, (n, p), by a backward pass of its own."""
+    rows = []
+    for z in range(len(records)):
+        module.zero_grad()
+        answer = module(torch.tensor(records.features[z : z + 1]))
+        torch.nn.functional.cross_entropy(answer, torch.tensor(records.labels[z : z + 1])).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in module.parameters()]).numpy().astype(float))
+    return np.array(rows)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SEEDS, st.floats(0.05, 1.0), st.floats(0.1, 2.0))
+def test_a_separating_step_raises_what_the_next_round_shows_of_the_targets(
+    seed: int, share: float, longest: float
+) -> None:
+    rng = stream(seed)
+    module = zoo.build(ModelSettings(name="mlp", hidden=[8]), (5,), 3)
+    targets, own = noise(rng, 4, 5, 3), noise(rng, 30, 5, 3)
+    among = (slopes(module, own) ** 2).mean(axis=0)
+    told = [np.log((slopes(module, targets) ** 2 / among.clip(1e-3 * among.mean())).sum(axis=1)).sum()]
+    step = deviation.separation(module, targets, own, share, longest)
+    assert 0 < deviation.length(step) <= longest * (1 + 1e-5)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            value += share * torch.tensor(step[name])
+    told += [np.log((slopes(module, targets) ** 2 / among.clip(1e-3 * among.mean())).sum(axis=1)).sum()]
+    assert told[1] > told[0]
+
+
+@given(SEEDS, st.floats(-1, 0.99))
+def test_a_step_keeps_its_budget_or_is_none(seed: int, least: float) -> None:
+    rng = stream(seed)
+    learnt, step = ({"a": rng.normal(size=6).astype(np.float32)} for _ in range(2))
+    found = deviation.within_budget(step, learnt, least, lambda step: deviation.length(step) < 1.5)
+    answer = {"a": learnt["a"] + found["a"]}
+    assert deviation.cosine(answer, learnt) >= least - 1e-6 and deviation.length(found) < 1.5
+    assert any(np.allclose(found["a"], step["a"] / 2**k) for k in range(8)) or not found["a"].any()
+    nothing = deviation.within_budget(step, learnt, least, lambda step: False)
+    assert not nothing["a"].any()
 
 
 def test_without_an_ascent_that_could_be_followed_nothing_is_said(ascended: Federation) -> None:

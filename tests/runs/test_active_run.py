@@ -35,7 +35,8 @@ from fedsim.server.federation import Federation
 
 ASCENT = {"active": "gradient-ascent", "ascent_every": 2}
 POISON = {"active": "poisoning", "poison_copies": 2, "targets": 5}
-BOTH = pytest.mark.parametrize("acts", [ASCENT, POISON], ids=["ascent", "poison"])
+SEPARATION = {"active": "separation", "least_cosine": 0.5, "most_loss": 0.05}
+BOTH = pytest.mark.parametrize("acts", [ASCENT, POISON, SEPARATION], ids=["ascent", "poison", "separation"])
 
 
 def adversary(acts: dict[str, object], *attacks: str) -> dict[str, object]:
@@ -210,13 +211,43 @@ def test_an_ascent_is_no_longer_than_the_limit_times_its_honest_update(tmp_path:
     assert (run.table("rounds")["status"] == "ok").all(), "no answer was refused for what it held"
 
 
+def test_a_separating_answer_stays_within_its_budget(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, adversary=adversary(SEPARATION))
+    view, moved = view_of(run), 0
+    assert list(view.ascents) == [1, 2, 3]
+    for t in (1, 2, 3):
+        honest = trained(run, view.models[t - 1], view.own_train, t)
+        learnt = {name: honest[name] - view.models[t - 1][name] for name in honest}
+        sent = {name: view.own_replies[t][name] - view.models[t - 1][name] for name in honest}
+        step = view.ascents[t]
+        assert deviation.length(step) <= deviation.length(learnt) * (1 + 1e-5)
+        assert deviation.cosine(sent, learnt) >= 0.5 - 1e-6
+        losses = [deviation.loss_after(view.module(honest), s, view.own_heldout) for s in ({}, step)]
+        assert losses[1] <= losses[0] + 0.05 + 1e-6
+        for name in honest:
+            np.testing.assert_allclose(
+                view.own_replies[t][name], honest[name] + step[name], rtol=1e-6, atol=1e-7
+            )
+        moved += deviation.length(step) > 0
+    assert moved, "a budget that allows no step at all would test nothing"
+
+
+def test_no_shadow_follows_a_separating_adversary(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot with adversary\.active = 'separation'"):
+        prepared_run(tmp_path, adversary=adversary(SEPARATION, "lira"))
+    everything = scenario(tmp_path, adversary={"active": "separation"})
+    notices = prepare.check(everything, None).notices
+    assert any("shadows do not follow adversary.active = 'separation'" in notice for notice in notices)
+
+
 # Deterministic, resumable, repeatable.
 
 
 @BOTH
 @pytest.mark.parametrize("dp", [{}, {"all": {"noise_multiplier": 1.0}}], ids=["open", "dp"])
 def test_workers_do_not_change_a_bit(tmp_path: Path, acts: dict, dp: dict) -> None:
-    attacks = ["loss", "gradient-ascent"] if acts is ASCENT else ["loss", "lira"]
+    second = {"gradient-ascent": "gradient-ascent", "poisoning": "lira", "separation": "round-decoding"}
+    attacks = ["loss", second[acts["active"]]]
     alone = finished_run(tmp_path, out="a", adversary=adversary(acts, *attacks), dp=dp)
     run = prepared_run(tmp_path, out="b", adversary=adversary(acts, *attacks), dp=dp)
     play.federate(run, workers=3)

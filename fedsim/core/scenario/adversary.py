@@ -142,10 +142,11 @@ class AdversarySettings(Settings):
         False, description="whether the server sees only the sum of the parties' updates"
     )
     output: OutputPolicy = OutputPolicy()
-    active: Literal["gradient-ascent", "poisoning"] | None = Field(
+    active: Literal["gradient-ascent", "poisoning", "separation"] | None = Field(
         None,
         description="how it deviates from the protocol: 'gradient-ascent' moves its updates up the targets' "
-        "loss, 'poisoning' trains on mislabelled copies of the targets; default: not at all",
+        "loss, 'poisoning' trains on mislabelled copies of the targets, 'separation' moves its updates, "
+        "within a budget, to where the next round should show the targets best; default: not at all",
     )
     targets: Annotated[int, Field(ge=1)] | None = Field(
         None, description="how many candidates an active adversary acts on, the first ones; default: all"
@@ -154,7 +155,17 @@ class AdversarySettings(Settings):
         0.3, description="step γ of gradient ascent: γ times the summed gradient of the targets' losses"
     )
     ascent_limit: Positive = Field(
-        1.0, description="an ascent is at most this many times as long as its round's honest update"
+        1.0,
+        description="the step of an ascent, or of a separation, is at most this many times as long as its "
+        "round's honest update",
+    )
+    least_cosine: Annotated[float, Field(ge=-1, lt=1)] = Field(
+        0.7, description="cosine of a separating update with the honest one, at the least"
+    )
+    most_loss: Annotated[float, Field(ge=0)] = Field(
+        0.02,
+        description="nats by which a separating answer may raise the loss of the adversary's own held-out "
+        "records above its honest answer's",
     )
     ascent_every: Annotated[int, Field(ge=2)] = Field(
         5, description="rounds from one ascent to the next, in which it watches the losses fall again"
