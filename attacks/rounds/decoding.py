@@ -48,7 +48,7 @@ class Effort:
     repeats: pairs of contexts in which a signature is measured; 0: none is
     gradients: whether signatures by gradients are read as well, where they apply
     federations: work of all rounds, in whole federations; the first round is always read. A quarter of what
-        LiRA trains by default. More rounds tell more than signatures measured twice: on digits .66 of AUC with
+        LiRA trains by default. More rounds tell more than signatures measured twice: .66 of AUC on digits with
         one pair in four rounds, .64 with three pairs in the two that the same work allows
     rows: signatures in the covariance, at most: of more records a sample
     weights: coordinates that are kept of an update, at most
