@@ -47,9 +47,9 @@ class Effort:
     sets: simulated party-rounds whose residuals are the noise
     repeats: pairs of contexts in which a signature is measured; 0: none is
     gradients: whether signatures by gradients are read as well, where they apply
-    federations: work of all rounds, in whole federations; the first round is always read. A quarter of what
-        LiRA trains by default. More rounds tell more than signatures measured twice: .66 of AUC on digits with
-        one pair in four rounds, .64 with three pairs in the two that the same work allows
+    federations: work of all rounds, in whole federations, a quarter of what LiRA trains by default; the first
+        round is always read. Rounds tell more than signatures measured twice: on digits four rounds with a
+        pair each reach an AUC of .66, the two rounds with three pairs that cost as much .64
     rows: signatures in the covariance, at most: of more records a sample
     weights: coordinates that are kept of an update, at most
     """

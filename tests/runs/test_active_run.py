@@ -250,7 +250,7 @@ def test_workers_do_not_change_a_bit(tmp_path: Path, acts: dict, dp: dict) -> No
     attacks = ["loss", second[acts["active"]]]
     alone = finished_run(tmp_path, out="a", adversary=adversary(acts, *attacks), dp=dp)
     run = prepared_run(tmp_path, out="b", adversary=adversary(acts, *attacks), dp=dp)
-    play.federate(run, workers=3)
+    play.federate(run, workers=2)
     assert final_sha(run) == final_sha(alone)
     pd.testing.assert_frame_equal(run.table("scores"), alone.table("scores"))
     assert list(run.table("scores")["attack"].unique()) == attacks
