@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
     dp_option,
     err,
@@ -93,7 +94,7 @@ def audit(
     from fedsim.runs import prepare
     from fedsim.terminal import audit_tables, live
 
-    with err().status("Reading the records…"):
+    with busy("Reading the records…"):
         prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
     vantages: Sequence[Any] = settings.VANTAGES if vantage == "both" else [vantage]
     if worst_case and context.get_parameter_source("vantage") is ParameterSource.DEFAULT:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedsim.cli.common import err, json_option, line, out, print_json
+from fedsim.cli.common import busy, err, json_option, line, out, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ def attribute(folder: Path, column: str, bins: int, as_json: bool) -> None:
     from fedsim.runs import beyond
     from fedsim.terminal.beyond_tables import results
 
-    with err().status("Trying every value…"):
+    with busy("Trying every value…"):
         table = beyond.attribute(RunDirectory.open(folder), column, bins)
     if as_json:
         print_json(table)
@@ -82,7 +82,7 @@ def invert(folder: Path, as_json: bool) -> None:
     from fedsim.terminal.beyond_tables import results
 
     run = RunDirectory.open(folder)
-    with err().status("Descending…"):
+    with busy("Descending…"):
         table = beyond.invert(run)
     if as_json:
         print_json(table)
@@ -175,7 +175,7 @@ def count(folder: Path, column: str | None, bins: int, as_json: bool) -> None:
     from fedsim.runs import beyond
     from fedsim.terminal.beyond_tables import results
 
-    with err().status("Counting…"):
+    with busy("Counting…"):
         table = beyond.count(RunDirectory.open(folder), column, bins)
     if as_json:
         print_json(table)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +54,36 @@ def err() -> Console:
     stderr = console("stderr")
     stderr.quiet = VERBOSITY.quiet
     return stderr
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say what goes on and for how long it has.
+
+    In a terminal on a line that goes away again; else in a line after two seconds, and in one every ten more.
+    """
+    console, began, over = err(), time.monotonic(), threading.Event()
+
+    def tell(say: Callable[[str], object], first: float, later: float) -> None:
+        pause = first
+        while not over.wait(pause):
+            say(f"{what} {time.monotonic() - began:.0f} s")
+            pause = later
+
+    with contextlib.ExitStack() as on_exit:
+        if console.is_terminal:
+            status = on_exit.enter_context(console.status(what))
+            telling = threading.Thread(target=tell, args=(status.update, 2.0, 1.0), daemon=True)
+        else:
+            telling = threading.Thread(
+                target=tell, args=(lambda text: line(text, console), 2.0, 10.0), daemon=True
+            )
+        telling.start()
+        try:
+            yield
+        finally:
+            over.set()
+            telling.join()
 
 
 def print_json(data: object) -> None:

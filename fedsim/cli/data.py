@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import data_dir_option, err, json_option, line, out, print_json
+from fedsim.cli.common import busy, data_dir_option, json_option, line, out, print_json
 
 
 @click.group()
@@ -72,7 +72,7 @@ def fetch(name: str, data_dir: Path | None) -> None:
     """
     from fedsim.core.data import catalogue
 
-    with err().status(f"Fetching {name}…"):
+    with busy(f"Fetching {name}…"):
         paths = catalogue.fetch(name, data_dir)
     for path, file in zip(paths, catalogue.get(name).files, strict=True):
         line(f"{path}: {'SHA-256 as published' if file.sha256 else 'no published SHA-256'}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
     dp_option,
     err,
@@ -84,7 +85,7 @@ def init(
     from fedsim.deploy import folders
     from fedsim.runs import prepare
 
-    with err().status("Reading the table…"):
+    with busy("Reading the table…"):
         prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
     own = dict(dp_switch(text) for text in budgets)
     plan = folders.Wanted(hosts=hosts or folders.ALWAYS, budgets=own, **wanted)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import err, json_option, line, out, print_json
+from fedsim.cli.common import busy, err, json_option, line, out, print_json
 
 
 @click.command()
@@ -42,7 +42,7 @@ def evidence(folder: Path, records: Path, prior: float, game: int, place: Path |
     run = RunDirectory.open(folder)
     if game >= run.scenario.games:
         raise InputError(f"--game {game}: {folder} has games 0 to {run.scenario.games - 1}")
-    with err().status("Calibrating…"):
+    with busy("Calibrating…"):
         found = about(run, records, prior, game)
     if as_json:
         print_json(found)

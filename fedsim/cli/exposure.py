@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
     dp_option,
     err,
@@ -55,9 +56,9 @@ def exposure(
     from fedsim.runs.exposure import expose
     from fedsim.terminal import exposure_table
 
-    with err().status("Reading the records…"):
+    with busy("Reading the records…"):
         prepared = prepare.check(read_scenario(scenario, overrides, dp), data_dir)
-    with err().status("Simulating rounds of single parties…"):
+    with busy("Simulating rounds of single parties…"):
         found = expose(prepared, party)
     if as_json:
         print_json(dataclasses.replace(found, records=found.records.head(top)) if place else found)

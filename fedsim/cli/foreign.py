@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsim.cli.common import err, notices
+from fedsim.cli.common import busy, notices
 from fedsim.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def bring(said: dict[str, Any], attacks: str | None, place: Path | None) -> RunD
         if said[name] is None:
             raise InputError(f"--models needs --{name}; see fedsim attack --help")
     scenario = _scenario(said, attacks)
-    with err().status("Reading models and records…"):
+    with busy("Reading models and records…"):
         brought = foreign.read(
             scenario,
             Path(said["models"]),

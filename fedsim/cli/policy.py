@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
     err,
     json_option,
@@ -146,7 +147,8 @@ def _runs(
         settings = read_scenario(scenario, overrides, (switch,))
         shadows = min(SHADOWS, settings.adversary.shadows)
         settings = read_scenario(scenario, (*overrides, f"adversary.shadows={shadows}"), (switch,))
-        prepared = prepare.check(settings, data_dir)
+        with busy("Reading the records…"):
+            prepared = prepare.check(settings, data_dir)
         run = prepare.prepare(prepared, new_run_path(folder, settings.name))
         line(f"DP-SGD {switch.removeprefix('all=')}: {run.path}", err())
         with live.follow(run, err(), VERBOSITY.verbose):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
     dp_option,
     engine_option,
@@ -142,7 +143,7 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
 
     if quick:
         scenario = without_simulations(scenario)
-    with err().status("Reading the records…"):
+    with busy("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
         several = dataclasses.replace(prepared, scenario=several_games(scenario))
         if quick and check_table.estimate(several)[0] <= CHEAP:
@@ -151,7 +152,7 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
     cost = f"{check_table.cost(prepared)}; less where shadows are kept from before"
     place = folder or new_run_path(Path("runs"), prepared.scenario.name)
     if prepared.scenario.model.pretrain is None:
-        with err().status("Dealing the records…"):
+        with busy("Dealing the records…"):
             run = prepare.prepare(prepared, place)
         line(cost, err())  # not before the folder is known to be free: a refusal is one sentence
         return run
@@ -273,7 +274,7 @@ def write_report(
     """Write a run's page and return its path; see `fedsim.report.write`."""
     from fedsim.report import write
 
-    with err().status("Writing the report…"):
+    with busy("Writing the report…"):
         return write(directory, others, priors)
 
 

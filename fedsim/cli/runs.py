@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fedsim.cli.common import err, json_option, line, out, print_json
+from fedsim.cli.common import busy, err, json_option, line, out, print_json
 from fedsim.core.errors import InputError
 
 
@@ -166,7 +166,7 @@ def compare(folders: tuple[Path, ...], page: Path | None, as_json: bool) -> None
     names = [run.path.name for run in opened]
     if len(set(names)) < len(names):
         raise InputError(f"two runs have the same name ({', '.join(names)}); give each folder its own")
-    with err().status("Comparing…"):
+    with busy("Comparing…"):
         tables = compared.settings(opened), compared.summary(opened), compared.differences(opened)
     if as_json:
         print_json(dict(zip(("settings", "runs", "differences"), tables, strict=True)))

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from fedsim.cli.common import (
+    busy,
     data_dir_option,
-    err,
     json_option,
     line,
     notices,
@@ -47,8 +47,8 @@ def check(file: Path, overrides: tuple[str, ...], data_dir: Path | None, as_json
     from fedsim.terminal import check_table
 
     settings = read_scenario(file, overrides)
-    line("Reading the records…", err())
-    prepared = prepare.check(settings, data_dir)
+    with busy("Reading the records…"):
+        prepared = prepare.check(settings, data_dir)
     notices((*prepared.encoded.notices, *prepared.encoded.owner_notices))
     if as_json:
         seconds, memory = check_table.estimate(prepared)
