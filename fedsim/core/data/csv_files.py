@@ -41,8 +41,9 @@ class _Layout:
     width: int
 
 
-def read_csv(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
-    """Read a text table into (n, d) text cells, '' where nothing stands, with notices.
+def read_csv(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Read a text table into (n, d) text cells, '' where nothing stands, with notices, and others that tell
+    of single records.
 
     UTF-8, UTF-16 or UTF-32 with a mark, else Windows-1252, or `data.encoding`; separated by ``, ; tab |``
     or `data.separator`. A 'sep=' line, a preamble and lines beginning with '#' are no records.
@@ -60,7 +61,8 @@ def read_csv(path: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str
         notices.append(f"{path.name}: {layout.start} line(s) before the header were left out")
     if commented:
         notices.append(f"{path.name}: {commented} comment line(s) that begin with '#' were left out")
-    return _frame(path, text[offset:], layout.separator, notices), notices
+    frame, short = _frame(path, text[offset:], layout.separator, notices)
+    return frame, notices, short
 
 
 def _separator_line(text: bytes) -> tuple[bytes, str | None]:
@@ -149,8 +151,8 @@ def sniff(lines: list[str]) -> str:
         return ","
 
 
-def _frame(path: Path, text: bytes, separator: str, notices: list[str]) -> pd.DataFrame:
-    """Cut the text into cells and name the columns by the first record."""
+def _frame(path: Path, text: bytes, separator: str, notices: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Cut the text into cells and name the columns by the first record; say which lines are short."""
     cells = pd.read_csv(
         io.BytesIO(text),
         sep=separator,
@@ -165,11 +167,29 @@ def _frame(path: Path, text: bytes, separator: str, notices: list[str]) -> pd.Da
     frame = cells.iloc[1:].reset_index(drop=True)
     frame.columns = pd.Index(header, dtype=object)
     check_header(path, header, frame)
+    short = _short_lines(path, text, separator, frame)
     unnamed = header.count("")
     if unnamed:
         frame = frame.loc[:, [name != "" for name in header]]
         notices.append(f"{path.name}: {unnamed} column(s) without a name were ignored")
-    return frame
+    return frame, short
+
+
+def _short_lines(path: Path, text: bytes, separator: str, frame: pd.DataFrame) -> list[str]:
+    """Return a notice where lines end before the last column: what is missing reads like empty cells."""
+    if not len(frame) or not (frame.iloc[:, -1] == "").any():
+        return []
+    lines = csv.reader(
+        io.StringIO(text.decode("utf-8", "replace"), newline=""), delimiter=separator, skipinitialspace=True
+    )
+    fields = [len(cells) for cells in lines if cells]  # a blank line is no record
+    short = [number for number, n in enumerate(fields[1:], start=1) if n < frame.shape[1]]
+    if not short:
+        return []
+    return [
+        f"{path.name}: {len(short)} of {len(frame)} records have fewer fields than the header has names, the "
+        f"first of them record {short[0]}; what is missing at their ends counts as empty"
+    ]
 
 
 def check_header(path: Path, header: list[str], frame: pd.DataFrame) -> None:

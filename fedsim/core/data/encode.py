@@ -148,7 +148,7 @@ def encode(
         hashes=hashes,
         name=table.name,
         public=_labelled(read.public, schema),
-        owner_notices=(*usable, *overlap, *read.notices, *unreadable, *clipped),
+        owner_notices=(*table.owner_notices, *usable, *overlap, *read.notices, *unreadable, *clipped),
         columns=tuple(facts),
         flow=(*flow, *[("drawn (data.max_records)", len(frame))] * bool(drawn)),
         label=schema.label,

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Table:
     source_hashes: SHA-256 by file name.
     notices: what a person should know of the reading, one sentence each.
     classes_declared: whether the classes are public; else they are those of all records.
+    owner_notices: the like that tells of records, for the eyes of whoever owns the table.
     """
 
     frame: pd.DataFrame
@@ -48,6 +49,7 @@ class Table:
     source_hashes: dict[str, str]
     notices: tuple[str, ...] = ()
     classes_declared: bool = True
+    owner_notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -55,12 +57,13 @@ class Table:
 
 @dataclass(frozen=True)
 class _Read:
-    """One file's records; shape, bounds and pixels where they are images."""
+    """One file's records; shape, bounds and pixels where they are images; notices that tell of records."""
 
     frame: pd.DataFrame
     notices: list[str]
     shape: tuple[int, int, int] | None = None
     bounds: Bounds | None = None
+    of_records: list[str] = field(default_factory=list)
 
 
 def read(settings: DataSettings) -> Table:
@@ -86,7 +89,8 @@ def read(settings: DataSettings) -> Table:
     columns = tuple(column for column in everything if column.name not in keys)
     columns, shape = _as_image(columns, whole, settings, name)
     schema = Schema(columns, settings.label, classes, party, settings.person, shape)
-    return Table(frame, schema, name, hashes, tuple(dict.fromkeys(whole.notices)), declared)
+    said, of_records = (tuple(dict.fromkeys(texts)) for texts in (whole.notices, whole.of_records))
+    return Table(frame, schema, name, hashes, said, declared, of_records)
 
 
 def _classes(frame: pd.DataFrame, settings: DataSettings, name: str) -> tuple[tuple[str, ...], bool]:
@@ -156,7 +160,9 @@ def _read_parties(paths: Mapping[str, str], settings: DataSettings) -> tuple[_Re
     party_column = "party" if "party" not in first.frame else "party (file)"
     aligned = [frame[list(first.frame)].assign(**{party_column: party}) for party, frame in frames.items()]
     notices = [notice for part in parts.values() for notice in part.notices]
-    whole = replace(first, frame=pd.concat(aligned, ignore_index=True), notices=notices)
+    of_records = [notice for part in parts.values() for notice in part.of_records]
+    everyone = pd.concat(aligned, ignore_index=True)
+    whole = replace(first, frame=everyone, notices=notices, of_records=of_records)
     return whole, hashes, party_column
 
 
@@ -279,7 +285,8 @@ def _read_file(path: Path, settings: DataSettings) -> _Read:
             return _of_pixels(arrays.of_arrays(path, arrays.read_npz(path), settings))
         if any(name.endswith("/data.pkl") for name in members):
             return _of_pixels(arrays.of_arrays(path, arrays.read_tensors(path), settings))
-    return _Read(*csv_files.read_csv(path, settings))
+    frame, notices, of_records = csv_files.read_csv(path, settings)
+    return _Read(frame, notices, of_records=of_records)
 
 
 def _read_folder(path: Path, settings: DataSettings) -> _Read:

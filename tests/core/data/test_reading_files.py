@@ -299,3 +299,13 @@ def test_a_totals_row_is_refused(write: Write, last: str) -> None:
     words = last if not last.startswith("3,") else f"3,{sum(30 + k % 3 for k in range(6))},3\n"
     with pytest.raises(InputError, match="the last record"):
         frame(write("smoker,age,y\n" + rows + words))
+
+
+def test_lines_that_end_too_early_are_said(write: Write) -> None:
+    """What is missing at their ends reads like an empty cell, which is another thing."""
+    path = write('age,city,y\n30,"Rome, IT",a\n\n40,Oslo\n50,Bonn,\n60\n70,"Bonn"\n80,Rome,b\n', "t.csv")
+    source = table.read(settings(path))
+    said = [notice for notice in source.owner_notices if "fewer fields" in notice]
+    assert len(said) == 1 and "3 of 6 records" in said[0] and "record 2;" in said[0]
+    whole = table.read(settings(write("age,city,y\n30,Rome,a\n40,Oslo,\n50,Bonn,b\n", "u.csv")))
+    assert not any("fewer fields" in notice for notice in whole.owner_notices)
