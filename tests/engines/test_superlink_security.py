@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import socket
 import ssl
@@ -34,8 +35,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Flowe
             yield home, at, tls.authority
 
 
-def join(home: FlowerHome, log: Path, address: str, *options: str, seconds: float = 40.0) -> tuple[bool, str]:
-    """Start a node with these options; return whether it was let in before it gave up, and what it said."""
+@contextlib.contextmanager
+def joining(
+    home: FlowerHome, log: Path, address: str, *options: str, seconds: float = 40.0
+) -> Iterator[tuple[bool, str]]:
+    """Start a node with these options; yield whether it was let in before it gave up, and what it said."""
     node = replace(home, log=log).start([
         "flower-supernode", "--superlink", address, "--max-retries", "1", "--max-wait-time", "5",
         "--port", str(flower_cli.free_ports(1)[0]), *options,
@@ -48,10 +52,16 @@ def join(home: FlowerHome, log: Path, address: str, *options: str, seconds: floa
                 break
             except subprocess.TimeoutExpired:
                 continue
+        said = log.read_text(errors="replace")
+        yield CONNECTED in said, said
     finally:
         flower_cli.end(node)
-    said = log.read_text(errors="replace")
-    return CONNECTED in said, said
+
+
+def join(home: FlowerHome, log: Path, address: str, *options: str) -> tuple[bool, str]:
+    """Start a node and end it again; return whether it was let in, and what it said."""
+    with joining(home, log, address, *options) as outcome:
+        return outcome
 
 
 def test_only_a_registered_key_over_tls_is_let_in(
@@ -74,6 +84,18 @@ def test_only_a_registered_key_over_tls_is_let_in(
         name: join(home, tmp_path / f"{name}.log", address, *options) for name, options in attempts.items()
     }
     assert {name for name, (let_in, _) in outcomes.items() if let_in} == {"registered"}, outcomes
+
+
+def test_a_key_that_is_in_use_is_not_let_in_again(
+    deployment: tuple[FlowerHome, str, Path], tmp_path: Path
+) -> None:
+    """Whoever copied a node's key cannot answer beside it, under its name."""
+    home, address, authority = deployment
+    own = ("--root-certificates", str(authority), "--auth-supernode-private-key", str(home.path / "node-0"))
+    with joining(home, tmp_path / "first.log", address, *own) as (first, said):
+        assert first, said
+        again, said = join(home, tmp_path / "again.log", address, *own)
+        assert not again, said
 
 
 def test_a_node_refuses_an_expired_certificate(
