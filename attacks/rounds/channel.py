@@ -118,14 +118,13 @@ class Reading:
         return (self.amplitude + prior * self.gain) / self.deviation
 
     def tempering(self, prior: float) -> float:
-        """Return in (0, 1] by what log likelihood ratios are multiplied, to claim no more than is seen.
+        """Return in (0, 1] σ² over the variance that is seen: what log likelihood ratios are multiplied by.
 
-        Over the records A² is on average σ² + π(1 − π)H², whoever is a member. Where it is larger the channel
-        is not all true, and a Gaussian ratio is inversely proportional to the variance.
+        Over the records A² is on average σ'² + π(1 − π)H², whoever is a member. Where the variance σ'² is
+        larger than σ² the channel is not all true, and a Gaussian ratio is inversely proportional to it.
         """
-        expected = 1 + prior * (1 - prior) * np.mean(self.separation**2)
-        observed = np.mean((self.amplitude / self.deviation) ** 2)
-        return float(min(1.0, expected / max(observed, 1e-12)))
+        told = prior * (1 - prior) * np.mean(self.separation**2)
+        return float(1 / max(1.0, np.mean((self.amplitude / self.deviation) ** 2) - told))
 
     def likelihood_ratio(self, prior: float) -> np.ndarray:
         """Return log p(A | member) − log p(A | non-member), (n,): H (A − (½ − π) H) / σ²."""

@@ -125,6 +125,20 @@ def test_ratios_are_tempered_only_where_amplitudes_spread_more_than_the_channel_
     assert np.mean(wide) < 0.35, "four times the variance, a quarter of the ratio"
 
 
+@pytest.mark.parametrize("separation", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("wider", [1.0, 4.0, 20.0])
+def test_a_deviation_that_is_too_small_is_seen_whatever_separation_it_claims(
+    separation: float, wider: float
+) -> None:
+    """σ' = ``wider`` σ: ratios are divided by its square; what members add to the spread is no part of it."""
+    stream, n = np.random.default_rng(0), 200_000
+    member = stream.random(n) < PRIOR
+    amplitude = (member - PRIOR) * separation + wider * stream.normal(size=n)
+    reading = Reading(amplitude, np.full(n, separation), np.ones(n))
+    tolerance = 0.02 + 0.02 * separation**2 / wider**2 / 4
+    assert reading.tempering(PRIOR) == pytest.approx(wider**-2.0, rel=tolerance)
+
+
 def test_standardised_amplitudes_are_calibrated_in_mean_and_spread(
     transmissions: list[tuple[Reading, np.ndarray, np.ndarray]],
 ) -> None:
