@@ -75,8 +75,11 @@ def busy(what: str) -> Iterator[None]:
             status = on_exit.enter_context(console.status(what))
             telling = threading.Thread(target=tell, args=(status.update, 2.0, 1.0), daemon=True)
         else:
+            # A file's encoding may have no ellipsis, or one that is not what its reader takes it for.
             telling = threading.Thread(
-                target=tell, args=(lambda text: line(text, console), 2.0, 10.0), daemon=True
+                target=tell,
+                args=(lambda text: line(text.replace("…", "..."), console), 2.0, 10.0),
+                daemon=True,
             )
         telling.start()
         try:

@@ -31,6 +31,9 @@ from fedsim.core.errors import FedsimError, plainly
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Environment of a worker: on more threads small models are many times slower, and may differ in a bit."""
 
+LATE = "its process was ended"
+"""How the reason of every `TaskLate` ends."""
+
 START_SECONDS = 600.0
 """A worker that is not ready by then never will be: importing torch takes seconds, at worst a minute."""
 
@@ -227,7 +230,7 @@ class _Worker:
             return None
         self.ended = True
         late = f"it took longer than {self._timeout:g} s" if self._ready else "its process did not start"
-        return Outcome(self._number, "failed", error=TaskLate(f"{late}; its process was ended"))
+        return Outcome(self._number, "failed", error=TaskLate(f"{late}; {LATE}"))
 
     def _obituary(self) -> str:
         self.process.join(5)

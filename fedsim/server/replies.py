@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from clients import messages
 from fedsim.core.errors import plainly
+from fedsim.core.parallel import LATE
 from fedsim.core.scenario.settings import FederationSettings, Scenario
 from fedsim.server import strategy
 from fedsim.server.federation import Federation, log
@@ -28,6 +29,9 @@ class Outcome:
     status: str
     detail: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+NO_REPLY = Outcome("no reply", "nothing came within federation.timeout")
 
 
 def sort_out(
@@ -53,9 +57,11 @@ def sort_out(
 def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSettings) -> Outcome:
     """Say whether a training reply can be used, and why not."""
     if reply is None:
-        return Outcome("no reply", "nothing came within federation.timeout")
+        return NO_REPLY
     if reply.has_error():
-        return Outcome("failed", plainly(str(reply.error.reason)))
+        reason = plainly(str(reply.error.reason))
+        # A client that runs in a process below Flower's ends it by itself, and says so in time.
+        return NO_REPLY if reason.endswith(LATE) else Outcome("failed", reason)
     content = reply.content
     if "refusal" in content.config_records:
         return Outcome("refused", plainly(str(content.config_records["refusal"].get("reason", ""))))

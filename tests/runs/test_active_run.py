@@ -236,7 +236,7 @@ def test_no_shadow_follows_a_separating_adversary(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot with adversary\.active = 'separation'"):
         prepared_run(tmp_path, adversary=adversary(SEPARATION, "lira"))
     everything = scenario(tmp_path, adversary={"active": "separation"})
-    notices = prepare.check(everything, None).notices
+    notices = prepare.check(everything, None).encoded.notices
     assert any("shadows do not follow adversary.active = 'separation'" in notice for notice in notices)
 
 
