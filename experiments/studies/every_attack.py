@@ -279,10 +279,6 @@ TITLE = [
     "little about how games differ. Beside ours stand their nearest published rivals on the same shadows:",
     "CMIA without those that the paper trains anew; InfoRMIA, which orders one model's records as RMIA does",
     "by the same p(x). Made by `python experiments/studies/every_attack.py`, a data set at a time.",
-    "",
-    "Made before round decoding weighed its two kinds of signature by the variance that is seen: in world",
-    "'none' it finds more now (AUC of three games: hospitals .67 to .82, heart .62 to .70), elsewhere it is",
-    "within .01 of what stands here.",
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,9 +144,9 @@ def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, qui
         scenario = without_simulations(scenario)
     with busy("Reading the records…"):
         prepared = prepare.check(scenario, data_dir)
-        several = dataclasses.replace(prepared, scenario=several_games(scenario))
-        if quick and check_table.estimate(several)[0] <= CHEAP:
-            prepared = prepare.check(several.scenario, data_dir)
+        several = several_games(prepared) if quick else prepared
+        if check_table.estimate(several)[0] <= CHEAP:
+            prepared = several
         notices(prepared.encoded.owner_notices)  # of private records: said, and written nowhere
     cost = f"{check_table.cost(prepared)}; less where shadows are kept from before"
     place = folder or new_run_path(Path("runs"), prepared.scenario.name)

@@ -3,9 +3,13 @@ seconds; and where seconds are all that it takes, several games."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from attacks import registry
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.settings import Scenario
+from fedsim.runs.checks import limits
+from fedsim.runs.prepare import Prepared
 
 GAMES = 5
 """Games where nobody says how many and they cost little: one game speaks of one federation alone."""
@@ -14,9 +18,17 @@ CHEAP = 30.0
 """Seconds that so many games may take by estimate."""
 
 
-def several_games(scenario: Scenario) -> Scenario:
-    """Return the scenario with `GAMES` games, where it does not say itself how many."""
-    return scenario if "games" in scenario.model_fields_set else scenario.model_copy(update={"games": GAMES})
+def several_games(prepared: Prepared) -> Prepared:
+    """Return the same with `GAMES` games, where the scenario says none and the machine has room for them."""
+    scenario = prepared.scenario
+    if "games" in scenario.model_fields_set:
+        return prepared
+    scenario = scenario.model_copy(update={"games": GAMES})
+    try:
+        limits.check(scenario, prepared.encoded, prepared.rows)
+    except InputError:
+        return prepared
+    return dataclasses.replace(prepared, scenario=scenario)
 
 
 def without_simulations(scenario: Scenario) -> Scenario:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
+from support import studies
 
 from attacks import registry
 from fedsim.evaluation.comparison import Comparison
 
-FILE = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "every_attack.py"
-
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("every_attack", FILE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["every_attack"] = importlib.util.module_from_spec(spec)  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    return studies.study("every_attack")
 
 
 def test_a_section_is_replaced_and_the_others_stay(study: ModuleType) -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
 from scipy import stats
+from support import studies
 
 from fedsim.sweeps.file import FIXED
-
-FILE = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "frontier.py"
 
 
 @pytest.fixture(scope="module")
 def frontier() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("frontier", FILE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["frontier"] = importlib.util.module_from_spec(spec)  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    return studies.study("frontier")
 
 
 def rows(kind: str, metric: str, values: list[float], party: str = "j", attack: str = "") -> list[dict]:

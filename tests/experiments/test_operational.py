@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
+from support import studies
 
 from fedsim.evaluation.estimates import Estimate
-
-FILE = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "operational.py"
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("operational", FILE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["operational"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return studies.study("operational")
 
 
 def found() -> pd.DataFrame:

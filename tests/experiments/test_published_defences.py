@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,20 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from support import runs
+from support import runs, studies
 
 from fedsim.core.run_directory import RunDirectory
-
-FILE = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "published_defences.py"
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("published_defences", FILE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["published_defences"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return studies.study("published_defences")
 
 
 def test_a_page_is_made_of_the_runs(study: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
