@@ -14,10 +14,16 @@ the row of i itself. With more coordinates than rows V is a bad estimate of the 
 deviation σ_i of A_i is not taken from it but from what each row does to A_i when V has not seen it: leaving
 a row out, and with it i, has a closed form (Sherman & Morrison 1950).
 
-All of it follows from inner products and one inverse. F having the rows √c_j f_j and M = (F Fᵀ + λI)⁻¹,
+Rows less their own mean add up to 0, so that where they are fewer than the coordinates the others tell of
+one that is left out all but its sign. Such rows have a further coordinate, how much of the mean was taken off
+each, in which x is 0: the intercept of a regression. Leaving out i is then leaving it out of the mean too.
 
-    c_i H_i = (1 − λM_ii) / (λM_ii),    √c_i A_i = (M F x)_i / (λM_ii)
-    √(c_i c_j) f_jᵀ V_{−i}⁻¹ s_i = −M_ij / M_ii,    with V_{−ij}⁻¹: −M_ij / (λ (M_ii M_jj − M_ij²))
+All of it follows from inner products and one inverse. F having the rows √c_j f_j, Z their intercepts, and
+M = (F Fᵀ + Z Zᵀ + λI)⁻¹, B = I − λM − M Z Zᵀ is what a row in x does to the reading by another,
+
+    c_i H_i = B_ii / (λM_ii),    √c_i A_i = (M F x)_i / (λM_ii)
+    √(c_i c_j) s_iᵀ V_{−i}⁻¹ f_j = B_ij / (λM_ii),
+    with V_{−ij}⁻¹: (M_jj B_ij − M_ij B_jj) / (λ (M_ii M_jj − M_ij²)), without intercepts −M_ij / …
 """
 
 from __future__ import annotations
@@ -94,6 +100,17 @@ class Variances:
 
 
 @dataclass(frozen=True, eq=False)
+class Intercepts:
+    """How much of which of g means was taken off each row, (m, g), and each target, (k, g), float64.
+
+    Rows of a mean square of 1 are assumed: the intercepts then have a prior that is next to none.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What the channel says of n memberships: A, of mean (m − π)·gain and standard deviation ``deviation``.
 
@@ -108,79 +125,118 @@ class Reading:
         """Return the reading of the records ``index``, in that order."""
         return Reading(self.amplitude[index], self.gain[index], self.deviation[index])
 
+    @staticmethod
+    def joined(parts: Sequence[Reading]) -> Reading:
+        """Return the readings one after the other."""
+        each = zip(*((part.amplitude, part.gain, part.deviation) for part in parts), strict=True)
+        return Reading(*(np.concatenate(arrays) for arrays in each))
+
     @property
     def separation(self) -> np.ndarray:
         """H/σ, (n,): how many deviations apart members and non-members are expected to lie."""
         return self.gain / self.deviation
 
-    def standardised(self, prior: float) -> np.ndarray:
+    def standardised(self, prior: float | np.ndarray) -> np.ndarray:
         """Return z = (A + πH)/σ, (n,): mean 0 and deviation 1 over non-members where the channel is true."""
         return (self.amplitude + prior * self.gain) / self.deviation
 
-    def tempering(self, prior: float) -> float:
+    def tempering(self, prior: float | np.ndarray) -> float:
         """Return in (0, 1] σ² over the variance that is seen: what log likelihood ratios are multiplied by.
 
         Over the records A² is on average σ'² + π(1 − π)H², whoever is a member. Where the variance σ'² is
         larger than σ² the channel is not all true, and a Gaussian ratio is inversely proportional to it.
         """
-        told = prior * (1 - prior) * np.mean(self.separation**2)
+        told = np.mean(prior * (1 - prior) * self.separation**2)
         return float(1 / max(1.0, np.mean((self.amplitude / self.deviation) ** 2) - told))
 
-    def likelihood_ratio(self, prior: float) -> np.ndarray:
+    def likelihood_ratio(self, prior: float | np.ndarray) -> np.ndarray:
         """Return log p(A | member) − log p(A | non-member), (n,): H (A − (½ − π) H) / σ²."""
         return self.gain * (self.amplitude - (0.5 - prior) * self.gain) / self.deviation**2
 
 
-def read_rows(products: Products, variances: Variances, ridge: float, count: int) -> Reading:
+def read_rows(
+    products: Products, variances: Variances, ridge: float, count: int, intercepts: Intercepts | None = None
+) -> Reading:
     """Read the memberships of the first ``count`` rows; λ = ridge + τ².
 
     Every row needs a weight above 0.
     """
-    root, inverse, penalty = _inverse(products, variances, ridge)
+    system = _system(products, variances, ridge, intercepts)
+    root, inverse, penalty = system.root, system.inverse, system.penalty
     diagonal = np.diag(inverse)
     own, left = diagonal[:count], root[:count] * penalty * diagonal[:count]  # √c λM_ii
     amplitude = (inverse @ (root * products.received))[:count] / left
-    gain = (1 - penalty * own) / (root[:count] * left)
     between = inverse[:, :count]  # (m, n), a row of V by a record
-    seen = -penalty * between / (root[:, None] * left)
+    # √(c_i c_j) f_iᵀ V⁻¹ (s_j without its intercept), (m, n): what row j in x does to the reading of i.
+    effect = -penalty * between - system.offset @ system.solved[:count].T
+    effect[np.arange(count), np.arange(count)] += 1
+    itself = 1 - penalty * diagonal - np.einsum("mg,mg->m", system.solved, system.offset)
+    gain = itself[:count] / (root[:count] * left)
+    seen = effect / (root[:, None] * left)
     # The rest of V once both are left out; a record beside itself counts for nothing.
     apart = np.outer(diagonal, own) - between**2
     apart[np.arange(count), np.arange(count)] = np.inf
-    unseen = -between / (penalty * root[:, None] * root[:count] * apart)
+    unseen = (diagonal[:, None] * effect - between * itself[:, None]) / (
+        penalty * root[:, None] * root[:count] * apart
+    )
     np.fill_diagonal(seen, 0.0)
     variance = variances.bits @ seen**2 + variances.sampled @ unseen**2
     if variances.noise:
         square = np.einsum("mn,mn->n", between, between)
-        variance += variances.noise * (own - penalty * square) / left**2
+        offset = np.einsum("ng,ng->n", system.solved[:count], system.solved[:count])
+        variance += variances.noise * (own - penalty * square - offset) / left**2
     return Reading(amplitude, gain, np.sqrt(variance))
 
 
-def read_targets(products: Products, variances: Variances, ridge: float) -> Reading:
+def read_targets(
+    products: Products, variances: Variances, ridge: float, intercepts: Intercepts | None = None
+) -> Reading:
     """Read the memberships of the targets, which are no rows: V has seen none of them."""
-    root, inverse, penalty = _inverse(products, variances, ridge)
-    scaled = root[:, None] * products.cross
-    solved = inverse @ scaled  # (m, k), √c_j f_jᵀ V⁻¹ s
+    system = _system(products, variances, ridge, intercepts)
+    root, inverse, penalty = system.root, system.inverse, system.penalty
+    offset = np.zeros((products.cross.shape[1], 0)) if intercepts is None else intercepts.targets  # (k, g)
+    plain = root[:, None] * products.cross  # (m, k), F s
+    scaled = plain + system.offset @ offset.T  # F of the target with its intercept
+    solved = inverse @ scaled  # √c_j f_jᵀ V⁻¹ s
+    remaining = offset.T - system.offset.T @ solved  # (g, k), λ times the intercepts of V⁻¹ s
     amplitude = (products.target_received - (root * products.received) @ solved) / penalty
-    explained = np.einsum("mk,mk->k", scaled, solved)
-    gain = (products.squares - explained) / penalty
-    seen = solved / root[:, None]
-    unseen = seen / (penalty * np.diag(inverse))[:, None]
+    gain = (products.squares - np.einsum("mk,mk->k", plain, solved)) / penalty
+    effect = solved - system.offset @ remaining / penalty  # √c_j (s_j without its intercept)ᵀ V⁻¹ s
+    diagonal = np.diag(inverse)
+    itself = 1 - penalty * diagonal - np.einsum("mg,mg->m", system.solved, system.offset)
+    seen = effect / root[:, None]
+    unseen = seen + solved * (itself / (root * penalty * diagonal))[:, None]
     variance = variances.bits @ seen**2 + variances.sampled @ unseen**2
     if variances.noise:
+        explained = np.einsum("mk,mk->k", scaled, solved)
         square = np.einsum("mk,mk->k", solved, solved)
-        variance += variances.noise * (products.squares - explained - penalty * square) / penalty**2
+        whole = products.squares + np.einsum("kg,kg->k", offset, offset) - explained - penalty * square
+        variance += variances.noise * (whole - np.einsum("gk,gk->k", remaining, remaining)) / penalty**2
     return Reading(amplitude, gain, np.sqrt(variance))
 
 
-def _inverse(products: Products, variances: Variances, ridge: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return √c (m,), (F Fᵀ + λI)⁻¹ (m, m) by one Cholesky decomposition, and λ."""
+@dataclass(frozen=True, eq=False)
+class _System:
+    """V's rows solved for: √c, (m,); M, (m, m); λ; Z = √c · intercepts and M Z, (m, g) each."""
+
+    root: np.ndarray
+    inverse: np.ndarray
+    penalty: float
+    offset: np.ndarray
+    solved: np.ndarray
+
+
+def _system(products: Products, variances: Variances, ridge: float, intercepts: Intercepts | None) -> _System:
+    """Return M = (F Fᵀ + λI)⁻¹, F with its intercepts, by one Cholesky decomposition."""
     from scipy.linalg import lapack
 
     root, penalty = np.sqrt(variances.weight), ridge + variances.noise
-    gram = root[:, None] * products.gram * root
+    offset = root[:, None] * (np.zeros((len(root), 0)) if intercepts is None else intercepts.rows)
+    gram = root[:, None] * products.gram * root + offset @ offset.T
     gram[np.diag_indices_from(gram)] += penalty
     factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
     if failed:
         raise np.linalg.LinAlgError(f"the covariance is not positive definite at λ = {penalty:g}")
     inverse, _ = lapack.dpotri(factor, lower=True, overwrite_c=True)
-    return root, np.tril(inverse) + np.tril(inverse, -1).T, penalty
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    return _System(root, inverse, penalty, offset, inverse @ offset)

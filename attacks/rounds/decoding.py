@@ -20,7 +20,7 @@ import numpy as np
 from attacks.declaration import ALIKE_ROUNDS, FIRST_MODELS, attack
 from attacks.rounds import experiment as simulated
 from attacks.rounds import knowledge as owned
-from attacks.rounds.channel import Products, Reading, read_rows, read_targets
+from attacks.rounds.channel import Intercepts, Products, Reading, read_rows, read_targets
 from attacks.rounds.experiment import Experiment
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows.plan import FederationPlan
@@ -141,11 +141,12 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
         for kind, evidence in simulated.observe(experiment, start, update, t, kinds, weights).items():
             products[kind].append(simulated.products(experiment, evidence, rows, targets))
     readings = {
-        kind: readings_of(experiment, parts, rows, targets) for kind, parts in products.items() if parts
+        kind: readings_of(experiment, kind, parts, rows, targets) for kind, parts in products.items() if parts
     }
     ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
     scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
-    return Outcome(scores, ratios, readings, rounds, spent)
+    of_candidates = {kind: [reading for reading, _ in found] for kind, found in readings.items()}
+    return Outcome(scores, ratios, of_candidates, rounds, spent)
 
 
 def chance_of_others(view: ParticipantView) -> float:
@@ -198,16 +199,20 @@ def drawn_rows(experiment: Experiment, most: int) -> np.ndarray:
 
 
 def readings_of(
-    experiment: Experiment, parts: list[Products], rows: np.ndarray, targets: np.ndarray
-) -> list[Reading]:
-    """Return the candidates' reading in all rounds at once; in each alone where parties come and go."""
+    experiment: Experiment, kind: str, parts: list[Products], rows: np.ndarray, targets: np.ndarray
+) -> list[tuple[Reading, float]]:
+    """Return the candidates' reading and its tempering, in all rounds at once.
+
+    In each round alone where parties come and go.
+    """
     factors = [_factor(part, len(rows)) for part in parts]
     if experiment.noise:  # the same in every round, and so must be the scale
         factors = [factors[0]] * len(factors)
     noise = experiment.noise * factors[0]
     scaled = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
     together = [Products.total(scaled)] if experiment.active == 1 else scaled
-    return [_best(experiment, part, rows, targets, noise) for part in together]
+    centres = simulated.intercepts(experiment, kind, rows, targets)
+    return [_best(experiment, part, centres, rows, targets, noise) for part in together]
 
 
 def _factor(products: Products, signatures: int) -> float:
@@ -217,29 +222,40 @@ def _factor(products: Products, signatures: int) -> float:
 
 
 def _best(
-    experiment: Experiment, products: Products, rows: np.ndarray, targets: np.ndarray, noise: float
-) -> Reading:
-    """Return the reading by the λ of the largest predicted separation, which needs no truth."""
+    experiment: Experiment,
+    products: Products,
+    centres: Intercepts,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    noise: float,
+) -> tuple[Reading, float]:
+    """Return the candidates' reading and its tempering, by the λ of the rows' largest predicted separation.
+
+    That needs no truth. Both are found from the rows, so that nothing said of a record that is decoded alone
+    depends on the others that are.
+    """
     spread = simulated.variances(experiment, rows, noise)
-    count, inside = experiment.knowledge.candidates, np.flatnonzero(rows < experiment.knowledge.candidates)
-    readings = []
-    for ridge in RIDGES:
-        amplitude, gain, deviation = np.zeros((3, count))
-        for where, part in (
-            (rows[inside], read_rows(products, spread, ridge, len(inside))),
-            (targets, read_targets(products, spread, ridge)),
-        ):
-            amplitude[where], gain[where], deviation[where] = part.amplitude, part.gain, part.deviation
-        readings.append(Reading(amplitude, gain, deviation))
-    return max(readings, key=lambda reading: float(reading.separation.mean()))
+    read = {ridge: read_rows(products, spread, ridge, len(rows), centres) for ridge in RIDGES}
+    ridge = max(RIDGES, key=lambda ridge: float(read[ridge].separation.mean()))
+    inside = np.flatnonzero(rows < experiment.knowledge.candidates)
+    both = [read[ridge].taken(inside), read_targets(products, spread, ridge, centres)]
+    order = np.argsort(np.concatenate([rows[inside], targets]))
+    return Reading.joined(both).taken(order), read[ridge].tempering(_priors(experiment, rows))
 
 
-def _ratio(experiment: Experiment, readings: list[Reading]) -> np.ndarray:
+def _priors(experiment: Experiment, records: np.ndarray) -> np.ndarray:
+    """Return π of each of the records, (n,): its share that the mean of the update expects.
+
+    0 of one that is decoded alone: it is expected as one of the unknown members, who are alike.
+    """
+    known = experiment.knowledge
+    return experiment.active * known.prior * known.asked[records]
+
+
+def _ratio(experiment: Experiment, readings: list[tuple[Reading, float]]) -> np.ndarray:
     """Return the log likelihood ratio of membership, (n,): Σ_t log(ρ exp(ratio of being in U_t) + 1 − ρ)."""
-    active, prior = experiment.active, experiment.knowledge.prior
-    ratios = (
-        reading.tempering(active * prior) * reading.likelihood_ratio(active * prior) for reading in readings
-    )
+    active, priors = experiment.active, _priors(experiment, np.arange(experiment.knowledge.candidates))
+    ratios = (tempering * reading.likelihood_ratio(priors) for reading, tempering in readings)
     if active == 1:
         return np.sum(list(ratios), axis=0)
     return np.sum([np.logaddexp(np.log(active) + each, np.log1p(-active)) for each in ratios], axis=0)

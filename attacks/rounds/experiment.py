@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks.rounds.channel import Products, Variances
+from attacks.rounds.channel import Intercepts, Products, Variances
 from attacks.rounds.coordinates import Sketch, scale_of
 from attacks.rounds.knowledge import Knowledge
 from attacks.rounds.noise import noise_in_update, silenced
@@ -72,8 +72,9 @@ class Experiment:
 class Evidence:
     """What a round says by one kind of signature.
 
-    signatures: s, (R, q), centred; residuals: e, (S, q); update: x, (q,); means: the parties' mean updates
-    less their mean, (K, q)
+    signatures: s, (R, q), centred
+    residuals: e, (S, q), less their mean by party; update: x, (q,); means: the parties' mean updates less
+    their mean, (K, q)
     """
 
     signatures: np.ndarray
@@ -98,7 +99,7 @@ def observe(
     for kind in kinds:
         if kind == "paired":
             other = rng.integer(seed, "round-decoding/contexts", bits=62)
-            rows = paired(plan, start, pool, experiment.contexts, len(known), other, compress)
+            rows = paired(plan, start, pool, experiment.contexts, known.drawable, other, compress)
         else:
             rows = gradient(plan, start, pool, known, experiment.sets, seed, compress)
         found[kind] = _evidence(experiment, rows, updates, received, fitted=kind == "gradient")
@@ -111,7 +112,7 @@ def _compression(experiment: Experiment, start: Weights, size: int, weights: int
         return lambda updates: updates
     scale = np.ones(size, np.float32)
     if not experiment.noise:
-        first = experiment.knowledge.records.take(np.arange(min(PILOTS, len(experiment.knowledge))))
+        first = experiment.knowledge.records.take(np.flatnonzero(experiment.knowledge.drawable)[:PILOTS])
         scale = scale_of(_gradients_at(experiment.plan, start, first, size))
     return Sketch.draw(scale, weights, seed)
 
@@ -145,17 +146,45 @@ def _evidence(
 
 
 def products(experiment: Experiment, evidence: Evidence, rows: np.ndarray, targets: np.ndarray) -> Products:
-    """Return the evidence's products, scaled so that a signature's mean square is 1.
+    """Return the evidence's products, in scaled coordinates.
 
     rows, targets: of the records that are rows of the channel, and of those read without being one
     """
-    signatures = evidence.signatures
-    scale = np.ones(signatures.shape[1], np.float32) if experiment.noise else scale_of(signatures)
+    signatures, drawable = evidence.signatures, experiment.knowledge.drawable
+    scale = np.ones(signatures.shape[1], np.float32) if experiment.noise else scale_of(signatures[drawable])
     vectors = [signatures[rows], evidence.residuals.astype(np.float32)]
     if experiment.active < 1:
         vectors.append(evidence.means.astype(np.float32))
     scaled = np.concatenate(vectors) * scale
     return Products.of(scaled, evidence.update * scale, signatures[targets] * scale)
+
+
+def intercepts(experiment: Experiment, kind: str, rows: np.ndarray, targets: np.ndarray) -> Intercepts:
+    """Return how much of which mean was taken off each vector of `products`, and off each target."""
+    of_records = _centres(experiment, kind)  # (R, G)
+    # (S, K): a residual is less the mean of its party's.
+    of_sets = (experiment.sets.party[:, None] == np.array(experiment.knowledge.others)).astype(float)
+    groups, parties = of_records.shape[1], of_sets.shape[1]
+    of_means = np.zeros((parties if experiment.active < 1 else 0, groups + parties))
+    of_rows = [
+        np.pad(of_records[rows], ((0, 0), (0, parties))),
+        np.pad(of_sets, ((0, 0), (groups, 0))),
+        of_means,
+    ]
+    return Intercepts(np.concatenate(of_rows), np.pad(of_records[targets], ((0, 0), (0, parties))))
+
+
+def _centres(experiment: Experiment, kind: str) -> np.ndarray:
+    """Return how much of the mean of each context, or population, was taken off each signature, (R, G)."""
+    known = experiment.knowledge
+    groups = [context.open for context in experiment.contexts]
+    if kind == "gradient":
+        parties = [parties for _, parties in known.populations()]
+        groups = [np.unique(np.concatenate([known.belonging(k) for k in each])) for each in parties]
+    centres = np.zeros((len(known), len(groups)))
+    for number, group in enumerate(groups):
+        centres[group, number] = 1
+    return np.asarray(centres / np.maximum(centres.sum(axis=1, keepdims=True), 1))
 
 
 def variances(experiment: Experiment, rows: np.ndarray, noise: float) -> Variances:

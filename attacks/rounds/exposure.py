@@ -72,7 +72,7 @@ def predict(view: ParticipantView, records: Records, prior: float, seed: int, se
     experiment = prepared(view, records, prior, seed, sets)
     kind, evidence = first_round(view, experiment)
     cost = experiment.cost(kind == "paired")
-    return Exposed(read(experiment, evidence).separation, kind, cost * len(experiment.plan.parties))
+    return Exposed(read(experiment, kind, evidence).separation, kind, cost * len(experiment.plan.parties))
 
 
 def prepared(view: ParticipantView, records: Records, prior: float, seed: int, sets: int) -> Experiment:
@@ -108,12 +108,12 @@ def first_round(view: ParticipantView, experiment: Experiment) -> tuple[str, Evi
     return kind, simulated.observe(experiment, start, nothing, 1, [kind], most)[kind]
 
 
-def read(experiment: Experiment, evidence: Evidence) -> Reading:
-    """Return the channel's reading of the records."""
+def read(experiment: Experiment, kind: str, evidence: Evidence) -> Reading:
+    """Return the channel's reading of the records by this kind of signature."""
     rows = decoding.drawn_rows(experiment, decoding.Effort().rows)
     targets = np.setdiff1d(np.arange(experiment.knowledge.candidates), rows)
     products = simulated.products(experiment, evidence, rows, targets)
-    return decoding.readings_of(experiment, [products], rows, targets)[0]
+    return decoding.readings_of(experiment, kind, [products], rows, targets)[0][0]
 
 
 def _plain(view: ParticipantView) -> bool:

@@ -39,22 +39,24 @@ def paired(
     start: Weights,
     pool: Records,
     contexts: Sequence[Context],
-    records: int,
+    drawable: np.ndarray,
     seed: int,
     compress: Compress,
 ) -> np.ndarray:
-    """Return the records' paired signatures, (R, q) float32, each the mean over its contexts.
+    """Return the records' paired signatures, (R, q) float32, each the mean over its contexts, or 0.
 
-    From every context's updates their mean is subtracted. 0 for a record that is in no context.
+    From every context's updates is subtracted their mean over the records that parties are drawn from,
+    ``drawable``, (R,) bool: what is said of a record that is decoded alone must not depend on others.
     """
     sums: np.ndarray | None = None
-    count = np.zeros(records)
+    count = np.zeros(len(drawable))
     for number, context in enumerate(contexts):
         if len(context.open) == 0:
             continue
         updates = simulate(plan, start, pool, context.sets(number), seed, compress)
-        sums = np.zeros((records, updates.shape[1]), np.float32) if sums is None else sums
-        sums[context.open] += updates - updates.mean(axis=0)
+        sums = np.zeros((len(drawable), updates.shape[1]), np.float32) if sums is None else sums
+        middle = drawable[context.open] if drawable[context.open].any() else slice(None)
+        sums[context.open] += updates - updates[middle].mean(axis=0)
         count[context.open] += 1
     if sums is None:
         raise ValueError("there are no contexts to measure signatures in")

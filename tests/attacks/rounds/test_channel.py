@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.rounds.channel import Products, Reading, Variances, read_rows, read_targets
+from attacks.rounds.channel import Intercepts, Products, Reading, Variances, read_rows, read_targets
 
 PRIOR = 0.5
 
@@ -60,6 +60,73 @@ def test_targets_are_read_as_by_explicit_matrices(seed: int, ridge: float, noise
     expected = np.array([slow(rows, x, target, variances, ridge, None) for target in targets])
     for i, part in enumerate((reading.amplitude, reading.gain, reading.deviation)):
         np.testing.assert_allclose(part, expected[:, i], rtol=1e-6)
+
+
+def with_intercepts(seed: int, noise: float) -> tuple[Intercepts, tuple, list[tuple[float, float, float]]]:
+    """`example` with two intercepts, and its rows and targets read by explicit wide matrices."""
+    rows, x, targets, variances = example(seed, noise)
+    stream = np.random.default_rng(seed + 1)
+    centres = Intercepts(stream.uniform(0, 1, (len(rows), 2)), stream.uniform(0, 1, (len(targets), 2)))
+    size, ridge = len(x), 0.1
+    wide, plain = np.hstack([rows, centres.rows]), np.pad(rows, ((0, 0), (0, 2)))
+    expected = []
+    for own in [*range(7), None, None, None, None]:
+        target = len(expected) - 7 if own is None else own
+        vector = np.r_[targets[target], centres.targets[target]] if own is None else wide[own]
+        content = np.r_[targets[target], 0, 0] if own is None else plain[own]
+        keep = np.arange(len(rows)) != own if own is not None else np.ones(len(rows), bool)
+
+        def weights(left_out: int | None = None, vector=vector, keep=keep) -> np.ndarray:
+            used = keep & (np.arange(len(rows)) != left_out)
+            covariance = (wide[used].T * variances.weight[used]) @ wide[used]
+            return np.linalg.solve(covariance + (ridge + noise) * np.eye(size + 2), vector)
+
+        variance = noise * np.sum(weights()[:size] ** 2)
+        for j in np.flatnonzero(keep):
+            variance += variances.bits[j] * (plain[j] @ weights()) ** 2
+            variance += variances.sampled[j] * (plain[j] @ weights(j)) ** 2
+        expected.append((weights()[:size] @ x, weights() @ content, float(np.sqrt(variance))))
+    return centres, (Products.of(rows, x, targets), variances, ridge), expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
+def test_intercepts_are_coordinates_in_which_the_update_is_nothing(seed: int, noise: float) -> None:
+    centres, (products, variances, ridge), expected = with_intercepts(seed, noise)
+    found = Reading.joined([
+        read_rows(products, variances, ridge, 7, centres), read_targets(products, variances, ridge, centres),
+    ])  # fmt: skip
+    for i, part in enumerate((found.amplitude, found.gain, found.deviation)):
+        np.testing.assert_allclose(part, np.array(expected)[:, i], rtol=1e-6)
+
+
+def test_with_an_intercept_a_row_is_read_as_if_the_others_were_centred_without_it() -> None:
+    stream, ridge, n = np.random.default_rng(5), 1e-6, 12
+    raw, x = stream.normal(size=(n, 30)), stream.normal(size=30)
+    rows, variances = raw - raw.mean(axis=0), Variances(np.zeros(n), np.full(n, 0.7))
+    centre = Intercepts(np.full((n, 1), 1000.0), np.ones((0, 1)))  # large beside the rows: no prior on it
+    reading = read_rows(Products.of(rows, x, rows[:0]), variances, ridge, n, centre)
+    for i in range(n):
+        others = np.delete(raw, i, axis=0)
+        middle = others.mean(axis=0)
+        covariance = 0.7 * (others - middle).T @ (others - middle) + ridge * np.eye(30)
+        expected = np.linalg.solve(covariance, raw[i] - middle) @ x
+        assert reading.amplitude[i] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_of_fewer_rows_than_coordinates_spreads_are_true_only_with_the_intercept(known: bool) -> None:
+    """60 signatures less their mean, an update of 60 unknown draws: nobody's membership is in it."""
+    stream, spread = np.random.default_rng(0), []
+    for _ in range(40):
+        raw = stream.normal(size=(60, 300)) / np.sqrt(np.arange(1, 301))
+        rows = raw - raw.mean(axis=0)
+        x = (stream.normal(size=(60, 300)) / np.sqrt(np.arange(1, 301))).sum(axis=0) - 60 * raw.mean(axis=0)
+        weights = Variances(np.zeros(60), np.full(60, 60 * (1 + 60 / 60) / 60))
+        centre = Intercepts(np.ones((60, 1)), np.ones((0, 1))) if known else None
+        reading = read_rows(Products.of(rows, x, rows[:0]), weights, 1e-5, 60, centre)
+        spread.append(np.mean((reading.amplitude / reading.deviation) ** 2))
+    assert (0.7 < np.mean(spread) < 1.5) == known, np.mean(spread)
 
 
 def test_products_of_rounds_add_up_to_those_of_rows_joined_end_to_end() -> None:

@@ -111,6 +111,19 @@ def test_candidates_are_read_one_by_one_where_the_adversary_owns_other_records()
     assert auc(areas) > 0.7
 
 
+def test_what_is_said_of_a_record_decoded_alone_does_not_depend_on_the_others_asked_about() -> None:
+    given = world()
+    disjoint = given.view.assumptions.model_copy(update={"auxiliary": "disjoint"})
+    fresh = Pool(records(np.random.default_rng(50), 4 * SIZE), np.full(4 * SIZE, -1))
+    view = replace(given.view, assumptions=disjoint, auxiliary=fresh)
+    whole = decode(view, given.candidates, 9, replace(QUICK, repeats=0))
+    some = np.arange(0, len(given.candidates), 3)
+    assert given.view.candidate_party is not None
+    fewer = replace(view, candidate_party=given.view.candidate_party[some])
+    alone = decode(fewer, given.candidates.take(some), 9, replace(QUICK, repeats=0))
+    np.testing.assert_allclose(alone.scores, whole.scores[some], rtol=1e-4)
+
+
 def test_of_a_coalition_the_other_parties_alone_are_simulated() -> None:
     given = world()
     view = replace(given.view, own_party=np.repeat([0, 2], SIZE // 2))

@@ -29,7 +29,7 @@ def asked(seed: int = 3) -> Records:
 def found(view: ParticipantView, pool: Records) -> tuple[np.ndarray, np.ndarray]:
     """Predicted separations, and those measured by the same channel over games of true rounds."""
     prepared = exposure.prepared(view, pool, 0.5, 5, 100)
-    _, evidence = exposure.first_round(view, prepared)
+    kind, evidence = exposure.first_round(view, prepared)
     stream, amplitude, member = np.random.default_rng(7), [], []
     fresh = records(stream, GAMES * SIZE)
     everything = Records.concatenate([pool, fresh])
@@ -40,13 +40,13 @@ def found(view: ParticipantView, pool: Records) -> tuple[np.ndarray, np.ndarray]
     updates = simulate(federation_plan(view, 1), view.initial, everything, sets, 11)
     for inside, update in zip(insides, updates.reshape(GAMES, 2, -1).sum(axis=1), strict=True):
         seen = replace(evidence, update=evidence.update + update)
-        amplitude.append(exposure.read(prepared, seen).amplitude)
+        amplitude.append(exposure.read(prepared, kind, seen).amplitude)
         member.append(np.isin(np.arange(len(pool)), inside))
     values, was = np.array(amplitude), np.array(member)
     gaps = [values[was[:, i], i].mean() - values[~was[:, i], i].mean() for i in range(len(pool))]
     spread = [np.hypot(values[was[:, i], i].std(), values[~was[:, i], i].std()) / np.sqrt(2)
               for i in range(len(pool))]  # fmt: skip
-    return exposure.read(prepared, evidence).separation, np.array(gaps) / np.array(spread)
+    return exposure.read(prepared, kind, evidence).separation, np.array(gaps) / np.array(spread)
 
 
 def test_predicted_separations_rank_the_measured_ones() -> None:

@@ -86,7 +86,7 @@ def test_a_paired_signature_is_the_difference_of_two_trainings() -> None:
     view = world().view
     plan, pool = federation_plan(view, 2), view.own_train
     context = Context(1, np.arange(2, SIZE + 1) % SIZE, np.array([0, 1]))
-    rows = paired(plan, view.initial, pool, [context], SIZE, SEED, everything)
+    rows = paired(plan, view.initial, pool, [context], np.ones(SIZE, bool), SEED, everything)
     sets = MemberSets(
         np.array([1, 1]),
         np.stack([np.r_[0, context.rest], np.r_[1, context.rest]]),
@@ -96,6 +96,17 @@ def test_a_paired_signature_is_the_difference_of_two_trainings() -> None:
     np.testing.assert_allclose(rows[0] - rows[1], first - second, atol=1e-7)
     np.testing.assert_allclose(rows[0] + rows[1], 0, atol=1e-7)
     assert (rows[2:] == 0).all()
+
+
+def test_a_paired_signature_does_not_depend_on_who_else_is_asked_about() -> None:
+    view = world().view
+    plan, pool = federation_plan(view, 2), view.own_train
+    rest, drawable = np.arange(1, SIZE), np.isin(np.arange(SIZE), (0, 1))
+    few, more = (
+        paired(plan, view.initial, pool, [Context(1, rest, np.array(asked))], drawable, SEED, everything)
+        for asked in ([0, 1, 2], [0, 1, 2, 3, 4])
+    )
+    np.testing.assert_array_equal(few[:3], more[:3])
 
 
 def test_gradients_of_records_are_torchs_own() -> None:
@@ -116,7 +127,7 @@ def test_gradient_and_paired_signatures_agree_where_a_round_is_one_small_step() 
     plan, between = federation_plan(view, 2), fillers(known, SEED)
     sets = draw_sets(known, between, 40, SEED)
     contexts = list(draw_contexts(known, between, 2, SEED))
-    measured = paired(plan, view.initial, known.records, contexts, len(known), SEED, everything)
+    measured = paired(plan, view.initial, known.records, contexts, known.drawable, SEED, everything)
     slopes = gradient(plan, view.initial, known.records, known, sets, SEED, everything)
     updates = simulate(plan, view.initial, known.records, sets, SEED)
     presence = design(known, between, sets)
