@@ -304,8 +304,8 @@ def _obstacle(
         return (
             "simulates the federation, which it cannot under federation.central_dp; take one without shadows"
         )
-    if follows and by_person:
-        return "simulates parties, which it cannot where dp.unit = 'person'; take one without shadows"
+    if attack.simulates and by_person:
+        return "simulates rounds of single parties, which it cannot where dp.unit = 'person'; name 'lira'"
     if follows and federation.strategy not in STRATEGIES:
         return f"simulates the federation, which it cannot with federation.strategy = '{federation.strategy}'"
     if not any(owned_in(world, attack) for world in adversary.ladder):

@@ -16,7 +16,7 @@ from clients.party import Party
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Introduce itself like anyone else, and share its records."""
-    observations.record_own(_shared(party), party.records.train, party.records.heldout)
+    observations.record_own(_shared(party), party.records)
     return participant.introduce(party, context)
 
 

@@ -100,7 +100,7 @@ def train_privately(
     """
     clipping_norm = clipping_norm_of(context)
     if plan.unit == "person":
-        records, person = _bounded(party)
+        records, person = _bounded(party, plan)
         report = persons.train_by_person(
             party.module, records, person, local, plan, draws, clipping_norm=clipping_norm
         )
@@ -127,11 +127,10 @@ def _owners(party: Party) -> np.ndarray:
     return party.records.train_person
 
 
-def _bounded(party: Party) -> tuple[Records, np.ndarray]:
+def _bounded(party: Party, plan: Plan) -> tuple[Records, np.ndarray]:
     """Return the records that a party trains on by person, the same in every round, and whose they are."""
-    assert party.dp is not None
     stream = rng.generator(party.scenario.seed, "records of a person", game=party.game, party=party.name)
-    rows = persons.bounded(_owners(party), party.dp.records_per_person, stream)
+    rows = persons.bounded(_owners(party), plan.records_per_person, stream)
     return party.records.train.take(rows), _owners(party)[rows]
 
 

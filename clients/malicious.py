@@ -41,8 +41,7 @@ def introduce(party: Party, context: Context) -> RecordDict:
     observations.record_settings(
         _notebook(party),
         _public_settings(trained_on),
-        party.records.train,
-        party.records.heldout,
+        party.records,
         party.scenario.adversary,
         read_pool(party.folder, AUXILIARY),
     )

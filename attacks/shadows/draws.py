@@ -70,8 +70,9 @@ class ShadowDraws:
             yield [positions]
 
     def poisson(self, n: int, plan: Plan) -> Iterator[Tensor]:
-        """Yield the schedule's batches."""
-        yield from self._batches()
+        """Yield the schedule's batches; of n persons, who may be fewer than records, those that are there."""
+        for positions in self._batches():
+            yield positions[positions < n]
 
     def _batches(self) -> Iterator[Tensor]:
         for batch in self._schedule.batches[self._party][0]:

@@ -58,6 +58,7 @@ def draw_members(
     seed: int,
     game: int = 0,
     spare: Mapping[int, np.ndarray] | None = None,
+    person: np.ndarray | None = None,
 ) -> Membership:
     """Draw which records of the pool are in which party of which shadow.
 
@@ -67,6 +68,8 @@ def draw_members(
     fixed: party → rows that are in it in every shadow, which the adversary knows to be there.
     spare: party → rows that stand for members whom the adversary does not own, in no other party. With them
         at most half of the records that could be in a party are drawn, and it has its true size.
+    person: (records,) int, whose each record of the pool is, where persons are drawn and not records: all of
+        hers that could be in a party are, or none. Of the last one drawn only as many as there is room for.
 
     Shadows 2j and 2j + 1 are drawn from one permutation, from its two ends: where there are twice as many
     records as places the second holds exactly what the first does not. The first S of more shadows are the
@@ -96,7 +99,8 @@ def draw_members(
     for s in range(shadows):
         if s % 2 == 0:
             stream = rng.generator(seed, f"shadow/{s}/members", game=game)
-            orders, common = [stream.permutation(rows) for rows in own], stream.permutation(anyones)
+            orders = [_shuffled(rows, person, stream) for rows in own]
+            common = _shuffled(anyones, person, stream)
         else:
             orders, common = [order[::-1] for order in orders], common[::-1]
         dealt = np.split(common[: sum(from_any)], np.cumsum(from_any)[:-1])
@@ -105,6 +109,17 @@ def draw_members(
             filled = filling.choice(others[k], unknown[k], replace=False) if unknown[k] else others[k][:0]
             members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k], filled])
     return Membership(members, len(party_of))
+
+
+def _shuffled(rows: np.ndarray, person: np.ndarray | None, stream: np.random.Generator) -> np.ndarray:
+    """Return ``rows`` in a random order; where ``person`` says whose they are, hers follow one another."""
+    order = stream.permutation(rows)
+    if person is None or not len(rows):
+        return order
+    _, unit = np.unique(person[order], return_inverse=True)
+    # Persons by a rank of their own: by their first record, those with many would come first.
+    rank = stream.permutation(int(unit.max()) + 1)
+    return order[np.argsort(rank[unit], kind="stable")]
 
 
 def _places(wanted: int, available: int, share: float) -> int:

@@ -1,7 +1,8 @@
 """One shadow federation the plain way: one party after another, each trained as the party itself trains
 (`fedsim.core.training`), with the same batches, noise and defences as in `attacks.shadows.block`.
 
-It is the path of the modules that cannot be stacked, and what the stacked shadows are tested against.
+It is the path of the modules that cannot be stacked, and of parties whose DP-SGD clips what a person, not a
+record, contributes; and what the stacked shadows are tested against.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from attacks.shadows.schedule import Schedule, Streams, draw_schedule
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.models.weights import exchanged, load_weights, weights_of
+from fedsim.core.privacy.plan import Plan
 from fedsim.core.training import distillation, dp
 from fedsim.core.training.draws import Draws
+from fedsim.core.training.persons import bounded, train_by_person
 from fedsim.core.training.stacked.batches import Parameters
-from fedsim.core.training.steps import LocalTraining
+from fedsim.core.training.steps import LocalTraining, TrainingReport
 from fedsim.core.training.updates import shape_answer
 
 
@@ -40,13 +43,17 @@ def train_one(
     streams: Streams,
     observe: Observe,
     raised: Records | None = None,
+    person: np.ndarray | None = None,
 ) -> dict[str, Tensor]:
-    """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
+    """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size).
+
+    person: (records,) int, whose each record of ``pool`` is, for a party whose DP-SGD clips by person
+    """
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
     shadow = _Shadow(
         plan,
         module,
-        _parties(plan, pool, members, streams),
+        _parties(plan, pool, members, streams, person),
         ShadowNumbers(module, plan.classes, streams.key),
         raised,
     )
@@ -97,9 +104,16 @@ class _Shadow:
 class _Party:
     """A simulated party; what outlives a round is the clipping norm, where it adapts."""
 
-    def __init__(self, plan: FederationPlan, party: int, records: Records, beside: Records | None) -> None:
-        """Beside: records that it stops early on, or trains a student on."""
-        self._records, self._dp = records, plan.parties[party].dp
+    def __init__(
+        self,
+        plan: FederationPlan,
+        party: int,
+        records: Records,
+        beside: Records | None,
+        person: np.ndarray | None,
+    ) -> None:
+        """Beside: records that it stops early on, or trains a student on; person: whose each record is."""
+        self._records, self._person, self._dp = records, person, plan.parties[party].dp
         defence = plan.parties[party].defence
         self._local = LocalTraining(
             plan.training_of(party),
@@ -116,19 +130,30 @@ class _Party:
         if self._dp is None:
             distillation.train(module, self._records, self._local, draws)
         else:
-            report = dp.train_private(
-                module, self._records, self._local, self._dp, draws, clipping_norm=self._norm
-            )
-            self._norm = report.clipping_norm
+            self._norm = self._train_privately(module, self._dp, draws).clipping_norm
         shape_answer(module, sent, self._local.defence, draws)
 
+    def _train_privately(self, module: nn.Module, plan: Plan, draws: Draws) -> TrainingReport:
+        records, local, norm = self._records, self._local, self._norm
+        if plan.unit == "record":
+            return dp.train_private(module, records, local, plan, draws, clipping_norm=norm)
+        assert self._person is not None  # a `ShadowRequest` has seen to it
+        return train_by_person(module, records, self._person, local, plan, draws, clipping_norm=norm)
 
-def _parties(plan: FederationPlan, pool: Records, members: np.ndarray, streams: Streams) -> list[_Party]:
+
+def _parties(
+    plan: FederationPlan, pool: Records, members: np.ndarray, streams: Streams, person: np.ndarray | None
+) -> list[_Party]:
     heldout = draw_heldout(plan, members[None], len(pool), [streams])
-    return [
-        _Party(plan, k, pool.take(rows[rows >= 0]), pool.take(heldout[k][0]) if k in heldout else None)
-        for k, rows in enumerate(members)
-    ]
+    parties = []
+    for k, rows in enumerate(members):
+        rows = rows[rows >= 0]
+        dp = plan.parties[k].dp
+        if person is not None and dp is not None and dp.unit == "person":
+            rows = rows[bounded(person[rows], dp.records_per_person, streams.person)]
+        beside = pool.take(heldout[k][0]) if k in heldout else None
+        parties.append(_Party(plan, k, pool.take(rows), beside, None if person is None else person[rows]))
+    return parties
 
 
 def _ascend(

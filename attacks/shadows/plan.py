@@ -93,6 +93,11 @@ class FederationPlan:
         return np.array([party.size for party in self.parties])
 
     @property
+    def by_person(self) -> bool:
+        """Whether a party clips the gradient of a person with all of her records."""
+        return any(self.dp(k).unit == "person" for k in self.private)
+
+    @property
     def plain(self) -> list[int]:
         """The parties without DP."""
         return [k for k, party in enumerate(self.parties) if party.dp is None]

@@ -24,6 +24,7 @@ class Streams:
     noise: the numbers from which the noise of DP-SGD is made (`fedsim.core.training.stacked.noise`)
     defence: mixup, and the numbers from which dropout and quantisation are made
     heldout: which records a party that stops early looks at
+    person: which of a person's records are trained on, where there is a bound
     seed: of torch's global stream, for modules that draw from it
     """
 
@@ -34,6 +35,7 @@ class Streams:
         self.noise = rng.generator(seed, f"{purpose}/noise", game=game)
         self.defence = rng.generator(seed, f"{purpose}/defence", game=game)
         self.heldout = rng.generator(seed, f"{purpose}/heldout", game=game)
+        self.person = rng.generator(seed, f"{purpose}/records of a person", game=game)
         self.seed = rng.integer(seed, f"{purpose}/module", game=game)
 
 
@@ -56,7 +58,8 @@ class Schedule:
     active: (S, parties) bool, who takes part
     batches: per party (S, steps, width) int, positions among the party's records; −1 is no record. Plain
         parties go through a fresh permutation per epoch, cut into batches of which the last is smaller;
-        private ones draw every record with probability q in every step.
+        private ones draw every record with probability q in every step, or, where their unit is a person,
+        every position among the persons, who are no more than the records.
     noise: (S, parties, steps) uint64, from which the noise of a private party's step is made
     mixing: of each party that uses mixup
     dropout: (S, parties, steps) uint64, from which a step's dropout masks are made

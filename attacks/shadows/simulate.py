@@ -97,10 +97,12 @@ class ShadowRequest:
     rounds: t of the models w_t to observe, in 0…T, increasing
     logit_rounds, weight_rounds: those of them of which logits, and weights, are kept as well
     raised: the records whose loss a party's answers are moved to raise, where the plan has an ascent
+    person: (records,) int, whose each record of ``pool`` is, where a party clips by person
 
     Raises:
         ValueError: ``membership`` has not the plan's party sizes, or ``rounds`` are not increasing in 0…T; an
-            ascent without records to raise, or such records without an ascent.
+            ascent without records to raise, or such records without an ascent; a party clips by person, and
+            nobody says whose the records are.
     """
 
     plan: FederationPlan
@@ -114,6 +116,7 @@ class ShadowRequest:
     logit_rounds: tuple[int, ...] = ()
     weight_rounds: tuple[int, ...] = ()
     raised: Records | None = None
+    person: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         sizes, rounds, last = self.plan.sizes.tolist(), list(self.rounds), self.plan.rounds
@@ -126,6 +129,8 @@ class ShadowRequest:
                 raise ValueError(f"{name} {list(chosen)} are not increasing in {rounds}")
         if (self.plan.ascent is None) != (self.raised is None):
             raise ValueError("an ascent needs records that it raises, and they need an ascent")
+        if self.plan.by_person and self.person is None:
+            raise ValueError("a party clips by person, and nobody says whose the records are")
 
     def key(self) -> str:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
@@ -141,6 +146,8 @@ class ShadowRequest:
         }  # fmt: skip
         if self.raised is not None:
             named |= {"raised": self.raised.features, "raised labels": self.raised.labels}
+        if self.person is not None:
+            named["person"] = self.person
         for name, array in named.items():
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -297,7 +304,7 @@ def _run_block(
         for s, see in enumerate(map(seen.by, shadows)):
             train_one(
                 plan, job.initial, job.pool, members[s], job.signal_records, job.rounds, streams[s], see,
-                job.raised,
+                job.raised, job.person,
             )  # fmt: skip
     else:
         pools = stack.pool(job.pool), stack.pool(job.signal_records)
@@ -356,6 +363,8 @@ def _stack(plan: FederationPlan) -> Stack | None:
     from fedsim.core.training.stacked.stack import stack_of
 
     stack = stack_of(zoo.build(plan.model, plan.input_shape, plan.classes), plan.input_shape, plan.classes)
+    if plan.by_person:
+        return None  # a person's gradients are averaged before they are clipped, which no stack does
     defences = [party.defence for party in plan.parties]
     if stack is None or any(defence.distil or defence.shipped for defence in defences):
         return None  # teachers and students are trained one after the other, as shipped filters are applied

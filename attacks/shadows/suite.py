@@ -26,6 +26,7 @@ from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core import rng
 from fedsim.core.data.records import Pool, Records
+from fedsim.core.errors import InputError
 from fedsim.core.scenario.protection import NO_DEFENCE
 
 EARLY = 2
@@ -68,10 +69,16 @@ def simulate(
     laboratory = laboratory or Laboratory()
     rounds = early_rounds(view) if early else observed_rounds(view)
     count = budget.early(view.assumptions, _parameters(view)) if early else view.assumptions.shadows
-    candidate_pool = Pool(candidates, _party_of(view, len(candidates)))
+    candidate_pool = Pool(candidates, _party_of(view, len(candidates)), _person_of(view, len(candidates)))
     drawn_from, fixed = _records_to_draw(view, candidate_pool)
     drawn_from, spare = _with_unknown(view, drawn_from, fixed, seed, game)
     columns = Records.concatenate([candidates, *_beside(view)])
+    settings = federation_plan(view, rounds[-1])
+    person = drawn_from.person if settings.by_person else None
+    if settings.by_person and person is None:
+        raise InputError(
+            "shadows follow a DP-SGD whose unit is a person only where data.person names persons"
+        )
     membership = members.draw_members(
         count,
         view.settings.sizes,
@@ -80,9 +87,10 @@ def simulate(
         seed=seed,
         game=game,
         spare=spare,
+        person=person,
     )
     request = ShadowRequest(
-        plan=federation_plan(view, rounds[-1]).resized(membership.sizes),
+        plan=settings.resized(membership.sizes),
         initial=dict(view.initial),
         pool=drawn_from.records,
         membership=membership,
@@ -93,6 +101,7 @@ def simulate(
         logit_rounds=tuple(rounds[-1:]) if view.settings.classes > 2 and not early else (),
         weight_rounds=tuple(rounds[-1:]) if count <= budget.affordable(_parameters(view)) else (),
         raised=view.raised,
+        person=person,
     )
     memory = int(view.assumptions.memory * 2**30)
     shadows = train_shadows(request, dataclasses.replace(laboratory, max_bytes=memory))
@@ -162,6 +171,11 @@ def _party_of(view: ParticipantView, candidates: int) -> np.ndarray:
     return np.full(candidates, -1) if known is None or len(known) != candidates else known
 
 
+def _person_of(view: ParticipantView, candidates: int) -> np.ndarray | None:
+    known = view.candidate_person
+    return known if known is not None and len(known) == candidates else None
+
+
 def _beside(view: ParticipantView) -> list[Records]:
     """Return the records besides the candidates that shadows are drawn from, and that are signals as well."""
     if view.assumptions.auxiliary == "own":
@@ -176,22 +190,27 @@ def _records_to_draw(view: ParticipantView, candidate_pool: Pool) -> tuple[Pool,
     These come last: the adversary's own members and its poison, where it poisons; in a coalition those of all
     its parties. Under 'own' all own records are drawn from as well, to stand for the others'.
     """
-    owned = view.auxiliary or Pool(candidate_pool.records.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    owned = view.auxiliary or candidate_pool.first(0)
     parts = {"population": [candidate_pool, owned], "disjoint": [owned]}.get(view.assumptions.auxiliary)
     if parts is None:
-        own = Records.concatenate([view.own_heldout, view.own_train])
-        parts = [Pool(own, np.full(len(own), -1))]
-    trained_on = Records.concatenate([view.own_train, *([view.poison] if view.poison is not None else [])])
-    trainer = np.full(len(trained_on), view.settings.own)
-    if view.own_party is not None:
-        trainer[: len(view.own_party)] = view.own_party
-    parts = [*parts, Pool(trained_on, trainer)]
-    pool = Pool(
-        Records.concatenate([part.records for part in parts]),
-        np.concatenate([part.party for part in parts]),
-    )
+        sides = (view.own_heldout, view.own_heldout_person), (view.own_train, view.own_train_person)
+        parts = [Pool(records, np.full(len(records), -1), person) for records, person in sides]
+    trained_on = _trained_on(view)
+    pool, trainer = Pool.concatenate([*parts, trained_on]), trained_on.party
     rows = np.arange(len(pool) - len(trained_on), len(pool))
     return pool, {int(k): rows[trainer == k] for k in np.unique(trainer)}
+
+
+def _trained_on(view: ParticipantView) -> Pool:
+    """Return what the adversary, or its coalition, trains on; a poisoned copy is a person of its own."""
+    own = np.full(len(view.own_train), view.settings.own) if view.own_party is None else view.own_party
+    trained_on = Pool(view.own_train, own, view.own_train_person)
+    if view.poison is None:
+        return trained_on
+    nobody = None if view.own_train_person is None else -1 - np.arange(len(view.poison))
+    return Pool.concatenate(
+        [trained_on, Pool(view.poison, np.full(len(view.poison), view.settings.own), nobody)]
+    )
 
 
 def _with_unknown(
@@ -200,7 +219,7 @@ def _with_unknown(
     """Return the pool with what stands for members that are not owned, and party → the rows of these.
 
     They lie between two owned records of the same label, of the party where it is known. Where the adversary
-    owns all that may be members there are none of them.
+    owns all that may be members there are none of them. Each is a person of its own.
     """
     if view.assumptions.ladder[0] == "all":
         return pool, None
@@ -214,13 +233,12 @@ def _with_unknown(
         count = min(VARIETY * size, max(size, MOST_UNKNOWN))
         parents = interpolation.pairs(pool.records.labels, rows, count, stream)
         records = interpolation.between(pool.records, parents, stream.random(count))
-        parts.append(Pool(records, np.full(count, k)))
-        spare[k] = np.arange(end, end + count)
+        places = np.arange(end, end + count)
+        nobody = None if pool.person is None else pool.person.min() - 1 - places
+        parts.append(Pool(records, np.full(count, k), nobody))
+        spare[k] = places
         end += count
-    joined = Pool(
-        Records.concatenate([part.records for part in parts]), np.concatenate([part.party for part in parts])
-    )
-    return joined, spare
+    return Pool.concatenate(parts), spare
 
 
 def _inside(view: ParticipantView, membership: Membership, candidates: int, columns: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attacks.views.observations import read_records, read_rounds
+from attacks.views.observations import read_persons, read_records, read_rounds
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import Weights
 from fedsim.core.data.records import Pool, Records
@@ -16,12 +16,17 @@ from fedsim.core.data.records import Pool, Records
 
 @dataclass(frozen=True, eq=False)
 class Accomplice:
-    """What another party shares with the adversary: its records, and round → its answer."""
+    """What another party shares with the adversary: its records, and round → its answer.
+
+    train_person, heldout_person: whose each record is, None where nobody is named
+    """
 
     partition: int
     train: Records
     heldout: Records
     replies: dict[int, Weights]
+    train_person: np.ndarray | None = None
+    heldout_person: np.ndarray | None = None
 
 
 def unite(view: ParticipantView, accomplices: Sequence[Accomplice]) -> ParticipantView:
@@ -51,9 +56,16 @@ def unite(view: ParticipantView, accomplices: Sequence[Accomplice]) -> Participa
         own_train=Records.concatenate(trains),
         own_heldout=Records.concatenate(heldouts),
         own_party=np.repeat(parties, [len(train) for train in trains]),
+        own_train_person=_joined([view.own_train_person, *(each.train_person for each in accomplices)]),
+        own_heldout_person=_joined([view.own_heldout_person, *(each.heldout_person for each in accomplices)]),
         auxiliary=None if view.auxiliary is None else _beside(view.auxiliary, accomplices),
         _kept={},
     )
+
+
+def _joined(persons: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    named = [each for each in persons if each is not None]
+    return np.concatenate(named) if len(named) == len(persons) else None
 
 
 def _beside(auxiliary: Pool, accomplices: Sequence[Accomplice]) -> Pool:
@@ -61,7 +73,7 @@ def _beside(auxiliary: Pool, accomplices: Sequence[Accomplice]) -> Pool:
     sides = [side for accomplice in accomplices for side in (accomplice.train, accomplice.heldout)]
     known = {key for side in sides for key in _keys(side)}
     open_rows = np.array([key not in known for key in _keys(auxiliary.records)], dtype=bool)
-    return Pool(auxiliary.records.take(open_rows), auxiliary.party[open_rows])
+    return auxiliary.take(open_rows)
 
 
 def _keys(records: Records) -> list[bytes]:
@@ -78,4 +90,5 @@ def load_accomplice(folder: Path, partition: int) -> Accomplice:
     """
     own = folder / "own.safetensors"
     replies = read_rounds(folder, "reply")
-    return Accomplice(partition, read_records(own, "train_"), read_records(own, "heldout_"), replies)
+    train, heldout = read_records(own, "train_"), read_records(own, "heldout_")
+    return Accomplice(partition, train, heldout, replies, *read_persons(own))

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings, Weights
 from fedsim.core.data.records import Pool, Records
+from fedsim.core.data.store import PartyRecords
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.core.scenario.adversary import AdversarySettings
@@ -20,33 +21,38 @@ from fedsim.core.scenario.adversary import AdversarySettings
 PROGRESS = "progress.json"
 
 
-def record_own(folder: Path, train: Records, heldout: Records) -> None:
-    """Write a party's own records."""
-    write_arrays(
-        folder / "own.safetensors",
-        {
-            "train_features": train.features,
-            "train_labels": train.labels,
-            "heldout_features": heldout.features,
-            "heldout_labels": heldout.labels,
-        },
-    )
+def record_own(folder: Path, own: PartyRecords) -> None:
+    """Write a party's own records, and whose each is."""
+    arrays = {
+        "train_features": own.train.features,
+        "train_labels": own.train.labels,
+        "heldout_features": own.heldout.features,
+        "heldout_labels": own.heldout.labels,
+    }
+    persons = {"train_person": own.train_person, "heldout_person": own.heldout_person}
+    arrays |= {name: person for name, person in persons.items() if person is not None}
+    write_arrays(folder / "own.safetensors", arrays)
+
+
+def read_persons(file: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Read whose each of a party's training and held-out records is, None where nobody is named."""
+    arrays = read_arrays(file)
+    return arrays.get("train_person"), arrays.get("heldout_person")
 
 
 def record_settings(
     folder: Path,
     settings: PublicSettings,
-    own_train: Records,
-    own_heldout: Records,
+    own: PartyRecords,
     assumptions: AdversarySettings | None = None,
     auxiliary: Pool | None = None,
 ) -> None:
     """Write what the owner has before round 1."""
     write_json(folder / "settings.json", TypeAdapter(PublicSettings).dump_python(settings, mode="json"))
-    record_own(folder, own_train, own_heldout)
+    record_own(folder, own)
     assumed = assumptions or AdversarySettings()
     write_json(folder / "assumptions.json", assumed.model_dump(mode="json"))
-    nothing = Pool(own_train.take(np.arange(0)), np.empty(0, dtype=np.int64))
+    nothing = Pool(own.train.take(np.arange(0)), np.empty(0, dtype=np.int64))
     write_arrays(folder / "auxiliary.safetensors", (auxiliary or nothing).arrays())
 
 
@@ -128,6 +134,8 @@ def load_view(folder: Path) -> ParticipantView:
     own, candidates = folder / "own.safetensors", folder / "candidates.safetensors"
     start = folder / "start.safetensors"
     assumptions, auxiliary = folder / "assumptions.json", folder / "auxiliary.safetensors"
+    asked = _pool(candidates) if candidates.exists() else None
+    train_person, heldout_person = read_persons(own)
     return ParticipantView(
         settings,
         models,
@@ -136,11 +144,14 @@ def load_view(folder: Path) -> ParticipantView:
         read_records(own, "heldout_"),
         AdversarySettings.model_validate(read_json(assumptions)),
         _pool(auxiliary),
-        _pool(candidates).party if candidates.exists() else None,
+        None if asked is None else asked.party,
         _records_if_any(folder / "poison.safetensors"),
         read_rounds(folder, "ascent"),
         start=read_arrays(start) if start.exists() else None,
         raised=_records_if_any(folder / "raised.safetensors"),
+        candidate_person=None if asked is None else asked.person,
+        own_train_person=train_person,
+        own_heldout_person=heldout_person,
     )
 
 

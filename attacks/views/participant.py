@@ -54,6 +54,8 @@ class ParticipantView:
     auxiliary: records that it owns besides, with their party where it knows it
     candidate_party: (n,) int64, index of each candidate's party, −1 where unknown; None until the candidates
         are known
+    candidate_person, own_train_person, own_heldout_person: (n,) int64, whose each record is, numbered alike
+        in all of them and in ``auxiliary``; None where the table names no persons
     poison: what a poisoning adversary trains on beside own_train
     ascents: round t → what an ascending adversary added to its answer in round t
     own_party: (n_train,) int64, in a coalition the party that holds each record of own_train; None where all
@@ -75,6 +77,9 @@ class ParticipantView:
     own_party: np.ndarray | None = None
     start: Weights | None = None
     raised: Records | None = None
+    candidate_person: np.ndarray | None = None
+    own_train_person: np.ndarray | None = None
+    own_heldout_person: np.ndarray | None = None
     # Several attacks ask for the same logits. The records are kept too, so that their id is not used again.
     _kept: dict[tuple[int, int], tuple[Records, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from attacks.views.participant import ParticipantView
 from fedsim.core.data import worlds
-from fedsim.core.data.records import Pool, Records
+from fedsim.core.data.records import Pool
 from fedsim.core.data.worlds import World
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays, write_arrays
@@ -40,17 +38,14 @@ def in_world(view: ParticipantView, candidates: Pool, name: str, world: World) -
 
     candidates: all of the game's
     """
-    beside = view.auxiliary or Pool(candidates.records.take(np.arange(0)), np.empty(0, np.int64))
-    owned = [Pool(beside.records.take(world.owned), beside.party[world.owned])]
-    owned.append(Pool(candidates.records.take(world.nobodys), candidates.party[world.nobodys]))
-    pool = Pool(
-        Records.concatenate([part.records for part in owned]), np.concatenate([part.party for part in owned])
-    )
+    beside = view.auxiliary or candidates.first(0)
+    pool = Pool.concatenate([beside.take(world.owned), candidates.take(world.nobodys)])
     assumed = view.assumptions.model_copy(update={"auxiliary": OWNED_AS[name], "worlds": [name]})
     return replace(
         view,
         auxiliary=pool,
         candidate_party=candidates.party[world.asked],
+        candidate_person=None if candidates.person is None else candidates.person[world.asked],
         assumptions=assumed,
         _kept={},
     )

@@ -195,10 +195,15 @@ def _unchosen(
 
 
 def _pool(encoded: Encoded, rows: pd.DataFrame, known: list[str]) -> Pool:
-    """Return the records of ``rows``; their party is the index in ``known``, -1 where nothing is known."""
+    """Return the records of ``rows``; their party is the index in ``known``, -1 where nothing is known.
+
+    Whose a record is is as well known as the record: it tells nothing of who is a member.
+    """
     index = {name: k for k, name in enumerate(known)}
     party = np.array([index.get(name, -1) for name in rows["party"]], dtype=np.int64)
-    return Pool(encoded.records(rows["record"].to_numpy(dtype=np.int64)), party)
+    record = rows["record"].to_numpy(dtype=np.int64)
+    person = None if encoded.person is None else units_of(encoded)[0][record].astype(np.int64)
+    return Pool(encoded.records(record), party, person)
 
 
 def draw_members(

@@ -97,7 +97,7 @@ def _write_observations(
     own = game.parties[prepared.adversary]
     settings = _public(brought, game, plans)
     assumed = prepared.scenario.adversary
-    observations.record_settings(folder, settings, own.train, own.heldout, assumed, game.auxiliary)
+    observations.record_settings(folder, settings, own, assumed, game.auxiliary)
     for t, weights in brought.weights.items():
         observations.record_model(folder, t, weights)
     if brought.start is not None:

@@ -79,6 +79,8 @@ def assumptions(run: RunDirectory, attacks: list[str]) -> str:
         "It is assumed to hold the candidate records, not knowing who trained on them. "
     )
     if rows["shadows"].astype(bool).any():
+        if any(not isinstance(dp, str) and dp.unit == "person" for dp in run.scenario.dp.values()):
+            text += "It knows which of the records that it holds are one person's. "
         text += (
             f"Its budget: {budget.in_words(settings, budget.parameters(run.scenario.model, run.manifest))}. "
         )

@@ -23,6 +23,7 @@ from attacks.membership import threshold, trajectory
 from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
+from fedsim.core.data.store import PartyRecords
 from fedsim.core.errors import InputError
 
 # Those that simulate rounds are tested in rounds/, those that compare with shadows on signal matrices, all
@@ -120,7 +121,9 @@ def test_the_truth_and_the_order_of_candidates_change_no_score(overfitted: Any) 
 
 def test_the_view_read_from_disk_gives_the_same_findings(tmp_path: Path, overfitted: Any) -> None:
     view = overfitted.view
-    observations.record_settings(tmp_path, view.settings, view.own_train, view.own_heldout)
+    observations.record_settings(
+        tmp_path, view.settings, PartyRecords("own", view.own_train, view.own_heldout)
+    )
     for t in view.models:
         observations.record_model(tmp_path, t, view.models[t])
         if t:

@@ -47,9 +47,9 @@ def test_dp_sgd_of_persons_is_planned_for_persons(tmp_path: Path) -> None:
 def test_what_cannot_go_with_persons_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.person"):
         prepare.check(scenario(tmp_path, dp=BY_PERSON), None)
-    shadows = {"attacks": ["lira"]}
+    by_rounds = {"attacks": ["round-decoding"]}
     with pytest.raises(InputError, match="unit = 'person'"):
-        prepare.check(scenario(tmp_path, dp=BY_PERSON, adversary=shadows), None)
+        prepare.check(scenario(tmp_path, dp=BY_PERSON, adversary=by_rounds), None)
 
 
 @pytest.fixture(scope="module")

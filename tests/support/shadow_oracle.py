@@ -42,6 +42,7 @@ def train_one(
     streams: Streams,
     observe: Observe,
     raised: Records | None = None,
+    person: np.ndarray | None = None,
 ) -> dict[str, Tensor]:
     """Train one shadow: `train_block` with S = 1, but for ``members`` (parties, largest size)."""
     module = zoo.build(plan.model, plan.input_shape, plan.classes)
@@ -50,16 +51,15 @@ def train_one(
     current = [torch.tensor(initial[name], dtype=torch.float32) for name in names]
     aggregate = server(plan)
     heldout = draw_heldout(plan, members[None], len(pool), [streams])
-    parties = [
-        _Party(
-            plan,
-            k,
-            _rows(data, members[k]),
-            _rows(data, heldout[k][0]) if k in heldout else None,
-            streams.key,
-        )
-        for k in range(len(plan.parties))
-    ]
+    parties = []
+    for k, party in enumerate(plan.parties):
+        rows, owner = members[k][members[k] >= 0], None
+        if party.dp and party.dp.unit == "person":
+            assert person is not None
+            rows = _bounded(rows, person, party.dp.records_per_person, streams.person)
+            owner = person[rows]
+        beside = _rows(data, heldout[k][0]) if k in heldout else None
+        parties.append(_Party(plan, k, _rows(data, rows), beside, streams.key, owner))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed)
         for t in range(plan.rounds + 1):
@@ -102,6 +102,18 @@ def _rows(data: Data, rows: np.ndarray) -> Data:
     return data[0][index], data[1][index]
 
 
+def _bounded(rows: np.ndarray, person: np.ndarray, most: int, stream: np.random.Generator) -> np.ndarray:
+    """Return the first ``most`` of each person's rows in a random order, in the order that they had."""
+    if not most:
+        return rows
+    kept: dict[int, list[int]] = {}
+    for place in stream.permutation(len(rows)):
+        hers = kept.setdefault(int(person[rows[place]]), [])
+        if len(hers) < most:
+            hers.append(int(place))
+    return rows[sorted(place for hers in kept.values() for place in hers)]
+
+
 def _answers(module: nn.Module, records: Records) -> Tensor:
     """Return logits (n, classes) in evaluation mode."""
     module.eval()
@@ -115,8 +127,15 @@ class _Party:
     """A simulated party; what outlives a round is the clipping norm, where it adapts."""
 
     def __init__(
-        self, plan: FederationPlan, party: int, data: Data, heldout: Data | None, key: tuple[int, int]
+        self,
+        plan: FederationPlan,
+        party: int,
+        data: Data,
+        heldout: Data | None,
+        key: tuple[int, int],
+        owner: np.ndarray | None,
     ) -> None:
+        self._owner = owner
         self._plan, self._party, self._data, self._heldout, self._key = plan, party, data, heldout, key
         self._dp, self._defence = plan.parties[party].dp, plan.parties[party].defence
         self._norm = self._dp.clipping_norm if self._dp else 0.0
@@ -131,13 +150,14 @@ class _Party:
         stop = _Stopping(module, self._heldout, defence.patience) if self._heldout else None
         batches = schedule.batches[k][0]
         for i, batch in enumerate(batches):
-            x, targets = self._regularised(schedule, i, batch[batch >= 0])
+            rows, units = self._drawn(batch[batch >= 0])
+            x, targets = self._regularised(schedule, i, rows)
             step.zero_grad()
             with self._dropping(module, layout, schedule, i):
                 if self._dp is None:
                     defended_loss(module(x), targets, defence, i // plan.batches_per_epoch(k)).backward()
                 else:
-                    self._write_private_gradient(module, layout, x, targets, schedule.noise[0, k, i])
+                    self._write_private_gradient(module, layout, x, targets, units, schedule.noise[0, k, i])
             for name, p in trained.items():
                 if p.grad is not None:
                     p.grad += plan.proximal_mu * (p.detach() - anchors[name])
@@ -151,6 +171,19 @@ class _Party:
         if defence.changes_update:
             number = schedule.rounding[0, k : k + 1] if defence.quantise else np.zeros(1, np.uint64)
             self._shape(trained, anchors, layout, number)
+
+    def _drawn(self, batch: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+        """Return the rows of a batch of records or persons, and which of these rows each of them has."""
+        if self._owner is None:
+            return batch, [[i] for i in range(len(batch))]
+        everyone = np.unique(self._owner)
+        rows: list[int] = []
+        units = []
+        for one in everyone[batch[batch < len(everyone)]]:
+            hers = np.flatnonzero(self._owner == one).tolist()
+            units.append(list(range(len(rows), len(rows) + len(hers))))
+            rows += hers
+        return np.array(rows, int), units
 
     def _regularised(self, schedule: Schedule, step: int, batch: np.ndarray) -> Data:
         """Return features and targets (B, classes) of a batch, mixed where mixup is on."""
@@ -186,11 +219,18 @@ class _Party:
             yield
 
     def _write_private_gradient(
-        self, module: nn.Module, layout: Stack, x: Tensor, targets: Tensor, number: np.uint64
+        self,
+        module: nn.Module,
+        layout: Stack,
+        x: Tensor,
+        targets: Tensor,
+        units: list[list[int]],
+        number: np.uint64,
     ) -> None:
         """Write (Σ_i min(1, C / ‖g_i‖) g_i + N(0, (zC)²)) / (q n) into ``grad`` (Abadi et al. 2016, alg. 1).
 
-        Then move C, where it adapts (Andrew et al. 2021, algorithm 1).
+        g_i is the gradient of the mean loss of the rows of a unit, a record or a person. Then C moves,
+        where it adapts (Andrew et al. 2021, algorithm 1).
         """
         dp = self._plan.dp(self._party)
         source = noise_source(self._key, layout)
@@ -202,8 +242,8 @@ class _Party:
         for name, p in trained.items():
             p.grad = dp.gradient_noise * self._norm / dp.expected_batch * noise[name][0]
         shorter = 0
-        for i in range(len(x)):
-            loss = functional.cross_entropy(module(x[i : i + 1]), targets[i : i + 1])
+        for rows in units:
+            loss = functional.cross_entropy(module(x[rows]), targets[rows])
             gradients = torch.autograd.grad(loss, list(trained.values()))
             norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt().item()
             shorter += norm <= self._norm
@@ -212,7 +252,7 @@ class _Party:
                 assert p.grad is not None
                 p.grad += factor * g
         if dp.clipping == "adaptive":
-            count = shorter - len(x) / 2 + dp.count_noise * float(flat[0, -1])
+            count = shorter - len(units) / 2 + dp.count_noise * float(flat[0, -1])
             self._norm = dp.next_clipping_norm(self._norm, count)
 
     def _shape(

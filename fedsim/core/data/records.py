@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,21 +73,39 @@ class Pool:
     """Records that an adversary holds.
 
     party: (n,) int64, index of the party that a record belongs to, member or not; −1 where it does not know
+    person: (n,) int64, whose each record is, as `store.PartyRecords` numbers them; None where nobody is named
     """
 
     records: Records
     party: np.ndarray
+    person: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def first(self, n: int | None) -> Pool:
         """Return the first ``n`` records, all where it is None."""
-        return Pool(self.records.take(np.arange(len(self))[:n]), self.party[:n])
+        return self.take(np.arange(len(self))[:n])
+
+    def take(self, index: np.ndarray) -> Pool:
+        """Return the records at ``index`` (integers or a boolean mask), in that order."""
+        person = None if self.person is None else self.person[index]
+        return Pool(self.records.take(index), self.party[index], person)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Pool]) -> Pool:
+        """Return all records of ``parts``, in order; their persons where every part names them."""
+        persons = [part.person for part in parts if part.person is not None]
+        return Pool(
+            Records.concatenate([part.records for part in parts]),
+            np.concatenate([part.party for part in parts]),
+            np.concatenate(persons) if len(persons) == len(parts) else None,
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the pool as named arrays, to be written or sent."""
-        return {"features": self.records.features, "labels": self.records.labels, "party": self.party}
+        arrays = {"features": self.records.features, "labels": self.records.labels, "party": self.party}
+        return arrays if self.person is None else arrays | {"person": self.person}
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Pool:
@@ -96,4 +114,4 @@ class Pool:
         Raises:
             KeyError: an array is missing.
         """
-        return Pool(Records(arrays["features"], arrays["labels"]), arrays["party"])
+        return Pool(Records(arrays["features"], arrays["labels"]), arrays["party"], arrays.get("person"))

@@ -27,6 +27,7 @@ class Plan:
     clipping: whether C stays, or follows the quantile γ = clipping_quantile of the gradients' norms with
         learning rate η = clipping_rate (`next_clipping_norm`)
     unit: what one unit of n, and of the guarantee, is: a record, or a person with all of hers
+    records_per_person: of ``unit`` 'person', at most so many of hers are trained on; 0 for all
     """
 
     sample_rate: float
@@ -43,6 +44,7 @@ class Plan:
     clipping_quantile: float = 0.5
     clipping_rate: float = 0.2
     unit: Literal["record", "person"] = "record"
+    records_per_person: int = 0
 
     @property
     def count_noise(self) -> float:
@@ -132,6 +134,7 @@ def make_plan(dp: DPSettings, training: TrainingSettings, n: int, rounds: int) -
         clipping_quantile=dp.clipping_quantile,
         clipping_rate=dp.clipping_rate,
         unit=dp.unit,
+        records_per_person=dp.records_per_person or 0,
     )
 
 

@@ -28,14 +28,16 @@ from fedsim.core.training.steps import LocalTraining, TrainingReport, make_steps
 from fedsim.core.training.stopping import early_stopping
 
 
-def bounded(person: np.ndarray, most: int | None, stream: np.random.Generator) -> np.ndarray:
+def bounded(person: np.ndarray, most: int, stream: np.random.Generator) -> np.ndarray:
     """Return the sorted rows of the records that are trained on: at most ``most`` of each person, at random.
 
-    person: (n,) int. The bound keeps one person's mean gradient from resting on very many records, and a
-    step from costing as much; the guarantee does not need it. It stays as it is: what is drawn of others is
-    distributed alike with and without her.
+    person: (n,) int; most: 0 for all, as `Plan.records_per_person`
+
+    The bound keeps one person's mean gradient from resting on very many records, and a step from costing as
+    much; the guarantee does not need it. It stays as it is: what is drawn of others is distributed alike with
+    and without her.
     """
-    if most is None:
+    if not most:
         return np.arange(len(person))
     order = stream.permutation(len(person))
     by_person = order[np.argsort(person[order], kind="stable")]

@@ -61,7 +61,6 @@ def protection_notices(scenario: Scenario) -> tuple[str, ...]:
     if _leaves_shadows_out(scenario):
         strategy = scenario.federation.strategy
         what = "central DP" if central is not None else f"federation.strategy = '{strategy}'"
-        what = "DP-SGD whose unit is a person" if _by_person(scenario) else what
         what = "adversary.active = 'separation'" if scenario.adversary.active == "separation" else what
         notices.append(f"Attacks on shadow federations are left out: shadows do not follow {what}.")
     return tuple(notices)
@@ -71,11 +70,7 @@ def _leaves_shadows_out(scenario: Scenario) -> bool:
     """Tell whether an attack on shadows is asked for that cannot follow this federation."""
     adversary, federation = scenario.adversary, scenario.federation
     follows = federation.central_dp is None and federation.strategy in STRATEGIES
-    if follows and not _by_person(scenario) and adversary.active != "separation":
+    if follows and adversary.active != "separation":
         return False
     asked_for = registry.select(adversary.attacks, "participant", adversary.folder)
     return any(attack.shadows and attack.infers == "membership" for attack in asked_for)
-
-
-def _by_person(scenario: Scenario) -> bool:
-    return any(not isinstance(dp, str) and dp.unit == "person" for dp in scenario.dp.values())

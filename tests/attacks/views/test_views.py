@@ -14,12 +14,13 @@ from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings
 from fedsim.core import files
 from fedsim.core.data.records import Pool, Records
+from fedsim.core.data.store import PartyRecords
 from fedsim.core.errors import InputError
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
 
 def write(folder: Path, view: ParticipantView, candidates: Records) -> None:
-    observations.record_settings(folder, view.settings, view.own_train, view.own_heldout)
+    observations.record_settings(folder, view.settings, PartyRecords("own", view.own_train, view.own_heldout))
     for t, weights in view.models.items():
         observations.record_model(folder, t, weights)
     for t, weights in view.own_replies.items():
@@ -66,7 +67,7 @@ def test_all_public_settings_survive_the_disk(tmp_path: Path, records: Callable[
         TrainingSettings(optimizer="adam", lr=0.003, steps=4), "fedadam",
     )  # fmt: skip
     own = records(np.random.default_rng(0), 4)
-    observations.record_settings(tmp_path, settings, own, own)
+    observations.record_settings(tmp_path, settings, PartyRecords("own", own, own))
     observations.record_model(tmp_path, 1, {"w": np.zeros(2, np.float32)})
     assert observations.load_view(tmp_path).settings == settings
 
