@@ -6,13 +6,15 @@ import dataclasses
 from pathlib import Path
 
 from fedsim.audit.participant import participant_audit
-from fedsim.audit.party import plan_of, training_of
+from fedsim.audit.party import plan_of, training_of, units
 from fedsim.audit.settings import Audit, AuditSettings
 from fedsim.audit.white_box import Progress, Target, white_box
+from fedsim.core import rng
 from fedsim.core.data.store import read_party
 from fedsim.core.models import zoo
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
+from fedsim.core.training.persons import bounded
 from fedsim.runs import prepare
 
 
@@ -51,6 +53,12 @@ def _white_box_of_party(
     scenario, party = run.scenario, settings.party
     records, info = read_party(run.party_folder(0, names.index(party), party))
     module = zoo.build(scenario.model, records.train.shape, info.classes, seed=settings.seed)
-    plan = plan_of(scenario, party, len(records.train))
-    target = Target(plan, module, records.train, training_of(scenario, party))
+    plan = plan_of(scenario, party, units(records, scenario.dp_of(party)))
+    own, person = records.train, None
+    if plan.unit == "person":
+        assert records.train_person is not None  # checked before the run was prepared
+        stream = rng.generator(settings.seed, "records of a person", party=party)
+        rows = bounded(records.train_person, plan.records_per_person, stream)
+        own, person = own.take(rows), records.train_person[rows]
+    target = Target(plan, module, own, training_of(scenario, party), person)
     return white_box(settings, target, workers, progress)

@@ -13,6 +13,9 @@ the data and in the batch of step t.
 A lone canary, for runs that hold no other, is an extreme record of the party's own kind, mislabelled: its
 gradient is spread over all layers, so that clipping each for itself, or leaving out the noise of one, shows.
 
+Where the unit of DP-SGD is a person, a canary is one: she has ``each`` records alike, which would count for
+more than one where they are clipped, or drawn, one by one.
+
 A participant sees the released models alone. Its canaries are records at the edges of what the party's
 columns hold, with labels drawn at random: only having been trained on them explains a model that knows them.
 """
@@ -71,6 +74,7 @@ class GradientCanaries:
     direction: (h,) float32, the unit vector along which a canary's gradient lies in its own input's column
     position: index in ``module.parameters()`` of the matrix (h, inputs) of that column; the canaries' inputs
         are its last m columns
+    each: records of a canary, more than one only where it is a person
     """
 
     module: nn.Module
@@ -79,10 +83,11 @@ class GradientCanaries:
     settings: TrainingSettings
     direction: Tensor
     position: int
+    each: int = 1
 
     def with_canaries(self, inside: np.ndarray) -> Records:
-        """Return the run's records, the canaries of ``inside`` (m,) bool among them."""
-        return Records.concatenate([self.records, self.canaries.take(inside)])
+        """Return the run's records, and then those of the canaries of ``inside`` (m,) bool."""
+        return Records.concatenate([self.records, self.canaries.take(planted(inside, self.each))])
 
     def look(self, parameters: Sequence[Tensor]) -> np.ndarray:
         """Return what is looked at of the parameters: ⟨w, u_i⟩ for every canary's direction u_i, (m,)."""
@@ -94,7 +99,14 @@ class GradientCanaries:
         return moved
 
 
-def gradient_canaries(module: nn.Module, records: Records, m: int, plan: Plan) -> GradientCanaries:
+def planted(inside: np.ndarray, each: int) -> np.ndarray:
+    """Return the canary that every planted record is of, (n,) int, ``each`` times; inside: (m,) bool."""
+    return np.repeat(np.flatnonzero(inside), each)
+
+
+def gradient_canaries(
+    module: nn.Module, records: Records, m: int, plan: Plan, each: int = 1
+) -> GradientCanaries:
     """Return ``m`` gradient canaries for a run of ``plan`` on ``records``; ``module`` is left as it is.
 
     Plain stacks of linear layers stay such, and take the same path; any other module gets one linear layer
@@ -120,6 +132,7 @@ def gradient_canaries(module: nn.Module, records: Records, m: int, plan: Plan) -
         settings=TrainingSettings(lr=STILL / (size * far)),
         direction=direction / direction.norm(),
         position=position,
+        each=each,
     )
 
 
@@ -188,6 +201,7 @@ class LoneCanary:
     canaries: the canary
     settings: local SGD with a learning rate that all but keeps the weights where they are
     direction: the canary's gradient as a unit vector, cut into the trainable parameters
+    each: as of `GradientCanaries`
     """
 
     module: nn.Module
@@ -195,10 +209,11 @@ class LoneCanary:
     canaries: Records
     settings: TrainingSettings
     direction: tuple[Tensor, ...]
+    each: int = 1
 
     def with_canaries(self, inside: np.ndarray) -> Records:
-        """Return the run's records, the canary among them where ``inside`` (1,) bool says so."""
-        return Records.concatenate([self.records, self.canaries.take(inside)])
+        """Return the run's record, and then those of the canary where ``inside`` (1,) bool says so."""
+        return Records.concatenate([self.records, self.canaries.take(planted(inside, self.each))])
 
     @cached_property
     def signals(self) -> np.ndarray:
@@ -224,7 +239,7 @@ class LoneCanary:
 
 
 def lone_canary(
-    module: nn.Module, shape: tuple[int, ...], plan: Plan, stream: np.random.Generator
+    module: nn.Module, shape: tuple[int, ...], plan: Plan, stream: np.random.Generator, each: int = 1
 ) -> LoneCanary:
     """Return a lone canary for a run of ``plan``; ``module`` is left as it is.
 
@@ -248,6 +263,7 @@ def lone_canary(
         canaries=Records(x, np.array([label])),
         settings=TrainingSettings(lr=NEARLY_STILL * float(weights.abs().mean()) / step),
         direction=tuple(g / _norm(gradients) for g in gradients),
+        each=each,
     )
 
 

@@ -12,14 +12,15 @@ from fedsim.core.run_directory import RunDirectory
 TABLE = "audits"
 
 _KEY = ["party", "vantage", "method", "worst_case"]
-_ALIKE = ["upper", "guesses", "correct", "canaries", "confidence", "delta"]
+_ALIKE = ["upper", "guesses", "correct", "canaries", "records", "confidence", "delta"]
 
 
 def keep(run: RunDirectory, audits: Sequence[Audit]) -> pd.DataFrame:
     """Put audits into ``audits.parquet`` of the run; one that is made again takes the earlier one's place.
 
     Columns: party, vantage, method, worst_case, statistic, lower and ceiling (of this statistic's bound on
-    ε), upper (the accountant's ε, infinite without DP), guesses, correct, canaries, confidence, delta.
+    ε), upper (the accountant's ε, infinite without DP), guesses, correct, canaries,
+    records (of a canary; more than one where it is a person), confidence, delta.
 
     Returns: the whole table.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from attacks.views import observations
 from fedsim.audit import canaries, worst_case
-from fedsim.audit.party import plan_of
+from fedsim.audit.party import plan_of, units
 from fedsim.audit.settings import Audit, AuditSettings
 from fedsim.audit.verdict import audit_of, best_of, guessed, learnt, nearly_all, upper
 from fedsim.audit.white_box import Progress
@@ -63,7 +63,7 @@ def participant_audit(
 def _craft(run: RunDirectory, names: list[str], settings: AuditSettings) -> Records:
     """Return the crafted canary, for the plan of a party that holds it; the run gets its initial weights."""
     folder = run.party_folder(0, names.index(settings.party), settings.party)
-    n = len(read_party(folder)[0].train) + 1
+    n = units(read_party(folder)[0], run.scenario.dp_of(settings.party)) + 1
     return worst_case.craft(run, names, settings.party, plan_of(run.scenario, settings.party, n))
 
 
@@ -75,23 +75,36 @@ def _plant(
     inside: np.ndarray,
     crafted: Records | None,
 ) -> tuple[Records, int]:
-    """Put the canaries of ``inside`` among the party's training records; return all, and their number then.
+    """Put the canaries of ``inside`` among the party's training records.
 
     crafted: the canary of a worst case; otherwise they are drawn at the edges of the party's columns
 
-    The number of training records is public, and known to every party.
+    The numbers of training records and of persons are public, and known to every party.
+
+    Returns: all canaries, one record each, and how many units of its DP the party then has.
     """
     where = names.index(settings.party)
     folder = run.party_folder(game, where, settings.party)
     records, info = read_party(folder)
     stream = rng.generator(settings.seed, "audit canaries", party=settings.party)
     edges = canaries.edge_records(records.heldout, info.classes, len(inside), stream)
-    planted = edges if crafted is None else crafted
-    train = Records.concatenate([records.train, planted.take(inside)])
-    write_party(folder, PartyRecords(records.name, train, records.heldout), info)
-    sizes = tuple(len(train) if k == where else n for k, n in enumerate(info.sizes))
+    known = edges if crafted is None else crafted
+    held = _with_canaries(records, known, canaries.planted(inside, settings.records))
+    write_party(folder, held, info)
+    sizes, persons = list(info.sizes), list(info.persons)
+    sizes[where] = len(held.train)
+    if held.train_person is not None:
+        persons[where] = len(np.unique(held.train_person))
     for partition, name in enumerate(names):
         folder = run.party_folder(game, partition, name)
         records, info = read_party(folder)
-        write_party(folder, records, dataclasses.replace(info, sizes=sizes))
-    return planted, len(train)
+        write_party(folder, records, dataclasses.replace(info, sizes=tuple(sizes), persons=tuple(persons)))
+    return known, units(held, run.scenario.dp_of(settings.party))
+
+
+def _with_canaries(records: PartyRecords, known: Records, planted: np.ndarray) -> PartyRecords:
+    """Return a party's records with those of canaries; planted: (n,) int, the canary that each is of."""
+    train, person = Records.concatenate([records.train, known.take(planted)]), records.train_person
+    if person is not None:  # no canary is a person of the table's
+        person = np.concatenate([person, -1 - planted])
+    return dataclasses.replace(records, train=train, train_person=person)

@@ -7,17 +7,27 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.audit.white_box import Train
 from fedsim.core.data.records import Records
+from fedsim.core.data.store import PartyRecords
 from fedsim.core.privacy.plan import Plan, make_plan
 from fedsim.core.scenario.protection import DPSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import TrainingSettings
-from fedsim.core.training import dp, sgd
+from fedsim.core.training import dp, persons, sgd
 from fedsim.core.training.draws import Draws, PartyDraws
 from fedsim.core.training.steps import Gradients, LocalTraining, TrainingReport
+
+
+def units(records: PartyRecords, dp_settings: DPSettings | None) -> int:
+    """Return the number of training records, or of persons where they are the unit of the party's DP."""
+    if dp_settings is None or dp_settings.unit == "record":
+        return len(records.train)
+    assert records.train_person is not None  # checked before the run was prepared
+    return len(np.unique(records.train_person))
 
 
 def plan_of(scenario: Scenario, party: str, n: int) -> Plan:
@@ -44,6 +54,8 @@ def training_of(scenario: Scenario, party: str) -> Train:
     dp_settings = scenario.dp_of(party)
     if dp_settings is None:
         return functools.partial(train_openly_as_private, like=scenario.training_of(party))
+    if dp_settings.unit == "person":
+        return functools.partial(train_persons_as_set, device=scenario.device, secure=dp_settings.secure)
     return functools.partial(
         train_as_set,
         gradients=dp_settings.gradients,
@@ -88,3 +100,21 @@ def train_as_set(
     local = dataclasses.replace(local, gradients=gradients, device=device)
     draws = PartyDraws(None, None) if secure else draws
     return dp.train_private(module, records, local, plan, draws, **named)
+
+
+def train_persons_as_set(
+    module: torch.nn.Module,
+    records: Records,
+    local: LocalTraining,
+    plan: Plan,
+    draws: Draws,
+    *,
+    person: np.ndarray,
+    device: str,
+    secure: bool,
+    **named: Any,
+) -> TrainingReport:
+    """Train with DP whose unit is a person, as `train_as_set` does."""
+    local = dataclasses.replace(local, device=device)
+    draws = PartyDraws(None, None) if secure else draws
+    return persons.train_by_person(module, records, person, local, plan, draws, **named)

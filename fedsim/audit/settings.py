@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsim.core.errors import InputError, suggestion
+from fedsim.core.scenario.protection import DPSettings
 from fedsim.runs import prepare
 
 Vantage = Literal["white-box", "participant"]
@@ -21,6 +23,9 @@ VANTAGES: tuple[Vantage, ...] = ("white-box", "participant")
 CANARIES: Mapping[Vantage, int] = {"white-box": 4000, "participant": 400}
 RUNS: Mapping[Vantage, int] = {"white-box": 400, "participant": 100}
 """Defaults, of one-run and of many-run."""
+
+RECORDS = 4
+"""Of a canary that is a person: enough that clipping, or drawing, them one by one would show."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class AuditSettings:
     confidence: probability that the lower bound lies below the true ε
     delta: δ of both bounds; default: that of the party's DP
     worst_case: of a participant's many runs, with initial weights and a canary that `worst_case.craft`s
+    records: of each canary, more than one only where the unit of the party's DP is a person
     """
 
     party: str = ""
@@ -48,6 +54,7 @@ class AuditSettings:
     delta: float | None = None
     seed: int = 0
     worst_case: bool = False
+    records: int = 1
 
     def __post_init__(self) -> None:
         if self.canaries < 10:
@@ -82,6 +89,7 @@ class Audit:
     estimate: statistic → what would be a lower bound, were the canaries of one run independent of each other;
         empty where that is not known to be nearly so; none lies below the bound that is proved
     worst_case: whether initial weights and canary were crafted
+    records: of each canary, a person where it has several
     """
 
     party: str
@@ -97,6 +105,7 @@ class Audit:
     delta: float
     estimate: dict[str, float] = dataclasses.field(default_factory=dict)
     worst_case: bool = False
+    records: int = 1
 
     @property
     def violated(self) -> bool:
@@ -131,14 +140,17 @@ def settings_for(
     runs: int | None = None,
     confidence: float = 0.95,
     worst_case: bool = False,
+    records: int | None = None,
 ) -> AuditSettings:
     """Return the settings of an audit of a checked scenario, what is None filled in.
 
     party: by default the first one with DP, else the first one that is not the adversary
     method: by default one run, of the worst case many
+    records: of each canary; by default 1, or `RECORDS` where the unit is a person and no bound is lower
 
     Raises:
-        InputError: there is no such party, or it is the adversary itself and the auditor a participant.
+        InputError: there is no such party, or it is the adversary itself and the auditor a participant; or a
+            canary would have more records than the party's DP lets one unit have.
     """
     scenario, adversary = prepared.scenario, prepared.adversary
     others = [name for name in prepared.rows if name != adversary]
@@ -146,12 +158,6 @@ def settings_for(
         party = next((name for name in others if scenario.dp_of(name)), others[0])
     if party not in prepared.rows:
         raise InputError(f"--party {party}: no such party{suggestion(party, prepared.rows)}")
-    settings_of_party = scenario.dp_of(party)
-    if settings_of_party is not None and settings_of_party.unit == "person":
-        raise InputError(
-            f"dp.{party}.unit = 'person': the audit's canaries are single records; audit with "
-            "unit = 'record', or ask `fedsim persons` what is found of whole persons"
-        )
     if vantage == "participant" and party == adversary:
         raise InputError(f"--party {party}: that is the participant who audits; choose one of {others}")
     return AuditSettings(
@@ -163,7 +169,17 @@ def settings_for(
         confidence=confidence,
         seed=scenario.seed,
         worst_case=worst_case,
+        records=_records_of_canary(scenario.dp_of(party), party, records),
     )
+
+
+def _records_of_canary(dp: DPSettings | None, party: str, asked: int | None) -> int:
+    by_person = dp is not None and dp.unit == "person"
+    most = (dp.records_per_person or math.inf) if dp is not None and by_person else 1
+    if asked is not None and not 1 <= asked <= most:
+        why = f"records_per_person = {most}" if by_person else "unit = 'record', of which a canary is one"
+        raise InputError(f"--records {asked}: dp.{party} has {why}; take 1{f' to {most}' * (most > 1)}")
+    return int(min(RECORDS, most)) if asked is None else asked
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ def audit_of(
         vantage=vantage,
         method=settings.method,
         worst_case=settings.worst_case,
+        records=settings.records,
         upper=upper,
         confidence=settings.confidence,
         delta=delta,

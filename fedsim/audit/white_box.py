@@ -60,7 +60,8 @@ Train = Callable[..., Any]
 """One round of training: ``train(module, records, local, plan, draws, *, watch)``.
 
 `core.training.dp.train_private`, or what stands in for it. Where clipping adapts, it takes
-``clipping_norm`` too, and what it returns has the next one.
+``clipping_norm`` too, and what it returns has the next one; where the unit is a person, ``person`` (n,) int,
+as `fedsim.audit.party.train_persons_as_set` does.
 """
 
 
@@ -71,12 +72,25 @@ class Target:
     module: the party's; its weights are where the training starts, and it is left as it is
     records: the party's own
     train: one round of DP-SGD, called ``plan.rounds`` times a run
+    person: (n,) int, whose each of the records is, where the unit is a person
     """
 
     plan: Plan
     module: torch.nn.Module
     records: Records
     train: Train = dp.train_private
+    person: np.ndarray | None = None
+
+    @property
+    def units(self) -> int:
+        """Number of records, or of persons where they are the unit."""
+        return len(self.records) if self.person is None else len(np.unique(self.person))
+
+    def owners(self, own: int, planted: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``person`` of the first ``own`` records and then of canaries' (n,), nothing if by record."""
+        if self.person is None:
+            return {}
+        return {"person": np.concatenate([self.person[:own], self.person.max() + 1 + planted])}
 
 
 def white_box(
@@ -125,6 +139,7 @@ class _Runs:
         """Train once, with the canaries of ``inside``; return what was read, see `canaries.Readout.steps`."""
         torch.set_num_threads(1)
         module, records = copy.deepcopy(world.module), world.with_canaries(inside)
+        owners = self.target.owners(len(world.records), canaries.planted(inside, world.each))
         readout = canaries.Readout(world, self.plan)
         adapted: dict[str, float] = {}
         for round in range(self.plan.rounds):
@@ -138,6 +153,7 @@ class _Runs:
                     self._stream("audit sampling", number, round), self._stream("audit noise", number, round)
                 ),
                 watch=readout.watch,
+                **owners,
                 **adapted,
             )
             if self.plan.clipping == "adaptive":
@@ -161,11 +177,11 @@ def _portable(module: torch.nn.Module) -> bool:
 
 def _one_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
     m, target, plan = settings.canaries, runs.target, runs.plan
-    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, len(target.records))))
+    parts = np.array_split(np.arange(m), -(-m // _per_run(plan, target.units)))
     coins = rng.generator(settings.seed, "audit coins", party=settings.party).random(m) < 0.5
     scores = {name: np.zeros(m) for name in (*LEVELS, "repetition")}
     of_size = functools.cache(
-        lambda size: canaries.gradient_canaries(target.module, target.records, size, plan)
+        lambda size: canaries.gradient_canaries(target.module, target.records, size, plan, settings.records)
     )
     readings = runs.run_all([of_size(len(part)) for part in parts], [coins[part] for part in parts])
     for part, x in zip(parts, readings, strict=True):
@@ -211,7 +227,7 @@ def _one_run_tests(settings: AuditSettings, plan: Plan, delta: float) -> list[tu
 def _many_run(settings: AuditSettings, delta: float, runs: _Runs) -> Outcome:
     target, plan, count = runs.target, runs.plan, settings.runs
     stream = rng.generator(settings.seed, "lone canary", party=settings.party)
-    world = canaries.lone_canary(target.module, target.records.shape, plan, stream)
+    world = canaries.lone_canary(target.module, target.records.shape, plan, stream, settings.records)
     signals = world.signals
     inside = np.arange(count) % 2 == 0
     steps = list(runs.run_all([world] * count, np.split(inside, count)))

@@ -53,6 +53,11 @@ if TYPE_CHECKING:
 )
 @click.option("--canaries", type=int, help="Of one-run. [default: 4000 white-box, 400 participant]")
 @click.option("--runs", type=int, help="Of many-run. [default: 400 white-box, 100 participant]")
+@click.option(
+    "--records",
+    type=int,
+    help="Of each canary, where dp.<party>.unit = 'person'. [default: 4, or records_per_person if fewer]",
+)
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the lower bound.")
 @data_dir_option
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="Keep the audit's own run here.")

@@ -48,6 +48,8 @@ def audit_words(audit: Audit) -> str:
     lower, seen = max(audit.lower.values()), _SEEN[audit.vantage]
     if audit.worst_case:
         seen += " with initial weights and a canary crafted as the worst case,"
+    if audit.records > 1:
+        seen += f" with persons of {audit.records} records for canaries,"
     if audit.violated:
         return (
             f"{audit.party}: BROKEN: {seen} shows ε ≥ {lower:.2f}, above the guaranteed {audit.upper:.2f}; "

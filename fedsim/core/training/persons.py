@@ -20,7 +20,7 @@ from fedsim.core.models.layers import dropout
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.training import losses
 from fedsim.core.training.clipping import ByOpacus, clipping_factors
-from fedsim.core.training.dp import AdaptiveNorm
+from fedsim.core.training.dp import AdaptiveNorm, Watch
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.metrics import tensors
 from fedsim.core.training.regularisation import targets_for
@@ -55,11 +55,13 @@ def train_by_person(
     draws: Draws,
     *,
     clipping_norm: float | None = None,
+    watch: Watch | None = None,
 ) -> TrainingReport:
     """Train ``module`` in place for one round of ``plan``, whose unit is a person; no loss is reported.
 
     person: (n,) int, whose each record is; plan: of as many units as there are different ones
     clipping_norm: C to go on with where clipping adapts, default the plan's
+    watch: as of `core.training.dp.train_private`
 
     Formal guarantee:
         As `core.training.dp.train_private`'s, under the same conditions, for all of one person's records at
@@ -85,13 +87,18 @@ def train_by_person(
     with draws.global_stream(), hidden_dropout, warnings.catch_warnings(action="ignore"):
         private = _ByPerson(module, local, data, unit)
         norm = AdaptiveNorm(plan, clipping_norm or plan.clipping_norm)
-        steps = _make_steps(private, plan, draws, norm, local)
+        steps = _make_steps(private, plan, draws, norm, local, watch)
         private.finish()
     return TrainingReport(steps, clipping_norm=norm.value if plan.clipping == "adaptive" else None)
 
 
 def _make_steps(
-    private: _ByPerson, plan: Plan, draws: Draws, norm: AdaptiveNorm, local: LocalTraining
+    private: _ByPerson,
+    plan: Plan,
+    draws: Draws,
+    norm: AdaptiveNorm,
+    local: LocalTraining,
+    watch: Watch | None,
 ) -> int:
     def step(number: int, drawn: Tensor, _: Tensor) -> None:
         norms = private.write_mean_of(drawn, norm.value)
@@ -103,9 +110,13 @@ def _make_steps(
         for drawn in draws.poisson(private.persons, plan):
             yield drawn, drawn
 
+    def seen() -> None:
+        if watch:
+            watch(private.parameters(), norm.value)
+
     epoch = -(-private.persons // local.settings.batch)
     stop = early_stopping(private.trained, local.stop_on, local.defence, epoch, local.device)
-    return make_steps(batches(), step, stop)
+    return make_steps(batches(), step, stop, watch=seen)
 
 
 class _ByPerson(ByOpacus):
