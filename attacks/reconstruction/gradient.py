@@ -8,8 +8,12 @@ geiping   1 − cos(Δ̂, Δ) by Adam on the signs of the gradient (Geiping et a
 analytic  arithmetic on the first layer alone (`analytic`)
 
 Categories are sought as in TabLeak (Vero et al. 2023): relaxed by softmax, several starts, whose rows are
-matched and pooled. Of several local steps the order is not known: the rows are taken through batches of the
-party's size in one order, the same in every epoch (Geiping et al. 2020, section 6; Dimitrov et al. 2022).
+matched and pooled.
+
+Several local steps are unrolled, the optimizer's momentum or Adam's moments with them (Geiping et al. 2020,
+section 6; Xu et al. 2022, AGIC). Which records a minibatch holds is not known. In one epoch it need not be:
+rows are sought minibatch by minibatch. In several, each epoch has rows of its own, tied by their means, which
+do not depend on the order, and matched in the end (Dimitrov et al. 2022, sections 4.2 to 4.4).
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ METHODS: tuple[Method, ...] = ("analytic", "dlg", "geiping")
 
 @dataclass(frozen=True)
 class LocalSteps:
-    """What is public of the training behind an update: plain SGD on n records.
+    """What is public of the training behind an update, on n records, by an optimizer that starts anew.
 
     A participant's or a secure sum's update is read as one party's with the records of all.
+    batch: of one step; momentum: of SGD's, as `fedsim.core.training.optimizers` has both optimizers
     proximal_mu: μ of FedProx; l2, l1: weight decay and λ of L1; label_smoothing: see `DefenceSettings`
     """
 
@@ -50,6 +55,25 @@ class LocalSteps:
     l2: float = 0.0
     l1: float = 0.0
     label_smoothing: float = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+
+    @property
+    def minibatches(self) -> int:
+        """Steps of one epoch."""
+        return -(-self.records // self.batch)
+
+    @property
+    def copies(self) -> int:
+        """How often a record is sought: once an epoch where the epochs' minibatches may differ."""
+        return self.epochs if self.minibatches > 1 else 1
+
+    @property
+    def reach(self) -> float:
+        """How far a gradient that stays 1 moves a weight, in units of the learning rate."""
+        if self.optimizer == "adam" or not self.momentum:
+            return float(self.steps)
+        return sum((1 - self.momentum**step) / (1 - self.momentum) for step in range(1, self.steps + 1))
 
     @property
     def penalised(self) -> bool:
@@ -59,7 +83,7 @@ class LocalSteps:
     @property
     def steps(self) -> int:
         """Optimizer steps in all."""
-        return self.epochs * -(-self.records // self.batch)
+        return self.epochs * self.minibatches
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,17 @@ class Effort:
     dlg_iterations: int = 120
     geiping_iterations: int = 300
     rate: float = 0.1
+
+
+TIE = 1.0
+"""Weight of the squared distance between the means of the epochs' rows, beside the objective."""
+
+SMOOTH = 0.1
+"""What stands for Adam's ε of 1e-8 in the simulation, as a share of a step's root mean square gradient: with
+the true one, the first step is the gradient's sign, which no search can descend."""
+
+TINY = 1e-24
+"""Added below a root, whose slope at 0 is infinite."""
 
 
 @further(
@@ -88,7 +123,7 @@ class Effort:
     infers="the records of a batch",
     observers=("server", "participant"),
     sees="an update, or a sum of them",
-    assumes="plain SGD as the settings say; the number of records",
+    assumes="the optimizer, and its steps, as the settings say; the number of records",
     baseline="the nearest of its own records",
     source="Zhu et al. 2019; Vero et al. 2023 (TabLeak)",
 )
@@ -98,7 +133,7 @@ class Effort:
     infers="the records of a batch",
     observers=("server", "participant"),
     sees="an update, or a sum of them",
-    assumes="plain SGD as the settings say; the number of records",
+    assumes="the optimizer, and its steps, as the settings say; the number of records",
     baseline="the nearest of its own records",
     source="Geiping et al. 2020; Vero et al. 2023 (TabLeak)",
 )
@@ -129,9 +164,10 @@ def invert(
         return Records(rows.whole(start).reshape(-1, *shape), labels[: len(start)])
     simulated = _simulation(module, local, shape)
     target = {name: -np.asarray(update[name], np.float32) for name, _ in module.named_parameters()}
-    search = {"dlg": _by_lbfgs, "geiping": _by_signed_adam}[method]
-    starts = _starts(start, rows, labels, effort.starts, rng)
-    finished = [search(simulated, target, rows, free, order, effort) for free, order in starts]
+    search, distance = {"dlg": (_by_lbfgs, _squared), "geiping": (_by_signed_adam, _angle)}[method]
+    cost = _cost(simulated, target, local.copies, distance)
+    starts = _starts(start, rows, labels, local.copies, effort.starts, rng)
+    finished = [_folded(search(cost, rows, free, order, effort), local.copies) for free, order in starts]
     return _pooled(finished, rows, shape)
 
 
@@ -150,7 +186,8 @@ def labels_of(
 ) -> np.ndarray:
     """Return the labels of the records behind ``update``, sorted, (n,) int64 (`analytic.label_counts`).
 
-    The mean output is that on ``typical``, before and after the update, as the local steps see both.
+    The mean output is that on ``typical``, before and after the update, as the local steps see both. Of Adam,
+    whose steps tell little more than signs, the counts are no more than a guess.
     """
     import copy
 
@@ -164,12 +201,14 @@ def labels_of(
         models = [module] if local.steps == 1 else [module, after]
         p = torch.stack([torch.softmax(model(inputs), 1).mean(0) for model in models]).mean(0).numpy()
     last = [name for name, value in module.named_parameters() if value.ndim == 1][-1]
-    gradient = -np.asarray(update[last], np.float64) / (local.lr * local.steps)
+    gradient = -np.asarray(update[last], np.float64) / (local.lr * local.reach)
     return np.repeat(np.arange(len(p)), analytic.label_counts(gradient, p, local.records))
 
 
 Start = tuple["torch.Tensor", "torch.Tensor"]
 Simulation = Callable[["torch.Tensor", "torch.Tensor"], "dict[str, torch.Tensor]"]
+Cost = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Slopes = dict[str, "torch.Tensor"]
 Finished = tuple[float, np.ndarray, np.ndarray]
 """Objective reached, relaxed rows (n, d) and their labels (n,)."""
 
@@ -191,22 +230,65 @@ def _simulation(module: torch.nn.Module, local: LocalSteps, shape: tuple[int, ..
         return local.proximal_mu * (value - weights[name]) + local.l1 * value.sign() + local.l2 * value
 
     def moved(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-        w = weights
-        for _ in range(local.epochs):
-            for part, target in zip(x.split(local.batch), y.split(local.batch), strict=True):
+        w, step = weights, _adam(local) if local.optimizer == "adam" else _heavy_ball(local)
+        epochs = [(x, y)] * local.epochs
+        if local.copies > 1:
+            epochs = list(zip(x.split(local.records), y.split(local.records), strict=True))
+        for features, targets in epochs:
+            for part, target in zip(features.split(local.batch), targets.split(local.batch), strict=True):
                 slope = grad(loss)(w, part, target)
                 if local.penalised:
                     slope = {name: value + pulled(w, name) for name, value in slope.items()}
-                w = {name: value - local.lr * slope[name] for name, value in w.items()}
+                taken = step(slope)
+                w = {name: value - local.lr * taken[name] for name, value in w.items()}
         return {name: weights[name] - value for name, value in w.items()}
 
     return moved
 
 
+def _heavy_ball(local: LocalSteps) -> Callable[[Slopes], Slopes]:
+    """Return what turns the gradients of one step after another into steps of SGD, in units of the rate."""
+    velocity: Slopes = {}
+
+    def step(slope: Slopes) -> Slopes:
+        nonlocal velocity
+        velocity = {name: local.momentum * velocity.get(name, 0) + value for name, value in slope.items()}
+        return velocity
+
+    return step
+
+
+def _adam(local: LocalSteps) -> Callable[[Slopes], Slopes]:
+    """Return the same of Adam (Kingma & Ba 2015, algorithm 1), but for ε, see `SMOOTH`."""
+    import torch
+
+    mean: Slopes = {}
+    square: Slopes = {}
+    t, beta1, beta2 = 0, 0.9, 0.999
+
+    def step(slope: Slopes) -> Slopes:
+        nonlocal mean, square, t
+        t += 1
+        mean = {name: beta1 * mean.get(name, 0) + (1 - beta1) * value for name, value in slope.items()}
+        square = {
+            name: beta2 * square.get(name, 0) + (1 - beta2) * value.square() for name, value in slope.items()
+        }
+        with torch.no_grad():
+            size = torch.cat([value.flatten() for value in slope.values()]).square().mean().sqrt()
+        least = (SMOOTH * size) ** 2 + TINY
+        scale = {name: (value / (1 - beta2**t) + least).sqrt() for name, value in square.items()}
+        return {name: value / (1 - beta1**t) / scale[name] for name, value in mean.items()}
+
+    return step
+
+
 def _starts(
-    known: np.ndarray, rows: Rows, labels: np.ndarray, count: int, rng: np.random.Generator
+    known: np.ndarray, rows: Rows, labels: np.ndarray, copies: int, count: int, rng: np.random.Generator
 ) -> list[Start]:
-    """Return the starts of a search: one from the analytic rows as far as they go, the others from noise."""
+    """Return the starts of a search: one from the analytic rows as far as they go, the others from noise.
+
+    copies: of every row, one after the other, as `LocalSteps.copies` says
+    """
     import torch
 
     starts = []
@@ -216,11 +298,12 @@ def _starts(
         free = np.where(rows.numbers, middle + reach * free, free).astype(np.float32)
         if k == 0:
             free[: len(known)] = rows.free(rows.clipped(known))
-        starts.append((torch.tensor(free), torch.tensor(rng.permutation(labels))))
+        order = np.tile(rng.permutation(labels), copies)
+        starts.append((torch.tensor(np.tile(free, (copies, 1))), torch.tensor(order)))
     return starts
 
 
-def _squared(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _squared(simulated: Slopes, target: Slopes) -> torch.Tensor:
     import torch
 
     total = torch.stack([value.square().sum() for value in target.values()]).sum()
@@ -228,7 +311,7 @@ def _squared(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
     return torch.stack(parts).sum() / total
 
 
-def _angle(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _angle(simulated: Slopes, target: Slopes) -> torch.Tensor:
     import torch
 
     dot = torch.stack([(simulated[name] * value).sum() for name, value in target.items()]).sum()
@@ -236,17 +319,30 @@ def _angle(simulated: Mapping[str, torch.Tensor], target: Mapping[str, torch.Ten
     return 1 - dot / (lengths[0] * lengths[1] + 1e-30).sqrt()
 
 
-def _by_lbfgs(
+def _cost(
     simulated: Simulation,
     target: Mapping[str, np.ndarray],
-    rows: Rows,
-    free: torch.Tensor,
-    labels: torch.Tensor,
-    effort: Effort,
-) -> Finished:
+    copies: int,
+    distance: Callable[[Slopes, Slopes], torch.Tensor],
+) -> Cost:
+    """Return the function (rows, labels) → what the search makes small."""
     import torch
 
     goal = {name: torch.tensor(value) for name, value in target.items()}
+
+    def cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        apart = distance(simulated(x, y), goal)
+        if copies == 1:
+            return apart
+        means = x.reshape(copies, -1, x.shape[1]).mean(1)  # (epochs, d)
+        return apart + TIE * (means - means.mean(0)).square().mean()
+
+    return cost
+
+
+def _by_lbfgs(cost: Cost, rows: Rows, free: torch.Tensor, labels: torch.Tensor, effort: Effort) -> Finished:
+    import torch
+
     free = free.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [free], max_iter=effort.dlg_iterations, history_size=20, line_search_fn="strong_wolfe"
@@ -254,25 +350,19 @@ def _by_lbfgs(
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        objective = _squared(simulated(rows.relaxed(free), labels), goal)
+        objective = cost(rows.relaxed(free), labels)
         objective.backward()
         return objective
 
     optimizer.step(closure)
-    return _finish(simulated, goal, rows, free, labels, _squared)
+    return _finish(cost, rows, free, labels)
 
 
 def _by_signed_adam(
-    simulated: Simulation,
-    target: Mapping[str, np.ndarray],
-    rows: Rows,
-    free: torch.Tensor,
-    labels: torch.Tensor,
-    effort: Effort,
+    cost: Cost, rows: Rows, free: torch.Tensor, labels: torch.Tensor, effort: Effort
 ) -> Finished:
     import torch
 
-    goal = {name: torch.tensor(value) for name, value in target.items()}
     numbers, low, high = (torch.tensor(bound) for bound in (rows.numbers, rows.low, rows.high))
     free = free.requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=effort.rate)
@@ -280,30 +370,34 @@ def _by_signed_adam(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
     for _ in range(effort.geiping_iterations):
         optimizer.zero_grad()
-        _angle(simulated(rows.relaxed(free), labels), goal).backward()
+        cost(rows.relaxed(free), labels).backward()
         assert free.grad is not None
         free.grad.sign_()
         optimizer.step()
         schedule.step()
         with torch.no_grad():  # numbers stay in their range, as pixels do in the paper
             free.copy_(torch.where(numbers, torch.clamp(free, low, high), free))
-    return _finish(simulated, goal, rows, free, labels, _angle)
+    return _finish(cost, rows, free, labels)
 
 
-def _finish(
-    simulated: Simulation,
-    goal: Mapping[str, torch.Tensor],
-    rows: Rows,
-    free: torch.Tensor,
-    labels: torch.Tensor,
-    objective: Callable[..., torch.Tensor],
-) -> Finished:
+def _finish(cost: Cost, rows: Rows, free: torch.Tensor, labels: torch.Tensor) -> Finished:
     import torch
 
     with torch.no_grad():
         relaxed = rows.relaxed(free)
-    reached = float(objective(simulated(relaxed, labels), goal))
+    reached = float(cost(relaxed, labels))
     return (reached if np.isfinite(reached) else np.inf), np.nan_to_num(relaxed.numpy()), labels.numpy()
+
+
+def _folded(found: Finished, copies: int) -> Finished:
+    """Return the mean over epochs of each row, copies of rows being matched to those of the first epoch."""
+    reached, rows, labels = found
+    epochs = [
+        (reached, part, own)
+        for part, own in zip(np.split(rows, copies), np.split(labels, copies), strict=True)
+    ]
+    matched = [_matched(epochs[0], epoch) for epoch in epochs]
+    return reached, np.mean(matched, axis=0), epochs[0][2]
 
 
 def _pooled(finished: Sequence[Finished], rows: Rows, shape: tuple[int, ...]) -> Records:

@@ -35,6 +35,7 @@ class Scenario:
     """What is asked of one scenario; file: below experiments/, with ``changes``.
 
     columns: inferred; unknown: of a range; gradients: batches; typical, counted, poisoned: whether
+    minutes: of one core that a game takes at all levels of privacy, batches aside (measured)
     """
 
     file: str
@@ -48,12 +49,19 @@ class Scenario:
     counted: bool = True
     poisoned: bool = False
     by_person: bool = False
+    minutes: float = 1.0
 
 
 SHORT = ("federation.rounds=15", "training.epochs=2")
 SCENARIOS = {
     "hospitals": Scenario(
-        "hospitals", columns=("sex", "bmi"), unknown=("bmi",), gradients=True, typical=True, poisoned=True
+        "hospitals",
+        columns=("sex", "bmi"),
+        unknown=("bmi",),
+        gradients=True,
+        typical=True,
+        poisoned=True,
+        minutes=1.0,
     ),
     "heart": Scenario(
         "heart", columns=("thal", "sex"), unknown=("thal", "ca"), gradients=True, poisoned=True
@@ -82,10 +90,16 @@ SETTINGS = (
     Setting(1), Setting(4), Setting(16), Setting(1, 4), Setting(4, 4),
     *(Setting(4, 1, name) for name in PROTECTIONS[2:]),
     Setting(1, 1, "ε = 8"), Setting(1, 1, "participant"),
+    Setting(2, 1, minibatches=2), Setting(2, 2, minibatches=2),
+    *(Setting(batch, epochs, optimizer=name)
+      for name in ("momentum", "adam") for batch, epochs in ((1, 1), (4, 1), (4, 4))),
+    *(Setting(2, 1, minibatches=2, optimizer=name) for name in ("momentum", "adam")),
 )  # fmt: skip
 DESCENT = Descent(iterations=300, patience=50)
 EFFORT = Effort(starts=2, dlg_iterations=60, geiping_iterations=120)
 BUDGET = poison.Budget(targets=20)
+BATCH_MINUTES = 0.04
+"""Of one batch's gradient inversion by all methods (measured)."""
 
 
 def finished(name: str, privacy: str, folder: Path, data_dir: Path | None, games: int) -> RunDirectory:
@@ -183,10 +197,10 @@ def gradients(run: RunDirectory, repeats: int) -> Iterator[str]:
     if not run.has("gradient"):
         beyond.gradient(run, SETTINGS, repeats, effort=EFFORT)
     table = run.table("gradient")
-    keys = ["protection", "batch", "epochs"]
-    for (protection, batch, epochs), rows in table.groupby(keys, sort=False):
+    keys = ["protection", "optimizer", "batch", "minibatches", "epochs"]
+    for key, rows in table.groupby(keys, sort=False):
         cells = rows.set_index(["method", "metric"])
-        shown = [str(protection), str(batch), str(epochs), str(int(rows["n"].iloc[0]))]
+        shown = [*map(str, key), str(int(rows["n"].iloc[0]))]
         for name in ("nearest own record", "analytic", "dlg", "geiping"):
             row = cells.loc[(name, "rows")]
             shown.append(figure(row["value"], row["low"], row["high"], 2))
@@ -211,8 +225,8 @@ ATTRIBUTE_HEADS = (
     "above imputation, members", "leak", "AUC, members", "AUC, held out",
 )  # fmt: skip
 GRADIENT_HEADS = (
-    "protection", "batch", "steps", "records", "nearest own record: rows", "cells", "analytic: rows", "cells",
-    "DLG: rows", "cells", "Geiping: rows", "cells", "labels",
+    "protection", "optimizer", "batch", "minibatches", "passes", "records", "nearest own record: rows",
+    "cells", "analytic: rows", "cells", "DLG: rows", "cells", "Geiping: rows", "cells", "labels",
 )  # fmt: skip
 TYPICAL_HEADS = (
     "typical record", "privacy", "nearer to members", "nearest member", "nearest held out", "members' mean",
@@ -275,8 +289,10 @@ finished runs; members and held-out records are the other parties'. Intervals ar
   of its class; .5 says that it tells nothing of who is in the data. Distances are root mean squares over
   columns, of a number as a share of its range.
 - **Gradients**: batches of a victim's training records, from the update of round 1. A row is recovered where
-  every category is right and its numbers are off by 5 % of their range at most; *steps* of plain SGD on the
-  whole batch. *participant*: the sum of all others' updates; *secure sum*: of everybody's.
+  every category is right and its numbers are off by 5 % of their range at most. *Own*: the scenario's
+  optimizer, plain SGD; *momentum* of .9; *adam* with a rate of .01. The server unrolls the steps, and does
+  not know which records a minibatch holds. *participant*: the sum of all others' updates; *secure sum*: of
+  everybody's.
 - **Persons**: is she in the data? *person*: by all of her records (their scores' mean, largest, sum), or by
   one of them; *range*: her record known to within 5 % of each number's range, some columns not at all; *one
   guess* is the middle of that, *exact* the record itself. AUC of each score; .5 is guessing.
@@ -294,15 +310,23 @@ finished runs; members and held-out records are the other parties'. Intervals ar
 """
 
 
+def minutes(options: argparse.Namespace) -> float:
+    """Return about how long the study takes from its start, on one core."""
+    asked = [SCENARIOS[name] for name in options.only]
+    batches = sum(each.gradients for each in asked) * len(SETTINGS) * options.repeats
+    return sum(each.minutes for each in asked) * options.games + batches * BATCH_MINUTES
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "beyond")
-    parser.add_argument("--games", type=int, default=1)
+    parser.add_argument("--games", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="batches of each setting")
     parser.add_argument("--table", type=Path, default=EXPERIMENTS / "results" / "beyond.md")
     options = parser.parse_args()
+    print(f"About {minutes(options):.0f} minutes of one core; what is there already is not made again.")
     lines = [HEAD]
     for name in options.only:
         for line in section(name, options):

@@ -108,7 +108,18 @@ def invert(folder: Path, as_json: bool) -> None:
 @click.option(
     "--batch", "batches", multiple=True, type=click.IntRange(1), help="Records. [default: 1, 4, 16]"
 )
-@click.option("--steps", multiple=True, type=click.IntRange(1), help="Local steps. [default: 1, 4]")
+@click.option(
+    "--steps", multiple=True, type=click.IntRange(1), help="Passes over the records. [default: 1, 4]"
+)
+@click.option(
+    "--minibatches", multiple=True, type=click.IntRange(1), help="Steps of one pass, on --batch records each."
+)
+@click.option(
+    "--optimizer",
+    "optimizers",
+    multiple=True,
+    help="own (as in RUN), sgd, momentum (of .9) or adam (rate .01). [default: own]",
+)
 @click.option(
     "--protection",
     "protections",
@@ -124,6 +135,8 @@ def reconstruct(
     batches: tuple[int, ...],
     steps: tuple[int, ...],
     protections: tuple[str, ...],
+    minibatches: tuple[int, ...],
+    optimizers: tuple[str, ...],
     repeats: int,
     round: int,
     as_json: bool,
@@ -135,20 +148,22 @@ def reconstruct(
     Examples:
       fedsim reconstruct runs/hospitals
       fedsim reconstruct runs/hospitals --batch 8 --steps 1 --protection none --protection 'ε = 8'
+      fedsim reconstruct runs/hospitals --batch 2 --minibatches 2 --optimizer momentum --optimizer adam
     """
     from fedsim.core.run_directory import RunDirectory
     from fedsim.runs import beyond, sent
     from fedsim.terminal import live
     from fedsim.terminal.beyond_tables import results
 
-    settings = sent.settings_of(batches, steps, protections)
+    settings = sent.settings_of(batches, steps, protections, minibatches, optimizers)
     with live.bar("settings", err()) as progress:
         run = RunDirectory.open(folder)
         table = beyond.gradient(run, settings, repeats, round=round, progress=progress)
     if as_json:
         print_json(table)
         return
-    keys = {"protection": "protection", "batch": "batch", "epochs": "steps", "method": "method"}
+    keys = {"protection": "protection", "optimizer": "optimizer", "batch": "batch", "minibatches": "parts"}
+    keys |= {"epochs": "passes", "method": "method"}
     metrics = {"rows": "rows", "cells": "cells", "labels": "labels"}
     caption = (
         "Share recovered: rows with every category right and numbers within 5 % of their range, cells, "

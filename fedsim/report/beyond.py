@@ -145,10 +145,11 @@ def _gradient(run: RunDirectory) -> Section:
     table = run.table("gradient")
     rows_of = table[(table["metric"] == "rows")]
     drawn: list[Row] = []
-    for (protection, batch, steps), group in rows_of.groupby(["protection", "batch", "epochs"], sort=False):
+    keys = ["protection", "batch", "epochs", "minibatches", "optimizer"]
+    for _, group in rows_of.groupby(keys, sort=False):
         attacks = group[group["method"] != "nearest own record"]
         best_of = _strongest(_rows(attacks, lambda row: str(row["method"])))
-        drawn.append((f"{protection}, batch {batch}, steps {steps}", *best_of[1:]))
+        drawn.append((_sent_as(group.iloc[0]), *best_of[1:]))
     baseline = rows_of[rows_of["method"] == "nearest own record"]["value"].max()
     bare = [row for row in drawn if row[0].startswith("none,")] or drawn
     best = _strongest(bare)
@@ -173,6 +174,14 @@ def _gradient(run: RunDirectory) -> Section:
         "more at once. A party of the federation never sees them, but only their sum. The adversary's own "
         f"nearest record comes as near to {_percent(baseline)} of them at most.",
     )
+
+
+def _sent_as(row: pd.Series) -> str:
+    """Say how an update was made, and under which protection."""
+    batch, parts = row["batch"], row["minibatches"]
+    records = f"{parts} × {batch}" if parts > 1 else f"{batch}"
+    by = "" if row["optimizer"] == "own" else f", {row['optimizer']}"
+    return f"{row['protection']}, batch {records}, steps {row['epochs'] * parts}{by}"
 
 
 def _counts(run: RunDirectory) -> Section:

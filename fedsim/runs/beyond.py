@@ -236,15 +236,16 @@ def gradient(
     """Reconstruct batches of the victims' training records from the updates they would send in ``round``.
 
     The updates are made here, from the run's model w_{t−1} and its training settings, one per batch size,
-    number of steps and protection (default: `default_settings`). Writes ``gradient.parquet``: method,
-    protection, batch, epochs, metric (rows, cells, labels: shares recovered), value, low, high, n (records).
+    number of steps, protection and optimizer (default: `default_settings`). Writes ``gradient.parquet``:
+    method, protection, batch, epochs, minibatches, optimizer, metric (rows, cells, labels: shares recovered),
+    value, low, high, n (records).
 
     Raises:
-        InputError: the run does not train by plain SGD, or has no such round.
+        InputError: the run has no such round.
     """
     layout, played = read_layout(run.path), games_of(run)[0]
     settings = settings or default_settings(run)
-    module = _model_before(run, played, round)
+    module = _model_before(played, round)
     trains, owned = training_records(run, played.game), population(played.view)
     lines = []
     for done, setting in enumerate(settings):
@@ -252,6 +253,8 @@ def gradient(
         judged: dict[str, list[judge.Matched]] = {}
         for repeat in range(repeats):
             purpose = f"gradient/{setting.protection}/{setting.batch}/{setting.epochs}/{repeat}"
+            if (setting.minibatches, setting.optimizer) != (1, "own"):
+                purpose += f"/{setting.minibatches}/{setting.optimizer}"
             stream = rng.generator(run.scenario.seed, purpose, game=played.game, round=round)
             batch, update, local = sent(run, module, setting, trains, purpose, stream)
             for method in methods:
@@ -264,18 +267,13 @@ def gradient(
             judged.setdefault(BASELINE, []).append(matched)
         lines += [line for name, batches in judged.items() for line in _shares(name, setting, batches)]
     progress(len(settings), len(settings))
-    columns = ["method", "protection", "batch", "epochs", "metric", "value", "low", "high", "n"]
+    columns = ["method", "protection", "batch", "epochs", "minibatches", "optimizer"]
+    columns += ["metric", "value", "low", "high", "n"]
     return _write(run, "gradient", pd.DataFrame(lines, columns=columns))
 
 
-def _model_before(run: RunDirectory, played: PlayedGame, round: int) -> torch.nn.Module:
-    """Return the model that a party is sent in ``round``, where its training can be simulated."""
-    training = run.scenario.training
-    if training.optimizer != "sgd" or training.momentum:
-        raise InputError(
-            f"{run.path}: gradient inversion simulates plain SGD, without momentum; "
-            f"training.optimizer = '{training.optimizer}', momentum = {training.momentum:g}"
-        )
+def _model_before(played: PlayedGame, round: int) -> torch.nn.Module:
+    """Return the model that a party is sent in ``round``."""
     if round - 1 not in played.view.models:
         raise InputError(
             f"--round {round}: no model of round {round - 1} was seen; valid: 1 … {played.view.final_round}"
@@ -288,7 +286,7 @@ def _shares(name: str, setting: Setting, batches: list[judge.Matched]) -> list[t
     shares = judge.shares(batches)
     if name == BASELINE:
         shares.pop("labels")
-    key = (name, setting.protection, setting.batch, setting.epochs)
+    key = (name, setting.protection, setting.batch, setting.epochs, setting.minibatches, setting.optimizer)
     return [(*key, metric, share.value, share.low, share.high, n) for metric, share in shares.items()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,42 +33,76 @@ if TYPE_CHECKING:
 class Setting:
     """What a party sends, and to whom.
 
-    batch: records of one local step; epochs: passes over them (one step each); protection: of `PROTECTIONS`
+    batch: records of one local step; epochs: passes over all; protection: of `PROTECTIONS`
+    minibatches: steps of one epoch, each on other records; optimizer: of `OPTIMIZERS`
     """
 
     batch: int
     epochs: int = 1
     protection: str = "none"
+    minibatches: int = 1
+    optimizer: str = "own"
+
+    @property
+    def records(self) -> int:
+        """Of one party."""
+        return self.batch * self.minibatches
 
 
 PROTECTIONS = ("none", "own", "clipped", "sparsified", "ε = 8", "ε = 1", "secure sum", "participant")
 """'own': what the party does in the run, DP and defences; 'secure sum': the server sees the sum of all;
 'participant': a party, of all others. FedProx's term, which is the server's, is in every one."""
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "own": {},
+    "sgd": {"optimizer": "sgd", "momentum": 0.0},
+    "momentum": {"optimizer": "sgd", "momentum": 0.9},
+    "adam": {"optimizer": "adam", "momentum": 0.0, "lr": 0.01},
+}
+"""By which a party makes its steps: as in the run, or otherwise; each starts anew with an update."""
+
 SETTINGS: tuple[Setting, ...] = (
     *(Setting(batch, epochs) for epochs in (1, 4) for batch in (1, 4, 16)),
     *(Setting(batch, 1, name) for name in PROTECTIONS[1:] for batch in (1, 4)),
-)
+    Setting(2, 1, minibatches=2), Setting(2, 2, minibatches=2),
+    *(Setting(batch, epochs, optimizer=name)
+      for name in ("momentum", "adam") for batch, epochs in ((1, 1), (4, 1), (4, 4))),
+    Setting(2, 1, minibatches=2, optimizer="momentum"), Setting(2, 1, minibatches=2, optimizer="adam"),
+)  # fmt: skip
 """What is asked by default (`default_settings`)."""
 
 CLIP, SPARSE, DELTA = 0.1, 0.1, 1e-5
 """Norm of a clipped update, share of entries that a sparsified one keeps, δ of the two ε."""
 
 
-def settings_of(batches: Sequence[int], epochs: Sequence[int], protections: Sequence[str]) -> list[Setting]:
+def settings_of(
+    batches: Sequence[int],
+    epochs: Sequence[int],
+    protections: Sequence[str],
+    minibatches: Sequence[int] = (),
+    optimizers: Sequence[str] = (),
+) -> list[Setting]:
     """Return all combinations, with defaults for what is not chosen; none where nothing is.
 
+    Where minibatches or an optimizer are chosen, the default is no protection instead of all.
+
     Raises:
-        InputError: unknown protection.
+        InputError: unknown protection or optimizer.
     """
     for name in protections:
         if name not in PROTECTIONS:
             raise InputError(f"--protection {name}: no such protection{suggestion(name, PROTECTIONS)}")
-    if not (batches or epochs or protections):
+    for name in optimizers:
+        if name not in OPTIMIZERS:
+            raise InputError(f"--optimizer {name}: no such optimizer{suggestion(name, OPTIMIZERS)}")
+    if not (batches or epochs or protections or minibatches or optimizers):
         return []
+    every = PROTECTIONS[:1] if minibatches or optimizers else PROTECTIONS
     return [
-        Setting(batch, count, name)
-        for name in protections or PROTECTIONS
+        Setting(batch, count, name, parts, optimizer)
+        for name in protections or every
+        for optimizer in optimizers or ("own",)
+        for parts in minibatches or (1,)
         for count in epochs or (1, 4)
         for batch in batches or (1, 4, 16)
     ]
@@ -102,7 +136,7 @@ def sent(
     victim = names[int(stream.integers(len(victims_of(run))))]
     senders = {"secure sum": names, "participant": names[:-1]}.get(setting.protection, [victim])
     batches = {
-        name: trains[name].take(stream.permutation(len(trains[name]))[: setting.batch]) for name in senders
+        name: trains[name].take(stream.permutation(len(trains[name]))[: setting.records]) for name in senders
     }
     answers = [
         _update(run, module, batch, _practice(run.scenario, name, setting), parties[name], purpose)
@@ -111,14 +145,15 @@ def sent(
     update = {name: np.mean([one[name] for one in answers], axis=0) for name in answers[0]}
     together = sum(len(batch) for batch in batches.values())
     practice = _practice(run.scenario, victim, setting)
-    return batches[victim], update, practice.known(together, setting.epochs)
+    return batches[victim], update, practice.known(together, setting)
 
 
 @dataclass(frozen=True)
 class _Practice:
     """How one party makes its update under a setting.
 
-    name: of the party; training: its own, ``epochs`` passes over one batch; dp: None where it trains openly
+    name: of the party; training: its own, ``epochs`` passes over ``minibatches`` batches; dp: None where it
+        trains openly
     """
 
     name: str
@@ -126,12 +161,15 @@ class _Practice:
     defence: DefenceSettings
     dp: DPSettings | None
     proximal_mu: float
+    minibatches: int
 
-    def known(self, records: int, epochs: int) -> LocalSteps:
+    def known(self, records: int, setting: Setting) -> LocalSteps:
         """Return what the server simulates of it. Dropout and mixup, which are drawn, are left out."""
+        training = self.training
         return LocalSteps(
-            records, records, epochs, self.training.lr, self.proximal_mu,
-            self.training.l2, self.defence.l1, self.defence.label_smoothing,
+            records, -(-records // setting.minibatches), setting.epochs, training.lr, self.proximal_mu,
+            training.l2, self.defence.l1, self.defence.label_smoothing,
+            training.optimizer, training.momentum,
         )  # fmt: skip
 
 
@@ -148,8 +186,9 @@ def _practice(scenario: Scenario, name: str, setting: Setting) -> _Practice:
         defence = (scenario.defence_of(name) or NO_DEFENCE).model_copy(update={"patience": None})
     federation = scenario.federation
     mu = federation.options.get("proximal_mu", 0.0) if federation.strategy == "fedprox" else 0.0
-    training = training.model_copy(update={"epochs": setting.epochs, "steps": None})
-    return _Practice(name, training, defence, private, float(mu))
+    changes = {"epochs": setting.epochs, "steps": None} | OPTIMIZERS[setting.optimizer]
+    training = training.model_copy(update=changes)
+    return _Practice(name, training, defence, private, float(mu), setting.minibatches)
 
 
 def _update(
@@ -162,18 +201,20 @@ def _update(
 ) -> dict[str, np.ndarray]:
     """Return the update that a party sends of one batch, by parameter name."""
     trained, before = copy.deepcopy(module), weights_of(module)
-    training = practice.training.model_copy(update={"batch": len(batch)})
+    size = -(-len(batch) // practice.minibatches)
+    training = practice.training.model_copy(update={"batch": size})
     gradients = "auto" if practice.dp is None else practice.dp.gradients
     local = LocalTraining(training, practice.defence, practice.proximal_mu, gradients=gradients)
     draws = _draws(run.scenario.seed, f"{purpose}/{practice.name}")
     if practice.dp is not None:
-        # The noise is that of the whole run; the batch, which Poisson sampling would draw, is given.
+        # The noise is that of the whole run; the records, which Poisson sampling would draw, are given.
         units = len(party.train)
         if practice.dp.unit == "person" and party.train_person is not None:
             units = len(np.unique(party.train_person))  # the batch's records are taken for one person's each
         plan = make_plan(practice.dp, _in_the_run(run, practice), units, run.scenario.federation.rounds)
-        steps = practice.training.epochs
-        once = replace(plan, sample_rate=1.0, expected_batch=float(len(batch)), steps_per_round=steps)
+        steps = practice.training.epochs * practice.minibatches
+        rate = 1 / practice.minibatches
+        once = replace(plan, sample_rate=rate, expected_batch=float(size), steps_per_round=steps)
         dp.train_private(trained, batch, local, once, draws)
     else:
         sgd.train(trained, batch, local, draws)

@@ -19,7 +19,7 @@ from fedsim.core.files import read_arrays
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.training import ModelSettings
 from fedsim.runs import beyond, integrity, persons
-from fedsim.runs.sent import Setting, default_settings, sent, training_records
+from fedsim.runs.sent import Setting, default_settings, sent, settings_of, training_records
 
 QUICK = Effort(starts=1, dlg_iterations=40, geiping_iterations=60)
 ADVERSARY = {"attacks": ["loss"], "observers": ["participant", "server"]}
@@ -119,11 +119,21 @@ def test_counts_and_shares_lie_within_their_bounds(run: RunDirectory) -> None:
     assert np.isfinite(table.loc[table["what"] == "lists", ["value", "low", "high"]]).all(axis=None)
 
 
-def test_only_plain_sgd_can_be_simulated(run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> None:
-    training = {"epochs": 1, "batch": 8, "optimizer": "adam", "lr": 0.01}
-    other = finished_run(tmp_path_factory.mktemp("adam"), adversary={"attacks": ["loss"]}, training=training)
-    with pytest.raises(InputError, match="plain SGD"):
-        beyond.gradient(other)
+def test_updates_of_momentum_and_adam_in_minibatches_are_asked_for(run: RunDirectory) -> None:
+    settings = [
+        Setting(1, optimizer="momentum"), Setting(2, minibatches=2, optimizer="sgd"),
+        Setting(1, optimizer="adam"),
+    ]  # fmt: skip
+    table = beyond.gradient(run, settings, repeats=3, effort=QUICK)
+    rows = table[table["metric"] == "rows"].set_index(["method", "optimizer"])
+    assert rows["value"]["dlg", "momentum"] == 1  # its first step is plain
+    assert rows["n"]["dlg", "sgd"] == 12 and rows["minibatches"]["dlg", "sgd"] == 2
+    assert rows["value"]["analytic", "adam"] < 1
+    with pytest.raises(InputError, match="--optimizer adan: no such optimizer; did you mean 'adam'"):
+        settings_of([1], [1], [], [], ["adan"])
+
+
+def test_a_round_that_was_not_seen_is_refused(run: RunDirectory) -> None:
     with pytest.raises(InputError, match="no model of round 8"):
         beyond.gradient(run, round=9)
 
@@ -131,7 +141,9 @@ def test_only_plain_sgd_can_be_simulated(run: RunDirectory, tmp_path_factory: py
 PARTY_OWN = {"all": {"l1": 1e-3, "l2": 1e-2, "label_smoothing": 0.1, "epochs": 3}}
 
 
-def test_what_a_party_sends_is_what_the_server_simulates(tmp_path: Path) -> None:
+def test_what_a_party_sends_is_what_the_server_simulates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FedProx's pull and the party's own penalties included: on the true rows they are the same."""
     federation = {"rounds": 1, "strategy": "fedprox", "options": {"proximal_mu": 0.5}}
     run = finished_run(tmp_path, adversary=ADVERSARY, federation=federation, defences=PARTY_OWN)
@@ -142,6 +154,14 @@ def test_what_a_party_sends_is_what_the_server_simulates(tmp_path: Path) -> None
     rows = simulated(torch.tensor(batch.features), torch.tensor(batch.labels))
     for name, array in update.items():
         np.testing.assert_allclose(-rows[name].detach().numpy(), array, atol=1e-6)
+    # Of other optimizers, too, minibatch by minibatch where it is known which records are in each.
+    for setting in (Setting(4, 3, "own", optimizer="momentum"), Setting(4, 2, "own", optimizer="adam")):
+        batch, update, local = sent(run, module, setting, trains, "x", np.random.default_rng(0))
+        monkeypatch.setattr(gradient, "SMOOTH", 0.0)
+        simulated = gradient._simulation(module, local, batch.shape)
+        rows = simulated(torch.tensor(batch.features), torch.tensor(batch.labels))
+        for name, array in update.items():
+            np.testing.assert_allclose(-rows[name].detach().numpy(), array, atol=2e-6)
     plain = sent(run, module, Setting(4, 3), trains, "x", np.random.default_rng(0))[1]
     assert any(np.abs(update[name] - plain[name]).max() > 1e-4 for name in plain)
 

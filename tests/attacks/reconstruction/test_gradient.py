@@ -42,7 +42,13 @@ def update_of(net: torch.nn.Module, records: Records, local: LocalSteps) -> dict
     """Δ of the program's own local training."""
     before = weights_of(net)
     trained = copy.deepcopy(net)
-    chosen = TrainingSettings(lr=local.lr, batch=local.batch, epochs=local.epochs)
+    chosen = TrainingSettings(
+        lr=local.lr,
+        batch=local.batch,
+        epochs=local.epochs,
+        optimizer=local.optimizer,
+        momentum=local.momentum,
+    )
     draws = PartyDraws(torch.Generator().manual_seed(0), None)
     train(trained, records, LocalTraining(chosen), draws)
     return {name: array.astype(np.float64) - before[name] for name, array in weights_of(trained).items()}
@@ -132,3 +138,87 @@ def test_an_objective_rounded_below_zero_is_still_the_best() -> None:
     rows, real = Rows.of(LAYOUT), drawn(2, 7)
     finished = [(cost, real.features, real.labels) for cost in (-2e-7, 0.3)]
     np.testing.assert_array_equal(gradient._pooled(finished, rows, (7,)).features, real.features)
+
+
+# ------------------------------------------------------- momentum, Adam, minibatches
+def recovered(records: Records, local: LocalSteps, method: gradient.Method = "dlg") -> int:
+    net, effort = module((64,)), Effort(starts=4, dlg_iterations=120, geiping_iterations=300)
+    update = update_of(net, records, local)
+    rebuilt = gradient.invert(net, update, local, LAYOUT, method, np.random.default_rng(0), effort=effort)
+    return match(rebuilt.features, rebuilt.labels, records.features, records.labels, LAYOUT).rows
+
+
+def test_the_first_step_of_momentum_is_plain() -> None:
+    records, net = drawn(3, 8), module()
+    plain, heavy = LocalSteps(3, 3, 1, 0.1), LocalSteps(3, 3, 1, 0.1, momentum=0.9)
+    update = update_of(net, records, plain)
+    both = [
+        gradient.invert(net, update, local, LAYOUT, "dlg", np.random.default_rng(0), effort=QUICK)
+        for local in (plain, heavy)
+    ]
+    np.testing.assert_array_equal(both[0].features, both[1].features)
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        LocalSteps(4, 4, 3, 0.1, momentum=0.9),
+        LocalSteps(4, 2, 2, 0.1, l2=0.01, momentum=0.5),
+        LocalSteps(4, 3, 2, 0.01, optimizer="adam"),
+        LocalSteps(4, 4, 1, 0.01, optimizer="adam"),
+    ],
+)
+def test_the_unrolled_training_is_the_program_s_own(
+    local: LocalSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given the minibatches of every epoch, which the search does not know."""
+    monkeypatch.setattr(gradient, "SMOOTH", 0.0)
+    records, net = drawn(4, 9), module()
+    chosen = TrainingSettings(
+        lr=local.lr, batch=local.batch, epochs=local.epochs, optimizer=local.optimizer,
+        momentum=local.momentum, l2=local.l2,
+    )  # fmt: skip
+    trained, before = copy.deepcopy(net), weights_of(net)
+    train(trained, records, LocalTraining(chosen), PartyDraws(torch.Generator().manual_seed(0), None))
+    drawn_order = PartyDraws(torch.Generator().manual_seed(0), None).permuted(4, chosen)
+    orders = [np.concatenate([batch.numpy() for batch in epoch]) for epoch in drawn_order]
+    order = orders[0] if local.copies == 1 else np.concatenate(orders)
+    simulated = gradient._simulation(net, local, (7,))(
+        torch.tensor(records.features[order]), torch.tensor(records.labels[order])
+    )
+    for name, array in weights_of(trained).items():
+        np.testing.assert_allclose(-simulated[name].detach().numpy(), array - before[name], atol=1e-5)
+
+
+def test_a_step_of_adam_is_as_long_whatever_the_gradient_s_length() -> None:
+    """Its first one is the gradient's sign but for what `SMOOTH` rounds off, and can be descended."""
+    local, net = LocalSteps(2, 2, 1, 0.01, optimizer="adam"), module()
+    records = drawn(2, 10)
+    x = torch.tensor(records.features, requires_grad=True)
+    steps = gradient._simulation(net, local, (7,))(x, torch.tensor(records.labels))
+    largest = max(float(step.detach().abs().max()) for step in steps.values())
+    assert 0.009 < largest <= 0.01 + 1e-6
+    torch.stack([step.square().sum() for step in steps.values()]).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and float(x.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "local",
+    [LocalSteps(4, 2, 1, 0.1), LocalSteps(4, 2, 2, 0.1), LocalSteps(4, 4, 3, 0.1, momentum=0.9)],
+    ids=["two minibatches", "two epochs of two", "momentum"],
+)
+def test_records_are_found_through_several_steps(local: LocalSteps) -> None:
+    assert recovered(drawn(4, 2), local) >= 3
+
+
+def test_what_adam_leaves_of_a_gradient_still_tells_a_record() -> None:
+    assert recovered(drawn(1, 2), LocalSteps(1, 1, 1, 0.01, optimizer="adam"), "geiping") == 1
+
+
+def test_epochs_tie_their_rows_and_match_them_whatever_their_order() -> None:
+    rows = drawn(4, 11).features
+    labels = np.array([0, 0, 1, 1])
+    swapped = np.concatenate([rows, rows[[1, 0, 3, 2]]])
+    _, folded, own = gradient._folded((0.1, swapped, np.tile(labels, 2)), 2)
+    np.testing.assert_allclose(folded, rows)
+    assert own.tolist() == labels.tolist()
