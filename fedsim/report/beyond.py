@@ -171,7 +171,8 @@ def _gradient(run: RunDirectory) -> Section:
         "A record counts as recovered where every category is right and its numbers are within 5 % of "
         "their range. ‘participant’ is what another party sees of all others together.",
         "The updates are what parties of this run would send of so few records; one party trains on many "
-        "more at once. A party of the federation never sees them, but only their sum. The adversary's own "
+        "more at once, in many steps; ‘momentum’ and ‘adam’ are other ways to make these. A party of the "
+        "federation never sees such an update, but only the sum of all. The adversary's own "
         f"nearest record comes as near to {_percent(baseline)} of them at most.",
     )
 

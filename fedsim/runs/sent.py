@@ -64,11 +64,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 SETTINGS: tuple[Setting, ...] = (
     *(Setting(batch, epochs) for epochs in (1, 4) for batch in (1, 4, 16)),
     *(Setting(batch, 1, name) for name in PROTECTIONS[1:] for batch in (1, 4)),
-    Setting(2, 1, minibatches=2), Setting(2, 2, minibatches=2),
-    *(Setting(batch, epochs, optimizer=name)
-      for name in ("momentum", "adam") for batch, epochs in ((1, 1), (4, 1), (4, 4))),
-    Setting(2, 1, minibatches=2, optimizer="momentum"), Setting(2, 1, minibatches=2, optimizer="adam"),
-)  # fmt: skip
+    *(Setting(2, 1, minibatches=2, optimizer=name) for name in ("own", "momentum", "adam")),
+    *(Setting(batch, 1, optimizer=name) for name in ("momentum", "adam") for batch in (1, 4)),
+)
 """What is asked by default (`default_settings`)."""
 
 CLIP, SPARSE, DELTA = 0.1, 0.1, 1e-5
