@@ -145,13 +145,15 @@ def _gradient(run: RunDirectory) -> Section:
     table = run.table("gradient")
     rows_of = table[(table["metric"] == "rows")]
     drawn: list[Row] = []
+    bare: list[Row] = []
     keys = ["protection", "batch", "epochs", "minibatches", "optimizer"]
-    for _, group in rows_of.groupby(keys, sort=False):
+    for (protection, *_), group in rows_of.groupby(keys, sort=False):
         attacks = group[group["method"] != "nearest own record"]
         best_of = _strongest(_rows(attacks, lambda row: str(row["method"])))
         drawn.append((_sent_as(group.iloc[0]), *best_of[1:]))
+        bare += drawn[-1:] if protection == "none" else []
     baseline = rows_of[rows_of["method"] == "nearest own record"]["value"].max()
-    bare = [row for row in drawn if row[0].startswith("none,")] or drawn
+    bare = bare or drawn
     best = _strongest(bare)
     many = f"{_percent(best[1])} of them ({best[0]})"
     if widened(best, len(bare))[0] > baseline:
@@ -179,10 +181,12 @@ def _gradient(run: RunDirectory) -> Section:
 
 def _sent_as(row: pd.Series) -> str:
     """Say how an update was made, and under which protection."""
-    batch, parts = row["batch"], row["minibatches"]
-    records = f"{parts} × {batch}" if parts > 1 else f"{batch}"
+    batch, parts = int(row["batch"]), int(row["minibatches"])
+    steps = int(row["epochs"]) * parts
+    records = f"{parts} × {batch} records" if parts > 1 else f"{batch} record{'s' * (batch > 1)}"
     by = "" if row["optimizer"] == "own" else f", {row['optimizer']}"
-    return f"{row['protection']}, batch {records}, steps {row['epochs'] * parts}{by}"
+    under = "unprotected" if row["protection"] == "none" else row["protection"]
+    return f"{under}, {records}, {steps} step{'s' * (steps > 1)}{by}"
 
 
 def _counts(run: RunDirectory) -> Section:
@@ -246,6 +250,7 @@ def _persons(run: RunDirectory) -> Section:
         else "Whether a person is in the data could not be shown to be told better than by guessing."
     )
     promised = run.table("promises") if run.has("promises") else pd.DataFrame()
+    known = bool(len(promised) and promised["epsilon"].notna().any())
     return Section(
         "persons",
         "Is this person in the data?",
@@ -254,8 +259,8 @@ def _persons(run: RunDirectory) -> Section:
         NEAR if "range" in set(table["asked"]) else "",
         "A person is in the data with all of her records or with none. Guessing may know how many records "
         "she has, which touches no model. A promise of DP-SGD for one record is a weaker one for whoever has "
-        "several; the table says what is promised.",
-        _promises(promised) if len(promised) and promised["epsilon"].notna().any() else ((), ()),
+        "several" + ("; the table says what is promised." if known else "."),
+        _promises(promised) if known else ((), ()),
     )
 
 

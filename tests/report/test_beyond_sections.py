@@ -53,7 +53,8 @@ def test_every_attack_that_was_asked_has_a_section_with_a_picture(run: RunDirect
     assert beyond.sections(run) == []
     asked.attribute(run, "ward")
     asked.invert(run, asked.Descent(iterations=20))
-    asked.gradient(run, [Setting(1)], repeats=2, methods=["analytic"])
+    sent = [Setting(1), Setting(2, 1, "clipped", 2, "momentum")]
+    asked.gradient(run, sent, repeats=2, methods=["analytic"])
     asked.count(run, "ward")
     persons.persons(run, points=1)
     persons.promises(run)
@@ -62,6 +63,10 @@ def test_every_attack_that_was_asked_has_a_section_with_a_picture(run: RunDirect
     for name in ("attributes", "inversion", "gradient", "counts", "persons", "poisoning"):
         assert f'<section id="{name}">' in html
         assert (run.path / "figures" / f"beyond-{name}.svg").exists()
+    updates = section(run, "gradient").picture
+    assert "unprotected, 1 record, 1 step<" in updates
+    assert "clipped, 2 × 2 records, 2 steps, momentum<" in updates
+    assert "the table says what is promised" not in section(run, "persons").notes  # there is no DP
     assert "class mean, no" in html  # the typical record's columns, where it is no image
 
 
