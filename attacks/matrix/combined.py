@@ -9,11 +9,14 @@ Round decoding needs no shadows, and reads the first updates where these read mo
 is as good as independent of them. Its log-odds are added, tempered where they spread more than they predict
 (`attacks.rounds.channel`).
 
-What rehearsals teach holds as far as the target is one of the shadows. Where most members are unknown to the
-adversary it is not: its φ lie several times as far from what shadows show as those of any shadow do, which
-takes no truth to see. If that is noise, members lie as many times nearer to the others, in deviations, and so
-does a log-ratio claim too much; if memberships count for more in the target as well, it does not. Nothing
-seen tells one from the other: the shadows' log-odds are multiplied by the mean of the two factors.
+What rehearsals teach holds as far as the target is one of the shadows. Where members are unknown to the
+adversary it is not: what stands for them in the shadows is like what it owns, and they are not. Round
+decoding has them in its covariance, and reads the same updates: there the shadows' log-odds are no
+independent evidence but a second reading of it, by a wrong account of its noise. They are multiplied by the
+square of the share of members that is owned, and of how far φ spreads in the shadows beside the target, where
+it spreads more: a log-ratio is inverse to the noise's variance, and the more of the noise both share the less
+one adds to the other. The powers are ours, chosen on six games of the hospitals and three of heart: no power,
+one, two and three differ by less than the games do, but for none, which is worse than round decoding alone.
 """
 
 from __future__ import annotations
@@ -80,15 +83,14 @@ def score(
 
 
 def trust(matrix: SignalMatrix) -> float:
-    """Return in (½, 1] by what log-odds learnt on the shadows are multiplied: ½ + ½ usual / own deviation.
+    """Return in (0, 1] by what the shadows' log-odds are multiplied: (owned · usual / own variance)².
 
-    The deviation is that of φ at w_T, less the record's mean over the shadows and in units of its own
-    deviation there, over the records that are in some shadows and not in all. 1 where it is as usual or less.
+    The variance is that of φ at w_T, less the record's mean over the shadows and in units of its own
+    deviation there, over the records that are in some shadows and not in all. Usual is as usual or less.
     """
     own, shadows = spreads(matrix)
-    if not len(shadows) or own <= shadows.mean():
-        return 1.0
-    return float(0.5 + 0.5 * np.sqrt(shadows.mean() / own))
+    usual = min(1.0, float(shadows.mean() / own)) if len(shadows) and own > 0 else 1.0
+    return (matrix.owned * usual) ** 2
 
 
 def spreads(matrix: SignalMatrix) -> tuple[float, np.ndarray]:

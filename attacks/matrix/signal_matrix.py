@@ -30,6 +30,7 @@ class SignalMatrix:
     features: (n, …) float32, of the records, None where no attack asks for them
     beside: attack → (n,) float64, log-odds of the target's records from another source than shadows; 0 for a
         record about which nothing is said
+    owned: share of the other parties' members in the shadows that are among the n records
     early: the same of more shadows, of the first rounds alone, the first S being these; None unless asked for
     """
 
@@ -44,6 +45,7 @@ class SignalMatrix:
     target_weights: np.ndarray | None = None
     shadow_weights: np.ndarray | None = None
     features: np.ndarray | None = None
+    owned: float = 1.0
     early: SignalMatrix | None = None
     beside: dict[str, np.ndarray] = field(default_factory=dict)
 

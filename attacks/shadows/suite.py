@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -105,7 +106,8 @@ def simulate(
     )
     memory = int(view.assumptions.memory * 2**30)
     shadows = train_shadows(request, dataclasses.replace(laboratory, max_bytes=memory))
-    return _matrix(view, columns, shadows, _inside(view, membership, len(candidates), len(columns)))
+    inside = _inside(view, membership, len(candidates), len(columns))
+    return _matrix(view, columns, shadows, inside, _owned(membership.inside, inside, fixed))
 
 
 def early_rounds(view: ParticipantView) -> list[int]:
@@ -252,7 +254,18 @@ def _inside(view: ParticipantView, membership: Membership, candidates: int, colu
     return inside
 
 
-def _matrix(view: ParticipantView, columns: Records, shadows: Shadows, inside: np.ndarray) -> SignalMatrix:
+def _owned(drawn: np.ndarray, inside: np.ndarray, fixed: Mapping[int, np.ndarray]) -> float:
+    """Return the share of the members of other parties than ``fixed`` who are columns, over all shadows.
+
+    drawn: (S, records) int, the party of every record of the pool; inside: (S, columns) int; −1 is none
+    """
+    others, among = (int((~np.isin(parties, [-1, *fixed])).sum()) for parties in (drawn, inside))
+    return among / others if others else 1.0
+
+
+def _matrix(
+    view: ParticipantView, columns: Records, shadows: Shadows, inside: np.ndarray, owned: float
+) -> SignalMatrix:
     logits = [view.logits(t, columns) for t in shadows.rounds]
     target = np.stack([outputs.scaled_logit(answers, columns.labels) for answers in logits])
     beside = sum(len(records) for records in _beside(view))
@@ -272,4 +285,5 @@ def _matrix(view: ParticipantView, columns: Records, shadows: Shadows, inside: n
         target_weights=None if shadows.weights is None else _flat_weights(view, shadows.rounds[-1])[None],
         shadow_weights=shadows.weights,
         features=columns.features,
+        owned=owned,
     )

@@ -70,8 +70,14 @@ def strange(matrix: SignalMatrix, seed: int, noise: float) -> SignalMatrix:
 def test_the_further_the_target_is_from_any_shadow_the_less_the_shadows_claim() -> None:
     matrix, _ = world(2, 1.5)
     shares = [combined.trust(strange(matrix, 2, noise)) for noise in (0.0, 3.0, 6.0, 100.0)]
-    assert shares[0] > 0.8 and shares == sorted(shares, reverse=True)
-    assert 0.5 < shares[-1] < 0.53
+    assert shares[0] > 0.6 and shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] < 1e-3
+
+
+def test_the_fewer_of_the_members_are_owned_the_less_the_shadows_claim() -> None:
+    matrix, _ = world(2, 1.5)
+    whole = combined.trust(matrix)
+    assert combined.trust(replace(matrix, owned=0.5)) == pytest.approx(whole / 4)
 
 
 def test_what_is_beside_is_added_in_full() -> None:
@@ -92,7 +98,7 @@ def test_a_target_that_is_one_of_the_shadows_is_trusted() -> None:
         own, shadows = combined.spreads(others)
         above += own > shadows.max()
         shares.append(combined.trust(others))
-    assert np.mean(shares) > 0.95 and above <= 3
+    assert np.mean(shares) > 0.9 and above <= 3
 
 
 def test_the_spread_is_numpys_with_the_shadow_itself_left_out() -> None:
