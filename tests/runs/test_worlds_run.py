@@ -10,6 +10,7 @@ import pytest
 from support.runs import finished_run, prepared_run
 from support.truth import flip
 
+from attacks.shadows import suite
 from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from fedsim.core.errors import InputError
@@ -42,6 +43,15 @@ def test_every_world_has_scores_of_those_it_asks_about_and_of_what_it_can_run(ru
             assert (attack in found) == (name != "none"), "it owns one candidate at a time"
     assert set(run.manifest["world_seconds"]["0"]) == set(LADDER)
     assert run.table("ladder")["world"].tolist() == LADDER
+
+
+def test_shadows_say_what_share_of_their_members_is_owned(run: RunDirectory) -> None:
+    candidates = observations.load_candidates(run.observations(0))
+    for name, share in (("all", 1.0), ("half", 0.5)):
+        view = observers.sight(run, 0, "participant", world=name)
+        assert isinstance(view, ParticipantView)
+        asked = candidates.take(run.read_worlds(0)[name].asked)
+        assert suite.simulate(view, asked, 1).owned == pytest.approx(share, abs=0.1)
 
 
 def test_what_needs_no_records_finds_the_same_in_every_world(run: RunDirectory) -> None:
