@@ -150,8 +150,9 @@ def _train(
     streams = [Streams(seed, 0, int(number)) for number in sets.number[some]]
     if stack is None:
         nothing = pool.take(np.arange(0))
+        person = np.arange(len(pool))  # sets are of records: each is taken for its person's only one
         found = [
-            train_one(alone, start, pool, rows, nothing, (), stream, _ignore)
+            train_one(alone, start, pool, rows, nothing, (), stream, _ignore, person=person)
             for rows, stream in zip(members, streams, strict=True)
         ]
         return {name: np.stack([each[name].numpy() for each in found]) for name in found[0]}

@@ -15,11 +15,12 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation.truth import read_truth
 from fedsim.runs import persons, play, prepare
+from fedsim.runs.prepare import Prepared
 
 BY_PERSON = {"all": {"noise_multiplier": 1.0, "unit": "person", "records_per_person": 2}}
 
 
-def run_of_persons(folder: Path, persons: int = 40, **sections: object) -> RunDirectory:
+def checked_by_person(folder: Path, persons: int = 40, **sections: object) -> Prepared:
     """`write_table`'s patients, each of whom has about three records."""
     file = write_table(folder / "patients.csv", 120)
     frame = pd.read_csv(file)
@@ -27,7 +28,11 @@ def run_of_persons(folder: Path, persons: int = 40, **sections: object) -> RunDi
     asked = scenario(folder, 120, **({"adversary": {"attacks": ["loss"]}} | sections))
     frame.to_csv(file, index=False)  # `scenario` has written it anew
     asked = asked.model_copy(update={"data": asked.data.model_copy(update={"person": "patient"})})
-    run = prepare.prepare(prepare.check(asked, None), folder / "run")
+    return prepare.check(asked, None)
+
+
+def run_of_persons(folder: Path, persons: int = 40, **sections: object) -> RunDirectory:
+    run = prepare.prepare(checked_by_person(folder, persons, **sections), folder / "run")
     play.federate(run)
     return run
 
@@ -47,6 +52,8 @@ def test_dp_sgd_of_persons_is_planned_for_persons(tmp_path: Path) -> None:
 def test_what_cannot_go_with_persons_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.person"):
         prepare.check(scenario(tmp_path, dp=BY_PERSON), None)
+    notices = checked_by_person(tmp_path, dp=BY_PERSON, adversary={"attacks": ["all"]}).encoded.notices
+    assert any(notice.startswith("Round decoding is left out") for notice in notices)
     by_rounds = {"attacks": ["round-decoding"]}
     with pytest.raises(InputError, match="unit = 'person'"):
         prepare.check(scenario(tmp_path, dp=BY_PERSON, adversary=by_rounds), None)

@@ -63,7 +63,20 @@ def protection_notices(scenario: Scenario) -> tuple[str, ...]:
         what = "central DP" if central is not None else f"federation.strategy = '{strategy}'"
         what = "adversary.active = 'separation'" if scenario.adversary.active == "separation" else what
         notices.append(f"Attacks on shadow federations are left out: shadows do not follow {what}.")
+    if _decodes_no_rounds(scenario):
+        notices.append(
+            "Round decoding is left out: it simulates records one by one, and DP-SGD's unit is a person. "
+            "Shadow federations draw whole persons."
+        )
     return tuple(notices)
+
+
+def _decodes_no_rounds(scenario: Scenario) -> bool:
+    """Tell whether an attack is asked for that simulates party-rounds, which are of records alone."""
+    adversary = scenario.adversary
+    by_person = any(not isinstance(dp, str) and dp.unit == "person" for dp in scenario.dp.values())
+    asked_for = registry.select(adversary.attacks, "participant", adversary.folder)
+    return by_person and any(attack.simulates for attack in asked_for)
 
 
 def _leaves_shadows_out(scenario: Scenario) -> bool:
