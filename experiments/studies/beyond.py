@@ -34,11 +34,12 @@ EXPERIMENTS = Path(__file__).resolve().parents[1]
 class Scenario:
     """What is asked of one scenario; file: below experiments/, with ``changes``.
 
-    columns: inferred; unknown: of a range; gradients: batches; typical, counted, poisoned: whether
     minutes: of one core that a game takes at all levels of privacy, batches aside (measured)
+    columns: inferred; unknown: of a range; gradients: batches; typical, counted, poisoned: whether
     """
 
     file: str
+    minutes: float
     changes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     bins: int = 3
@@ -49,40 +50,30 @@ class Scenario:
     counted: bool = True
     poisoned: bool = False
     by_person: bool = False
-    minutes: float = 1.0
 
 
 SHORT = ("federation.rounds=15", "training.epochs=2")
 SCENARIOS = {
     "hospitals": Scenario(
-        "hospitals",
-        columns=("sex", "bmi"),
-        unknown=("bmi",),
-        gradients=True,
-        typical=True,
+        "hospitals", 0.7, columns=("sex", "bmi"), unknown=("bmi",), gradients=True, typical=True,
         poisoned=True,
-        minutes=1.0,
     ),
     "heart": Scenario(
-        "heart", columns=("thal", "sex"), unknown=("thal", "ca"), gradients=True, poisoned=True
+        "heart", 1.3, columns=("thal", "sex"), unknown=("thal", "ca"), gradients=True, poisoned=True
     ),
     "breast-cancer": Scenario(
-        "hospitals", ('data.name="breast-cancer"',), ("mean radius",), 2, asks_persons=False
+        "hospitals", 0.3, ('data.name="breast-cancer"',), ("mean radius",), 2, asks_persons=False
     ),
     "diabetes-130": Scenario(
-        "hospitals",
-        ('data.name="diabetes-130"', "data.max_records=1500", *SHORT),
-        counted=False,
+        "hospitals", 0.4, ('data.name="diabetes-130"', "data.max_records=1500", *SHORT), counted=False,
         by_person=True,
     ),
     "adult": Scenario(
-        "banks",
-        ('data.name="adult"', "data.max_records=2000", *SHORT),
-        columns=("sex",),
+        "banks", 0.6, ('data.name="adult"', "data.max_records=2000", *SHORT), columns=("sex",),
         unknown=("education",),
     ),
-    "digits": Scenario("digits", asks_persons=False, gradients=True, typical=True),
-}
+    "digits": Scenario("digits", 0.5, asks_persons=False, gradients=True, typical=True),
+}  # fmt: skip
 PRIVACY = {"no DP": (), "ε = 8": ("all=8",), "ε = 1": ("all=1",)}
 PERSONS = "ε = 8 a person"
 ATTACKS = ("imputation", "yeom", "csmia", "lomia", "update-cosine", "update-regression", "white-box")
@@ -98,7 +89,7 @@ SETTINGS = (
 DESCENT = Descent(iterations=300, patience=50)
 EFFORT = Effort(starts=2, dlg_iterations=60, geiping_iterations=120)
 BUDGET = poison.Budget(targets=20)
-BATCH_MINUTES = 0.04
+BATCH_MINUTES = 0.02
 """Of one batch's gradient inversion by all methods (measured)."""
 
 
