@@ -17,6 +17,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from clients.messages import ATTACK
 from clients.party import run_folder
 from clients.warm_up import warm_up
 from fedsim.core.errors import plainly
@@ -43,7 +44,7 @@ def contained(
 def _answer_apart(message: Message, context: Context) -> Message:
     folder = run_folder(context)
     scenario = RunDirectory.open(folder).scenario
-    attacks = message.metadata.message_type == "query.attack"
+    attacks = message.metadata.message_type == ATTACK
     timeout = scenario.adversary.timeout if attacks else scenario.federation.timeout
     [(reply, state)] = _worker(folder).map(_answer, [(message, context)], timeout)
     context.state = state

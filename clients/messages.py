@@ -16,6 +16,14 @@ NORM_BIT = "norm_bit"
 CLIPPING_NORM = "clipping_norm"
 """Flower's name for the norm in the server's message, where the parties clip."""
 
+ATTACK = "query.attack"
+"""Type of the message that asks the malicious party for its findings."""
+
+TOO_LARGE = "bytes are more than a reply may hold"
+"""What is said of a reply beyond `largest_reply`."""
+
+_BESIDE_THE_MODEL = 1024**2
+
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays, such as a model's weights."""
@@ -63,6 +71,34 @@ def payload_flaw(array: Array) -> str:
         return f"holds {written_dtype} of shape {written_shape} and says {dtype} of shape {shape}"
     promised, there = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
     return "" if there == promised else f"holds {there} bytes, not {promised}"
+
+
+def size_of(content: RecordDict) -> int:
+    """Return the bytes of arrays, texts and numbers that a message holds, with their names."""
+    parts: list[tuple[str, object]] = []
+    for arrays in content.array_records.values():
+        parts += [(name, array.data) for name, array in arrays.items()]
+    for configured in content.config_records.values():
+        parts += configured.items()
+    for measured in content.metric_records.values():
+        parts += measured.items()
+    return sum(len(name) + _size(value) for name, value in parts)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
+def largest_reply(message: Message) -> float:
+    """Return the bytes that a reply may hold: twice those that it answers, a model, and 1 MiB.
+
+    The adversary's findings go with candidates and attacks, and are asked for in simulations alone.
+    """
+    if message.metadata.message_type == ATTACK:
+        return math.inf
+    return 2 * size_of(message.content) + _BESIDE_THE_MODEL
 
 
 @lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ version = "1.0.0"
 publisher = "fedsim"
 
 [tool.flwr.app.components]
-serverapp = "fedsim.server.server_app:app"
+serverapp = "fedsim.deploy.server_app:app"
 clientapp = "clients.client_app:app"
 
 [tool.flwr.app.config]

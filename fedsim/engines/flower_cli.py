@@ -124,7 +124,7 @@ def superlink(
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a SuperLink; yield its address on this machine and its process, and configure ``flwr`` for it.
+    """Run a guarded SuperLink; yield its address here and its process, and configure ``flwr`` for it.
 
     authority: certificate by which its TLS is checked; None where it has none
     host, port: where nodes reach it; default: a free port of the loopback
@@ -135,7 +135,8 @@ def superlink(
     free, control_port = free_ports(2)
     port = port or free
     process = home.start([
-        "flower-superlink", *options, "--isolation", "subprocess", "--host", host, "--port", str(port),
+        sys.executable, "-m", "fedsim.engines.guarded_superlink", *options, "--isolation", "subprocess",
+        "--host", host, "--port", str(port),
         "--control-api-address", f"127.0.0.1:{control_port}", "--database", str(home.path / "state.db"),
     ])  # fmt: skip
     try:

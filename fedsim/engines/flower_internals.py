@@ -2,13 +2,16 @@
 
 A custom ``Grid`` cannot do without them (flwr 1.41 and 1.42): a message takes its sender from the
 process-wide task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
-public serialisation. Nor can a node that is to run its own app, not the one that a run brings.
+public serialisation. Nor can a node that is to run its own app, not the one that a run brings; nor a
+SuperLink that is to refuse a request before it reads it, and a server a reply before it holds all of it.
 `tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Set before flwr is imported: nothing is sent anywhere and nothing is looked up.
@@ -26,6 +29,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim.core.errors import plainly
 
 SERVER_NODE_ID = 1
+
+GIVEN_UP = "fedsim: larger than a reply may be"
+"""In the reason of the error that Flower's grid puts in place of a reply; see `pulling_at_most`."""
 
 
 def assume_identity(run_id: int) -> None:
@@ -86,3 +92,49 @@ def run_client_app(app: ClientApp) -> None:
             raise ImportError(f"flwr.supernode.runtime.run_clientapp has no {name} any more")
         setattr(runtime, name, replacement)
     flwr_clientapp()
+
+
+@contextmanager
+def pulling_at_most(largest: float) -> Iterator[None]:
+    """Let Flower's grid of a deployment give up a reply once its pieces hold more than ``largest`` bytes.
+
+    It answers with an error in the SuperLink's name, whose reason holds `GIVEN_UP`.
+    """
+    from flwr.superlink.grid import http_grid
+
+    pull_objects = http_grid.pull_objects
+
+    def bounded(
+        object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any
+    ) -> dict[str, bytes]:
+        sizes: list[int] = []
+
+        def pull(object_id: str) -> bytes:
+            content = pull_object_fn(object_id)
+            sizes.append(len(content))  # whole before another thread looks
+            if sum(sizes) > largest:
+                raise http_grid.ObjectPullError(object_id, GIVEN_UP)
+            return content
+
+        return pull_objects(object_ids, pull, **options)
+
+    http_grid.pull_objects = bounded
+    try:
+        yield
+    finally:
+        http_grid.pull_objects = pull_objects
+
+
+def run_superlink(guard: Callable[[Any], Any]) -> None:
+    """Do what the command ``flower-superlink`` does with ``sys.argv``, behind an ASGI middleware of ours.
+
+    guard: called with the application that it is to stand before
+    """
+    from flwr.superlink import extensions
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+    from starlette.middleware import Middleware
+
+    if not hasattr(extensions, "get_middleware"):  # or all would be let in, unnoticed
+        raise ImportError("flwr.superlink.extensions has no get_middleware any more")
+    extensions.get_middleware = lambda: (Middleware(guard),)
+    flower_superlink()

@@ -20,6 +20,7 @@ from fedsim.core import folders, own_packages
 from fedsim.core.errors import InputError, suggestion
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
+from fedsim.engines.bounded_grid import BoundedGrid
 from fedsim.runs import play, prepare
 from fedsim.runs.prepare import Prepared
 from fedsim.server import server_app
@@ -34,6 +35,7 @@ log = logging.getLogger("flwr")  # what `flwr run --stream` shows
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one game of the run that is named, or all of a scenario."""
+    grid = BoundedGrid(grid)
     if context.run_config.get("run"):
         run = RunDirectory.open(run_folder(context))
         server_app.federate(grid, run, int(context.run_config.get("game", 0)))

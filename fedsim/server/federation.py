@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -87,13 +88,27 @@ def ask(grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
     """Send messages, one to a node, and return the first reply of each node that was asked.
 
     Where a node is gone the SuperLink answers with an error in its own name: there the node sent no reply.
+    A reply that is too large is replaced by an error, before anything makes arrays of it.
     """
-    asked = {message.metadata.dst_node_id for message in sent}
+    asked = {message.metadata.dst_node_id: message for message in sent}
+    largest = {node: messages.largest_reply(message) for node, message in asked.items()}
     first: dict[int, Message] = {}
     for reply in grid.send_and_receive(sent, timeout=timeout + _starting(grid, len(sent))):
         node = reply.metadata.src_node_id
         if node in asked:
-            first.setdefault(node, reply)
+            first.setdefault(node, _of_size(reply, asked[node], largest[node]))
         else:
             log.warning("%s", reply.error.reason if reply.has_error() else f"node {node} was not asked")
     return list(first.values())
+
+
+def _of_size(reply: Message, sent: Message, largest: float) -> Message:
+    if reply.has_error() or (size := messages.size_of(reply.content)) <= largest:
+        return reply
+    return too_large(sent, f"{size:,}", largest)
+
+
+def too_large(sent: Message, size: str, largest: float) -> Message:
+    """Return the error that stands for a reply of ``size`` bytes, where ``largest`` is the most."""
+    reason = f"{size} {messages.TOO_LARGE}, {largest:,.0f}"
+    return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=sent)

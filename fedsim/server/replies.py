@@ -21,7 +21,7 @@ class Outcome:
     """How one party fared in one round.
 
     status: 'ok', 'not drawn', 'refused' (ε budget spent), 'failed' (raised), 'no reply' (timeout) or
-        'invalid' (NaN or wrong shapes)
+        'invalid' (NaN, wrong shapes or too large)
     detail: why, in words
     metrics: what the party reported
     """
@@ -60,6 +60,8 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
         return NO_REPLY
     if reply.has_error():
         reason = plainly(str(reply.error.reason))
+        if messages.TOO_LARGE in reason:
+            return Outcome("invalid", reason)
         # A client that runs in a process below Flower's ends it by itself, and says so in time.
         return NO_REPLY if reason.endswith(LATE) else Outcome("failed", reason)
     content = reply.content

@@ -246,7 +246,7 @@ def _collect_findings(federation: Federation) -> None:
         federation.nodes[partition] for partition, name in federation.parties.items() if name == adversary
     )
     # What the adversary does at home is no round of the protocol: it has a timeout of its own.
-    message = Message(content, node, "query.attack")
+    message = Message(content, node, messages.ATTACK)
     replies = ask(federation.grid, [message], federation.scenario.adversary.timeout)
     if not replies or replies[0].has_error():
         reason = replies[0].error.reason if replies else "no reply within adversary.timeout"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -29,3 +29,19 @@ def test_packed_arrays_are_flowers_own_byte_for_byte(array: np.ndarray) -> None:
 def test_arrays_packed_by_others_are_read_too(array: np.ndarray) -> None:
     theirs = ArrayRecord({"w": Array(array)})
     np.testing.assert_array_equal(messages.to_numpy(theirs)["w"], array)
+
+
+def test_the_size_of_a_message_is_that_of_its_parts_and_that_of_a_reply_goes_with_it() -> None:
+    content = RecordDict(
+        {
+            "arrays": messages.to_arrays({"w": np.zeros((10, 10), dtype=np.float32)}),
+            "config": ConfigRecord({"text": "four", "none": "", "raw": b"abc", "list": ["a", "bc"]}),
+            "metrics": MetricRecord({"loss": 0.5, "by-class": [1.0, 2.0]}),
+        }
+    )
+    header = 128  # of .npy
+    arrays, config = 1 + header + 400, (4 + 4) + (4 + 0) + (3 + 3) + (4 + 3)
+    metrics = (4 + 8) + (8 + 16)
+    assert messages.size_of(content) == arrays + config + metrics
+    assert messages.largest_reply(Message(content, 2, "train")) == 2 * (arrays + config + metrics) + 2**20
+    assert messages.largest_reply(Message(content, 2, messages.ATTACK)) == np.inf

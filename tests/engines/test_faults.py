@@ -18,6 +18,7 @@ from fedsim.runs import integrity, play, prepare
 
 MODEL = """
 import os, pathlib, signal, time
+import torch
 from torch import nn
 FAULT = pathlib.Path(__file__).with_name("fault").read_text()
 class Net(nn.Linear):
@@ -29,6 +30,7 @@ class Net(nn.Linear):
             if FAULT == "interrupt": raise KeyboardInterrupt
             if FAULT == "hang": time.sleep(600)
             if FAULT == "huge": raise RuntimeError("\\x1b[31m" + "x" * 10_000_000)
+            if FAULT == "bloat": self.register_buffer("more", torch.zeros(10_000_000))
             if FAULT == "address": raise RuntimeError(f"of {object()}")
         return super().forward(x)
 def make(shape, classes):
@@ -107,6 +109,22 @@ def test_the_number_of_workers_does_not_change_what_is_left(tmp_path: Path) -> N
         play.federate(run, workers=workers)
         models.append(run.model_path(0, 2).read_bytes())
     assert models[0] == models[1]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("flower")
+@pytest.mark.parametrize(
+    ("engine", "size"), [("inprocess", "40,000,"), ("ray", "40,000,"), ("superlink", "its bytes")]
+)
+def test_a_huge_reply_is_refused(tmp_path: Path, engine: str, size: str) -> None:
+    """On a SuperLink before the server has taken all of it, and knows how large it is."""
+    run = faulty_run(tmp_path, "bloat", rounds=1)
+    play.federate(run, engine=engine, workers=2)
+    found = statuses(run)
+    [(status, detail)] = found.pop("s1")
+    assert status == "invalid" and detail.startswith(size)
+    assert "bytes are more than a reply may hold, 1,0" in detail
+    assert found == {"s0": {("ok", "")}, "s2": {("ok", "")}}
 
 
 AT_ONCE = """

@@ -114,6 +114,16 @@ def sends_infinitely_many_records(reply: Message) -> Message:
     return reply
 
 
+def sends_a_layer_more_that_is_huge(reply: Message) -> Message:
+    weights = messages.to_numpy(reply.content.array_records["arrays"])
+    return with_weights(reply, weights | {"more": np.zeros(10**6, dtype=np.float32)})
+
+
+def sends_a_huge_text(reply: Message) -> Message:
+    reply.content.config_records["diary"] = ConfigRecord({"of today": ["x" * 10**6, "y" * 10**6]})
+    return reply
+
+
 def sends_a_refusal_without_a_reason(reply: Message) -> Message:
     reply.content = RecordDict({"refusal": ConfigRecord({})})
     return reply
@@ -144,6 +154,8 @@ TWISTS: dict[Twist, tuple[str, str]] = {
     sends_more_than_it_says: ("invalid", "bytes, not"),
     sends_a_pickle: ("invalid", "not numbers"),
     sends_text: ("invalid", "is no .npy file"),
+    sends_a_layer_more_that_is_huge: ("invalid", "4,00"),
+    sends_a_huge_text: ("invalid", "bytes are more than a reply may hold, 1,0"),
     sends_infinitely_many_records: ("invalid", "num-examples = inf"),
     sends_a_refusal_without_a_reason: ("refused", ""),
 }
