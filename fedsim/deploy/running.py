@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,14 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario import reading
 from fedsim.deploy.folders import AUTHORITY, KEY, RUN, SETTINGS, ServerSettings
 from fedsim.engines import credentials, flower_cli, superlink
+from fedsim.engines.flower_cli import FlowerHome
 from fedsim.engines.own_code import isolation
 from fedsim.runs import integrity
 
 LOG = "flower.log"
+
+_KNOCKS, _KNOCK_SECONDS = 40, 3.0
+"""How often, and how far apart, a node that was let in once asks to be let in again."""
 
 APP = """\
 [build-system]
@@ -56,6 +61,8 @@ def read_server(folder: Path) -> ServerSettings:
 def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
     """Run the federation of a server's folder: let its nodes in, train, keep the models.
 
+    One that was stopped goes on after its last whole round.
+
     Returns: the run, complete.
 
     Raises:
@@ -72,7 +79,7 @@ def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
         options = [*tls.options, "--enable-supernode-auth"]
         with flower_cli.superlink(home, options, tls.authority, settings.host, settings.port) as (_, server):
             superlink.register(home, publics)
-            say(f"listening on {settings.host}:{settings.port} for {len(publics)} nodes")
+            say(f"listening on {settings.host}:{settings.port} for {len(publics)} nodes{_so_far(run)}")
             app = home.path / "app"
             app.mkdir()
             (app / "pyproject.toml").write_text(APP, encoding="utf-8")
@@ -83,33 +90,68 @@ def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
     return run
 
 
+def _so_far(run: RunDirectory) -> str:
+    checkpoint = run.read_checkpoint(0)
+    return "" if checkpoint is None else f"; going on after round {checkpoint.round}"
+
+
 def join(folder: Path, say: Say = lambda text: None) -> None:
     """Run the node of a party's folder until it is stopped.
 
+    Once it was let in it outlives its server: a SuperNode ends when the server that it knew is gone and
+    another is in its place, which knows it by its key alone, and is started anew.
+
     Raises:
-        FedsimError: its process or its SuperNode ended.
+        FedsimError: its process ended, or its SuperNode did and was not let in (again).
     """
     folder = folder.resolve()
     settings, scenario = read_node(folder), scenario_of(folder)
     with flower_cli.private_home(folder / LOG, isolation(scenario)) as home:
         clients = superlink.start_clients(home, "node", folder)
-        config = {
-            FOLDER: str(folder),
-            "partition-id": settings.partition,
-            switches.LEDGER: str(folder / LEDGER),
-        }
-        if settings.epsilon_budget is not None:
-            config |= {switches.BUDGET: settings.epsilon_budget, switches.DELTA: settings.epsilon_delta}
-        node = superlink.start_node(
-            home, settings.server, folder / AUTHORITY, folder / KEY,
-            " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()),
-        )  # fmt: skip
         say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")
-        processes = {"the node's process": clients, "the SuperNode": node}
         try:
-            while not (gone := [name for name, process in processes.items() if process.poll() is not None]):
-                time.sleep(0.2)
+            attempts = 1  # whose key is not known at first is not waited for
+            while attempts > 0:
+                attempts = _KNOCKS if _work(home, clients, folder) else attempts - 1
+                time.sleep(_KNOCK_SECONDS if attempts else 0)
         finally:
-            for process in processes.values():
-                flower_cli.end(process)
-        raise FedsimError(f"{gone[0]} ended: {flower_cli.last_error(home.log)} (see {home.log})")
+            flower_cli.end(clients)
+        raise FedsimError(f"the SuperNode ended: {flower_cli.last_error(home.log)} (see {home.log})")
+
+
+def _work(home: FlowerHome, clients: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Run the node's SuperNode to its end; return whether it was let in before.
+
+    Raises:
+        FedsimError: the node's own process ended.
+    """
+    settings, said_before = read_node(folder), home.log.stat().st_size
+    node = superlink.start_node(
+        home, settings.server, folder / AUTHORITY, folder / KEY,
+        " ".join(f"{key}={json.dumps(value)}" for key, value in _configuration(folder).items()),
+    )  # fmt: skip
+    try:
+        while node.poll() is None:
+            if clients.poll() is not None:
+                raise FedsimError(
+                    f"the node's process ended: {flower_cli.last_error(home.log)} (see {home.log})"
+                )
+            time.sleep(0.2)
+    finally:
+        flower_cli.end(node)
+    with home.log.open("rb") as log:
+        log.seek(said_before)
+        return superlink.LET_IN in log.read()
+
+
+def _configuration(folder: Path) -> dict[str, str | int | float]:
+    """Return Flower's node configuration, which no server's message can change."""
+    settings = read_node(folder)
+    config: dict[str, str | int | float] = {
+        FOLDER: str(folder),
+        "partition-id": settings.partition,
+        switches.LEDGER: str(folder / LEDGER),
+    }
+    if settings.epsilon_budget is not None:
+        config |= {switches.BUDGET: settings.epsilon_budget, switches.DELTA: settings.epsilon_delta}
+    return config

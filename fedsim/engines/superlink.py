@@ -21,6 +21,9 @@ from fedsim.engines import credentials, flower_cli, node
 from fedsim.engines.flower_cli import FlowerHome
 from fedsim.engines.own_code import environment
 
+LET_IN = b"SuperNode ID:"
+"""What a SuperNode says once its server has let it in."""
+
 _VALID_DAYS = 30.0  # no run takes longer
 _START_SECONDS = 120.0
 _POLL_SECONDS = 0.1

@@ -137,8 +137,9 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
     """Return the global model to start from and the next round to run (0: the initial evaluation)."""
     run, game = federation.run, federation.game
     checkpoint = run.read_checkpoint(game)
-    if checkpoint is not None and isinstance(federation.grid, KeepsStates):
-        federation.grid.restore(checkpoint.states)
+    if checkpoint is not None:
+        if isinstance(federation.grid, KeepsStates):
+            federation.grid.restore(checkpoint.states)
         strategy.restore(federation.strategy, checkpoint.strategy)
         before = run.table("rounds")
         finished = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
@@ -223,8 +224,11 @@ def _observe(federation: Federation, round: int, usable: list[Message]) -> None:
 
 
 def _checkpoint(federation: Federation, round: int) -> None:
-    if isinstance(federation.grid, KeepsStates):
-        checkpoint = Checkpoint(round, federation.grid.states(), strategy.state_of(federation.strategy))
+    """Keep what it takes to go on after this round, where the parties' states are here or theirs to keep."""
+    grid, deployed = federation.grid, federation.run.manifest.get("deployed", False)
+    if isinstance(grid, KeepsStates) or deployed:
+        states = grid.states() if isinstance(grid, KeepsStates) else {}
+        checkpoint = Checkpoint(round, states, strategy.state_of(federation.strategy))
         federation.run.write_checkpoint(federation.game, checkpoint)
 
 

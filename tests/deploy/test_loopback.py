@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.deployments import started
 from support.runs import scenario
 
 from fedsim.core.errors import InputError
@@ -27,28 +24,6 @@ from fedsim.runs.integrity import open_results
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 SECONDS = 150
-
-
-@contextmanager
-def started(kind: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """`fedsim deploy server` or `node`, in the folder's own parent and with nothing else's path."""
-    command = [sys.executable, "-m", "fedsim", "deploy", kind, folder.name]
-    process = subprocess.Popen(
-        command,
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def run_all(server: Path, nodes: list[Path], code: int) -> str:

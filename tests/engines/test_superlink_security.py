@@ -20,7 +20,7 @@ from fedsim.engines.flower_cli import FlowerHome
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
-CONNECTED = "SuperNode ID:"
+CONNECTED = superlink.LET_IN.decode()
 
 
 @pytest.fixture(scope="module")
