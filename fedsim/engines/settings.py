@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+
+from fedsim.core.errors import InputError, suggestion
+
+_NAMED = ("auto", "local")
 
 
 @dataclass(frozen=True)
@@ -16,3 +21,23 @@ class EngineOptions:
     ray_address: str | None = None
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
+
+
+def check_ray_address(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would wait for minutes.
+
+    Raises:
+        InputError: nothing does, or it is no address.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        if address not in _NAMED:
+            raise InputError(
+                f"--ray-address {address}: neither HOST:PORT, ray://HOST:PORT nor 'auto'"
+                f"{suggestion(address, _NAMED)}"
+            )
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"--ray-address {address}: no Ray cluster answers there: {error}") from error

@@ -13,7 +13,7 @@ from attacks.shadows.suite import Laboratory, cores
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
-from fedsim.engines.settings import EngineOptions
+from fedsim.engines.settings import EngineOptions, check_ray_address
 from fedsim.runs import confidence, integrity, release
 from fedsim.runs.attack import evaluate, observe
 
@@ -127,3 +127,5 @@ def check_engine(engine: str, options: EngineOptions | None = None) -> None:
         raise InputError(f"--ray-cpus and --ray-gpus are for --engine ray, not for '{engine}'")
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise InputError("--engine ray needs Ray; install it with: pip install 'fedsim[ray]'")
+    if engine == "ray" and own.ray_address is not None:
+        check_ray_address(own.ray_address)

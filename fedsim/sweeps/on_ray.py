@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
 from fedsim.core.errors import InputError
 from fedsim.core.parallel import SINGLE_THREAD, environment
+from fedsim.engines.settings import check_ray_address
 from fedsim.sweeps.cells import Cell, Report, attempt
 
 
@@ -23,7 +23,7 @@ def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generato
         InputError: there is no cluster at ``address``.
     """
     if address is not None:
-        _check_address(address)
+        check_ray_address(address)
     import ray
 
     ray_errors: Any = ray.exceptions.RayError
@@ -49,17 +49,6 @@ def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generato
         for reference in running:
             ray.cancel(reference, force=True)
         ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Refuse an address where nothing listens; Ray itself would wait for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return  # 'auto'
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--ray-address {address}: no Ray cluster answers there: {error}") from error
 
 
 def _join_ray(ray: Any, workers: int, address: str | None) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import tempfile
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +19,7 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.engines import flower_cli
+from fedsim.engines.settings import EngineOptions
 from fedsim.runs import flower_app, integrity, play, prepare
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
@@ -59,6 +64,59 @@ def test_a_failed_run_under_ray_is_told_from_a_finished_one(tmp_path: Path) -> N
     integrity.note_prepared(run)
     with pytest.raises(FedsimError, match=r"finished:failed.*records\.safetensors"):
         play.federate(run, engine="ray", workers=2)
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, Path]]:
+    """A Ray cluster of its own on this machine: its address, and the folder of its session."""
+    [port] = flower_cli.free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for sockets
+        command = ["ray", "start", "--head", "--port", str(port), "--num-cpus", "2", "--block"]
+        command += ["--include-dashboard=false", "--disable-usage-stats", "--temp-dir", folder]
+        head = subprocess.Popen(
+            [flower_cli.tool(command[0]), *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not (Path(folder) / "ray_current_cluster").exists():
+                assert head.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}", Path(folder)
+            assert head.poll() is None, "the cluster did not outlive the run"
+        finally:
+            head.terminate()  # and so all of its processes
+            head.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("flower")
+def test_a_cluster_that_was_there_runs_the_clients_and_outlives_them(
+    tmp_path: Path, cluster: tuple[str, Path]
+) -> None:
+    address, folder = cluster
+    settings = {"parties": {"count": 2}, "federation": {"rounds": 1}}
+    alone = finished_run(tmp_path, out="a", **settings)
+    run = prepared_run(tmp_path, out="b", **settings)
+    own = set(running())
+    play.federate(run, engine="ray", options=EngineOptions(ray_address=address))
+    assert final_sha(run) == final_sha(alone)
+    jobs = {path.name.split("-")[2] for path in (folder / "session_latest" / "logs").glob("worker-*.out")}
+    assert jobs - {"ffffffff"}, "no worker of the cluster ever had a job"  # that number: waiting for one
+    left = [pid for pid in set(running()) - own if str(run.path) in command_of(pid)]
+    assert left == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999"])
+def test_an_address_where_nothing_answers_is_refused_before_any_work(address: str) -> None:
+    with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there"):
+        play.check_engine("ray", EngineOptions(ray_address=address))
+    play.check_engine("inprocess", EngineOptions(ray_address=address))  # RAY_ADDRESS may be set for others
+
+
+def test_what_is_no_address_is_refused_with_the_nearest_that_is() -> None:
+    with pytest.raises(InputError, match=r"--ray-address atuo: neither .* did you mean 'auto'"):
+        play.check_engine("ray", EngineOptions(ray_address="atuo"))
 
 
 def test_the_folder_is_a_flower_app() -> None:
