@@ -13,18 +13,20 @@ from fedsim.core import folders
 from fedsim.core.data.records import Records
 from fedsim.core.data.store import PartyRecords, read_party, read_public
 from fedsim.core.errors import InputError
+from fedsim.core.imports import is_reference
 from fedsim.core.models import zoo
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings, DPSettings
 from fedsim.core.scenario.settings import Scenario
-from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
 class Party:
     """One organisation: its records, its settings, and the model it trains.
 
-    module is scratch space: its weights are replaced at the start of every message.
+    module is scratch space, other parties' of the same process too: its weights are replaced at the start of
+    every message.
     folder is the party's own; observations is where the malicious party keeps what it sees, None for an
     honest one; shared is where an accomplice keeps what it shares with it. names and sizes (training
     records) are those of all parties, which are public, and so are persons, the numbers of persons in
@@ -124,14 +126,13 @@ def _load(folder: Path, stamp: tuple[int, int], game: int, partition: int) -> Pa
         raise InputError(f"{run.path}: there is no party with partition id {partition} in game {game}")
     records, info = read_party(folders[0])
     scenario = run.scenario
-    module = zoo.build(scenario.model, records.train.shape, info.classes)
     return Party(
         name=records.name,
         partition=partition,
         game=game,
         scenario=scenario,
         records=records,
-        module=module.to(scenario.device),
+        module=_module(scenario, records.train.shape, info.classes),
         classes=info.classes,
         names=info.names,
         sizes=info.sizes,
@@ -140,3 +141,18 @@ def _load(folder: Path, stamp: tuple[int, int], game: int, partition: int) -> Pa
         shared=run.accomplice(game, partition, records.name) if info.accomplice else None,
         persons=info.persons,
     )
+
+
+def _module(scenario: Scenario, input_shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    """Return the party's module: one for all parties of this process, which load their weights in turn.
+
+    A person's own may keep more than its weights: each party has one of its own.
+    """
+    if is_reference(scenario.model.name):
+        return zoo.build(scenario.model, input_shape, classes).to(scenario.device)
+    return _shared_module(scenario.model.model_dump_json(), input_shape, classes, scenario.device)
+
+
+@lru_cache(maxsize=2)
+def _shared_module(model: str, input_shape: tuple[int, ...], classes: int, device: str) -> torch.nn.Module:
+    return zoo.build(ModelSettings.model_validate_json(model), input_shape, classes).to(device)

@@ -138,15 +138,21 @@ def update_shapes(
     deviates. NaN where there is no direction: a party alone, an update of 0.
     """
     sent = _flat(weights)
-    updates = {
-        federation.partition_of(reply): _flat(reply.content.array_records["arrays"]) - sent
-        for reply in usable
-    }
-    total = sum(updates.values(), np.zeros_like(sent))
-    return {
-        partition: (float(np.linalg.norm(update)), _cosine(update, total - update))
-        for partition, update in updates.items()
-    }
+
+    def update_of(reply: Message) -> np.ndarray:
+        return _flat(reply.content.array_records["arrays"]) - sent
+
+    total = np.zeros_like(sent)  # one update at a time: all of them take twice as much as the replies
+    for reply in usable:
+        total += update_of(reply)
+    shapes = {}
+    for reply in usable:
+        update = update_of(reply)
+        shapes[federation.partition_of(reply)] = (
+            float(np.linalg.norm(update)),
+            _cosine(update, total - update),
+        )
+    return shapes
 
 
 def _flat(weights: ArrayRecord) -> np.ndarray:

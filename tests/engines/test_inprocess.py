@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from support.runs import BRIEF, final_sha, finished_run, prepared_run
 
+from clients import party
 from fedsim.core.run_directory import RunDirectory
 from fedsim.runs import play
 
@@ -42,6 +43,19 @@ def test_workers_do_not_change_a_bit(tmp_path: Path, dp: dict) -> None:
     assert final_sha(run) == final_sha(alone)
     columns = ["round", "party", "epsilon", "loss", "auc"]
     pd.testing.assert_frame_equal(run.table("rounds")[columns], alone.table("rounds")[columns])
+
+
+@pytest.mark.parametrize("dp", [{}, DP], ids=["open", "dp"])
+def test_parties_that_train_one_module_in_turn_are_those_that_have_one_each(
+    tmp_path: Path, dp: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = finished_run(tmp_path, out="a", dp=dp, adversary=BRIEF)
+    monkeypatch.setattr(party, "_shared_module", party._shared_module.__wrapped__)
+    apart = finished_run(tmp_path, out="b", dp=dp, adversary=BRIEF)
+    assert final_sha(shared) == final_sha(apart)
+    columns = ["round", "party", "epsilon", "loss", "auc", "update_norm", "update_cosine"]
+    pd.testing.assert_frame_equal(shared.table("rounds")[columns], apart.table("rounds")[columns])
+    pd.testing.assert_frame_equal(shared.table("scores"), apart.table("scores"))
 
 
 RUN_IT = """

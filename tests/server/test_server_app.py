@@ -463,3 +463,31 @@ def test_attacks_that_cannot_follow_central_dp_are_left_out_or_refused(tmp_path:
     with pytest.raises(InputError, match="where = 'server' clips each party's own update"):
         adversary = {"attacks": ["loss"], "secure_aggregation": True}
         prepared_run(tmp_path, out="no", federation=federation, adversary=adversary)
+
+
+def test_updates_looked_at_one_by_one_are_those_of_all_at_once(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path, adversary=BRIEF)
+    answers: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in run.manifest["parties"]}
+
+    def keep(name: str) -> Twist:
+        def kept(reply: Message) -> Message:
+            answers[name].append(messages.to_numpy(reply.content.array_records["arrays"]))
+            return reply
+
+        return kept
+
+    federate_with(run, {name: keep(name) for name in answers}, rounds=(1, 2, 3))
+    rounds = run.table("rounds").set_index(["round", "party"])
+    for t in (1, 2, 3):
+        sent = run.read_model(0, t - 1)
+        flat = {name: flattened(answer[t - 1], sent) for name, answer in answers.items()}
+        for name, update in flat.items():
+            others = np.sum([other for who, other in flat.items() if who != name], axis=0)
+            cosine = update @ others / (np.linalg.norm(update) * np.linalg.norm(others))
+            assert rounds.loc[(t, name), "update_norm"] == pytest.approx(np.linalg.norm(update), rel=1e-12)
+            assert rounds.loc[(t, name), "update_cosine"] == pytest.approx(cosine, rel=1e-9)
+
+
+def flattened(weights: dict[str, np.ndarray], sent: dict[str, np.ndarray]) -> np.ndarray:
+    parts = [np.ravel(weights[name].astype(float) - sent[name]) for name in sorted(sent)]
+    return np.concatenate(parts)
