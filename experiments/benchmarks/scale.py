@@ -1,7 +1,8 @@
 """What a round costs in one process, against clients, records, model and rounds, and how it grows.
 
-    python experiments/benchmarks/scale.py --quick      # about a minute
-    python experiments/benchmarks/scale.py              # also 1000 clients × 100 rounds
+    python experiments/benchmarks/scale.py --quick           # about a minute
+    python experiments/benchmarks/scale.py                   # also 1000 clients × 100 rounds
+    python experiments/benchmarks/scale.py --page            # and write results/scale.md
 
 Each line is a federation of its own in a fresh process, with one cheap attack (loss), on a table of random
 numbers. The last column is the exponent p between the first line of an axis and this one, of cost ~ size^p of
@@ -55,14 +56,24 @@ worlds = ["all"]
 """
 
 
+PAGE = Path(__file__).resolve().parents[1] / "results" / "scale.md"
+HEADINGS = ("axis", "clients", "records each", "width", "rounds", "game, s", "round, ms", "MiB", "p")
+
+
 @dataclass(frozen=True)
 class Size:
-    """A federation: clients, records of each, width of the hidden layer, rounds."""
+    """A federation: clients, records of each, width and number of hidden layers, rounds."""
 
     clients: int = 10
     records: int = 40
     width: int = 64
     rounds: int = 10
+    layers: int = 1
+
+
+def million(clients: int) -> Size:
+    """Return a federation of a model with 1.05 million weights, 4.0 MiB, for what memory it takes."""
+    return Size(clients, records=20, width=1024, rounds=2, layers=2)
 
 
 QUICK = {
@@ -70,12 +81,14 @@ QUICK = {
     "records": [Size(), Size(records=400)],
     "width": [Size(), Size(width=1024)],
     "rounds": [Size(), Size(rounds=40)],
+    "a million weights": [million(10), million(40)],
 }
 WHOLE = {
     "clients": [Size(), Size(clients=100), Size(clients=1000)],
     "records": [Size(), Size(records=400), Size(records=4000)],
     "width": [Size(), Size(width=512), Size(width=4096)],
     "rounds": [Size(), Size(rounds=100), Size(rounds=1000)],
+    "a million weights": [million(10), million(100), million(1000)],
     "clients and rounds": [Size(), Size(clients=1000, rounds=100)],
 }
 
@@ -89,7 +102,7 @@ def measure(size: Size) -> tuple[float, float, float]:
         f"parties.count={size.clients}",
         f"federation.rounds={size.rounds}",
         'model.name="mlp"',
-        f"model.hidden=[{size.width}]",
+        f"model.hidden={[size.width] * size.layers}",
     ]
     with tempfile.TemporaryDirectory() as name:
         frame.to_csv(Path(name) / "t.csv", index=False)
@@ -100,13 +113,10 @@ def measure(size: Size) -> tuple[float, float, float]:
     return whole, round, memory
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="Smaller sizes, a minute.")
-def main(quick: bool) -> None:
-    table = Table()
-    for heading in ("axis", "clients", "records each", "width", "rounds", "game, s", "round, ms", "MiB", "p"):
-        table.add_column(heading, justify="right")
-    for axis, sizes in (QUICK if quick else WHOLE).items():
+def table(axes: dict[str, list[Size]]) -> list[list[str]]:
+    """Measure all sizes; return a row of each: axis, its numbers, seconds, milliseconds, MiB, exponent."""
+    rows = []
+    for axis, sizes in axes.items():
         first: tuple[int, float] | None = None
         for size in sizes:
             click.echo(f"{axis}: {size}", err=True)
@@ -114,10 +124,42 @@ def main(quick: bool) -> None:
             extent = math.prod((size.clients, size.records, size.width, size.rounds))
             power = "" if first is None else f"{math.log(whole / first[1]) / math.log(extent / first[0]):.2f}"
             first = first or (extent, whole)
-            numbers = (size.clients, size.records, size.width, size.rounds)
-            measured = f"{whole:.1f}", f"{1000 * round:.0f}", f"{memory:.0f}", power
-            table.add_row(axis, *map(str, numbers), *measured)
-    Console(width=110).print(table)
+            model = "×".join([str(size.width)] * size.layers)
+            numbers = (str(size.clients), str(size.records), model, str(size.rounds))
+            rows.append([axis, *numbers, f"{whole:.1f}", f"{1000 * round:.0f}", f"{memory:.0f}", power])
+    return rows
+
+
+def page(rows: list[list[str]], command: str) -> str:
+    lines = [
+        "# What a federation costs, and how it grows", "",
+        "In one process, with one cheap attack (`loss`), on a table of random numbers: wall time of the game",
+        "and of its median round, on a machine that others used too, and the most memory that the process",
+        "ever held. p is the exponent between an axis' first line and this one, of game ~ size^p: 1 is linear.",
+        "The server holds a round's answers, one model a client, until it has judged them. Made by",
+        f"`{command}`.", "",
+        "| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Smaller sizes, a minute.")
+@click.option("--page", "write_page", is_flag=True, help=f"Write results/{PAGE.name}.")
+def main(quick: bool, write_page: bool) -> None:
+    rows = table(QUICK if quick else WHOLE)
+    shown = Table()
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=110).print(shown)
+    if write_page:
+        command = " ".join(
+            ["python experiments/benchmarks/scale.py", *(["--quick"] if quick else []), "--page"]
+        )
+        PAGE.write_text(page(rows, command), encoding="utf-8")
 
 
 if __name__ == "__main__":
