@@ -135,7 +135,7 @@ def page(rows: list[list[str]], command: str) -> str:
         "# What a federation costs, and how it grows", "",
         "In one process, with one cheap attack (`loss`), on a table of random numbers: wall time of the game",
         "and of its median round, on a machine that others used too, and the most memory that the process",
-        "ever held. p is the exponent between an axis' first line and this one, of game ~ size^p: 1 is linear.",
+        "ever held. p is the exponent between an axis' first line and this one, game ~ size^p: 1 is linear.",
         "The server holds a round's answers, one model a client, until it has judged them. Made by",
         f"`{command}`.", "",
         "| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|",
