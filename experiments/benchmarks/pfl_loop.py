@@ -3,8 +3,8 @@
     pip install --no-deps pfl multiprocess dill prv-accountant 'dp-accounting<0.6'   # elsewhere
     python experiments/benchmarks/pfl_loop.py RUN --rounds 50
 
-RUN is as for `plain_loop.py`, whose loop without ``--evaluate`` does the same. Prints, as JSON, the seconds of
-a steady round and the final model's mean held-out loss.
+RUN is as for `plain_loop.py`, whose loop without ``--evaluate`` does the same. Prints, as JSON, the seconds
+of a steady round and the final model's mean held-out loss.
 """
 
 from __future__ import annotations

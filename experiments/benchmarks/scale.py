@@ -16,6 +16,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +114,8 @@ def measure(size: Size) -> tuple[float, float, float]:
     return whole, round, memory
 
 
-def table(axes: dict[str, list[Size]]) -> list[list[str]]:
-    """Measure all sizes; return a row of each: axis, its numbers, seconds, milliseconds, MiB, exponent."""
-    rows = []
+def rows_of(axes: dict[str, list[Size]]) -> Iterator[list[str]]:
+    """Measure all sizes; yield a row of each: axis, its numbers, seconds, milliseconds, MiB, exponent."""
     for axis, sizes in axes.items():
         first: tuple[int, float] | None = None
         for size in sizes:
@@ -126,8 +126,7 @@ def table(axes: dict[str, list[Size]]) -> list[list[str]]:
             first = first or (extent, whole)
             model = "×".join([str(size.width)] * size.layers)
             numbers = (str(size.clients), str(size.records), model, str(size.rounds))
-            rows.append([axis, *numbers, f"{whole:.1f}", f"{1000 * round:.0f}", f"{memory:.0f}", power])
-    return rows
+            yield [axis, *numbers, f"{whole:.1f}", f"{1000 * round:.0f}", f"{memory:.0f}", power]
 
 
 def page(rows: list[list[str]], command: str) -> str:
@@ -148,18 +147,18 @@ def page(rows: list[list[str]], command: str) -> str:
 @click.option("--quick", is_flag=True, help="Smaller sizes, a minute.")
 @click.option("--page", "write_page", is_flag=True, help=f"Write results/{PAGE.name}.")
 def main(quick: bool, write_page: bool) -> None:
-    rows = table(QUICK if quick else WHOLE)
+    command = " ".join(["python experiments/benchmarks/scale.py", *(["--quick"] if quick else []), "--page"])
+    rows = []
+    for row in rows_of(QUICK if quick else WHOLE):
+        rows.append(row)
+        if write_page:  # as it goes: an hour that is cut short keeps what it has
+            PAGE.write_text(page(rows, command), encoding="utf-8")
     shown = Table()
     for heading in HEADINGS:
         shown.add_column(heading, justify="right")
     for row in rows:
         shown.add_row(*row)
     Console(width=110).print(shown)
-    if write_page:
-        command = " ".join(
-            ["python experiments/benchmarks/scale.py", *(["--quick"] if quick else []), "--page"]
-        )
-        PAGE.write_text(page(rows, command), encoding="utf-8")
 
 
 if __name__ == "__main__":

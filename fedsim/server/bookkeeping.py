@@ -42,16 +42,18 @@ def note_training(
     shapes: dict[int, tuple[float, float]],
 ) -> None:
     """Add a round's row of each party; shapes: partition id → norm and cosine of its update."""
+    before = {row["party"]: row["epsilon"] for row in federation.rows if row["round"] and "epsilon" in row}
     for partition, outcome in outcomes.items():
         norm, cosine = shapes.get(partition, (math.nan, math.nan))
+        name = federation.parties[partition]
         federation.rows.append(
             {
                 "game": federation.game,
                 "round": round,
-                "party": federation.parties[partition],
+                "party": name,
                 "status": outcome.status,
                 "detail": outcome.detail,
-                "epsilon": outcome.metrics.get("epsilon", _last_epsilon(federation, partition)),
+                "epsilon": outcome.metrics.get("epsilon", before.get(name, _at_first(federation, name))),
                 "party_epsilon": _party_epsilon(federation, partition, outcome.status == "ok"),
                 "train_loss": outcome.metrics.get("train-loss", math.nan),
                 "seconds": outcome.metrics.get("seconds", math.nan),
@@ -61,12 +63,8 @@ def note_training(
         )
 
 
-def _last_epsilon(federation: Federation, partition: int) -> float:
-    """Return what the party had spent before a round in which it sent nothing."""
-    name = federation.parties[partition]
-    known = [row["epsilon"] for row in federation.rows if row["party"] == name and row["round"]]
-    if known:
-        return float(known[-1])
+def _at_first(federation: Federation, name: str) -> float:
+    """Return what a party had spent before it sent anything."""
     return math.inf if federation.scenario.dp_of(name) is None else 0.0
 
 
@@ -95,7 +93,7 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
         row = rows.get(name)
         if row is None:
             row = {"game": federation.game, "round": round, "party": name, "status": "ok", "detail": ""}
-            row["epsilon"] = math.inf if federation.scenario.dp_of(name) is None else 0.0
+            row["epsilon"] = _at_first(federation, name)
             row["party_epsilon"] = math.inf if federation.scenario.federation.central_dp is None else 0.0
             federation.rows.append(row)
         if reply.has_error():

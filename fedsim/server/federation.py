@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -54,10 +55,13 @@ class Federation:
     earlier_games: pd.DataFrame | None
     round_started: float = 0.0
 
+    @cached_property
+    def _partitions(self) -> dict[int, int]:
+        return {node: partition for partition, node in self.nodes.items()}
+
     def partition_of(self, message: Message) -> int:
         """Return the partition id that a reply comes from."""
-        node = message.metadata.src_node_id
-        return next(partition for partition, known in self.nodes.items() if known == node)
+        return self._partitions[message.metadata.src_node_id]
 
 
 def ordered(weights: dict[str, np.ndarray]) -> ArrayRecord:
