@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from attacks import deviation, execution, registry
 from attacks.execution import Task
 from attacks.shadows import cache
-from attacks.shadows.suite import Laboratory
+from attacks.shadows.suite import Laboratory, path_of
 from attacks.views import observations
 from attacks.views.settings import PublicSettings, Weights
 from attacks.views.worlds import in_world, record_worlds
@@ -208,11 +208,13 @@ def attack(party: Party, message: Message) -> RecordDict:
         mounted = [attack for attack in attacks if registry.owned_in(name, attack)]
         results[name] = execution.run("participant", in_world(view, candidates, name, world), mounted, task)
         seconds[name] = round(time.monotonic() - started, 3)
-    return _answer(results, seconds)
+    return _answer(results, seconds, path_of(view))
 
 
-def _answer(results: dict[str, execution.Results], seconds: dict[str, float]) -> RecordDict:
+def _answer(results: dict[str, execution.Results], seconds: dict[str, float], path: str) -> RecordDict:
     """Return scores, thresholds and what could not be run, by 'world/attack', and seconds by world.
+
+    path: how shadows were trained
 
     Raises:
         FedsimError: no attack could be run in any world.
@@ -233,6 +235,7 @@ def _answer(results: dict[str, execution.Results], seconds: dict[str, float]) ->
             "thresholds": messages.metrics({key: finding.threshold for key, finding in found.items()}),
             "not-run": ConfigRecord(dict(not_run)),
             "seconds": messages.metrics(seconds),
+            "shadows": ConfigRecord({"path": path}),
             "by-round": messages.to_arrays(
                 {
                     f"{t} {name}": scores

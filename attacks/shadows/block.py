@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +18,22 @@ from torch import Tensor
 from attacks.shadows.aggregation import server
 from attacks.shadows.cohort import Cohort, gather, with_empty_row
 from attacks.shadows.defences import CohortRegularisation, draw_heldout, early_stopping, shape_updates
+from attacks.shadows.paths import quick_path
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Schedule, Streams, draw_schedule
 from fedsim.core.training.stacked.batches import Batches, Parameters, PoolTensors, Stack, Trainer, up
 from fedsim.core.training.stacked.clipping import Clipping, StackedPlans, noise_source
-from fedsim.core.training.stacked.layers import Workspace
+from fedsim.core.training.stacked.layers import StackedLayers, Workspace
 from fedsim.core.training.stacked.optimizers import Penalties, optimizer
 
 RAISED_TOGETHER = 64
 """Records of an ascent whose gradients are formed at a time; a multiple of 4."""
+
+if TYPE_CHECKING:
+    from fedsim.core.training.fused.rounds import FusedLayers
+
+Train = Callable[["_Block", Cohort], None]
+"""Trains the models of a cohort in their buffers."""
 
 Observe = Callable[[int, Tensor, Mapping[str, Tensor]], None]
 """Called with t, the logits of w_t, (S, n, classes) float32, and w_t, (S, …) by name."""
@@ -87,10 +96,11 @@ class _Block:
     key: tuple[int, int]
     scratch: Workspace
     raised: PoolTensors | None
-    trainers: dict[int, tuple[Parameters, Trainer]] = field(default_factory=dict)
+    fused: FusedLayers | None
+    trainers: dict[int, tuple[Parameters, Train]] = field(default_factory=dict)
 
-    def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Trainer]:
-        """Return buffers for the parameters of ``models`` models, and what trains them.
+    def trainer(self, like: Parameters, models: int) -> tuple[Parameters, Train]:
+        """Return buffers for the parameters of ``models`` models, and what trains them there for a round.
 
         Two are kept, for the private parties and for the others: one per number of models that ever occurred
         would hold on to too much memory.
@@ -98,9 +108,16 @@ class _Block:
         if models not in self.trainers:
             if len(self.trainers) == 2:
                 self.trainers.clear()
-            local = [self.scratch(f"local {i}", models, *p.shape[1:]) for i, p in enumerate(like)]
-            self.trainers[models] = local, self.stack.trainer(local, self.pool)
+            self.trainers[models] = self._trainer(like, models)
         return self.trainers[models]
+
+    def _trainer(self, like: Parameters, models: int) -> tuple[Parameters, Train]:
+        if self.fused is not None:
+            flat, local = self.fused.buffers(self.scratch, models)
+            return local, partial(_train_fused, layers=self.fused, flat=flat)
+        local = [self.scratch(f"local {i}", models, *p.shape[1:]) for i, p in enumerate(like)]
+        trainer = self.stack.trainer(local, self.pool)
+        return local, partial(_train_together, trainer=trainer, local=local)
 
 
 def _block(
@@ -123,7 +140,17 @@ def _block(
         streams[0].key,
         Workspace(),
         raised,
+        _fused_layers(plan, stack),
     )
+
+
+def _fused_layers(plan: FederationPlan, stack: Stack) -> FusedLayers | None:
+    if quick_path(plan, stack) != "fused":
+        return None
+    from fedsim.core.training.fused.rounds import FusedLayers
+
+    assert isinstance(stack, StackedLayers)
+    return FusedLayers(stack)
 
 
 def _mean(block: _Block, current: Parameters, schedule: Schedule, t: int) -> Parameters:
@@ -184,11 +211,46 @@ def _add_share(sum_: Tensor, shadows: Tensor, share: Tensor, answer: Tensor) -> 
 
 def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     """Return the parties' answers after a round's local training, (M, …), valid until the next call."""
-    plan, stack, pool = block.plan, block.stack, block.pool
-    local, trainer = block.trainer(current, cohort.models)
+    plan, stack = block.plan, block.stack
+    local, train = block.trainer(current, cohort.models)
     # (S, …) → (M, …): each model starts from its own shadow's w_t, in buffers that are used again.
     for p, start in zip(local, current, strict=True):
         torch.index_select(start, 0, cohort.shadow, out=p)
+    train(block, cohort)
+    shape_updates(plan, cohort, stack, current, local, block.key)
+    return local
+
+
+def _train_fused(block: _Block, cohort: Cohort, layers: FusedLayers, flat: Tensor) -> None:
+    """Make all steps of one model after the other; ``flat``: the models' parameters, see `FusedLayers`."""
+    from fedsim.core.training.fused.rounds import Drawn
+
+    plan, pool = block.plan, block.pool
+    private = _private_plans(plan, cohort)
+    norm = block.norms[cohort.shadow, cohort.party]
+    layers.train(
+        flat,
+        pool,
+        Drawn(
+            cohort.rows,
+            np.repeat(np.array(cohort.steps, np.int64), cohort.counts),
+            cohort.partner,
+            cohort.share,
+            cohort.dropout,
+            cohort.noise,
+            block.key,
+        ),
+        plan.training_of(cohort.parties[0]),
+        _penalties(plan, cohort),
+        CohortRegularisation(plan, cohort, block.stack, pool, block.key).regularisation,
+        None if private is None else (private, norm, noise_source(block.key, block.stack)),
+    )
+    block.norms[cohort.shadow, cohort.party] = norm
+
+
+def _train_together(block: _Block, cohort: Cohort, trainer: Trainer, local: Parameters) -> None:
+    """Make one step of all models after the other."""
+    plan, stack, pool = block.plan, block.stack, block.pool
     update = optimizer(local, plan.training_of(cohort.parties[0]), _penalties(plan, cohort))
     clipping = _clipping(block, cohort)
     regularisation = CohortRegularisation(plan, cohort, stack, pool, block.key)
@@ -215,8 +277,6 @@ def _train(block: _Block, current: Parameters, cohort: Cohort) -> Parameters:
     stopping.finish(local)
     if clipping is not None:
         block.norms[cohort.shadow, cohort.party] = clipping.norm
-    shape_updates(plan, cohort, stack, current, local, block.key)
-    return local
 
 
 def _penalties(plan: FederationPlan, cohort: Cohort) -> Penalties:
@@ -230,16 +290,18 @@ def _penalties(plan: FederationPlan, cohort: Cohort) -> Penalties:
     return Penalties(plan.proximal_mu, l1, one_or_each(lambda k: plan.training_of(k).l2))
 
 
-def _clipping(block: _Block, cohort: Cohort) -> Clipping | None:
+def _private_plans(plan: FederationPlan, cohort: Cohort) -> StackedPlans | None:
     """Return the DP-SGD of the cohort's models, None for one of plain parties."""
-    plans = [block.plan.parties[k].dp for k in cohort.parties]
-    if plans[0] is None:
+    if plan.parties[cohort.parties[0]].dp is None:
+        return None
+    return StackedPlans.of([plan.dp(k) for k in cohort.parties], cohort.counts)
+
+
+def _clipping(block: _Block, cohort: Cohort) -> Clipping | None:
+    """Return what clips and adds noise in the cohort's steps, None for one of plain parties."""
+    plans = _private_plans(block.plan, cohort)
+    if plans is None:
         return None
     source = noise_source(block.key, block.stack)
-    return Clipping(
-        StackedPlans.of([block.plan.dp(k) for k in cohort.parties], cohort.counts),
-        block.norms[cohort.shadow, cohort.party],
-        block.stack,
-        source,
-        block.scratch("noise", cohort.models, source.size),
-    )
+    flat = block.scratch("noise", cohort.models, source.size)
+    return Clipping(plans, block.norms[cohort.shadow, cohort.party], block.stack, source, flat)

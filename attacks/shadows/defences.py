@@ -27,7 +27,10 @@ Key = tuple[int, int]
 
 
 class CohortRegularisation:
-    """Label smoothing, mixup and dropout of the models of a cohort."""
+    """Label smoothing, mixup and dropout of the models of a cohort.
+
+    regularisation: how much of each they have
+    """
 
     def __init__(
         self, plan: FederationPlan, cohort: Cohort, stack: Stack, pool: PoolTensors, key: Key
@@ -35,9 +38,9 @@ class CohortRegularisation:
         defences = [party.defence for party in plan.parties]
         smoothing = cohort.per_model(lambda k: defences[k].smoothing_of(plan.classes))
         dropout = cohort.per_model(lambda k: defences[k].dropout)
-        self._regularisation = Regularisation(pool, plan.classes, smoothing, dropout)
-        self._softens = self._regularisation.smooths or cohort.partner is not None
-        self._drops = self._regularisation.drops
+        self.regularisation = Regularisation(pool, plan.classes, smoothing, dropout)
+        self._softens = self.regularisation.smooths or cohort.partner is not None
+        self._drops = self.regularisation.drops
         self._shaping = (
             _Shapes(plan, cohort) if any(defences[k].shapes_slope for k in cohort.parties) else None
         )
@@ -47,11 +50,11 @@ class CohortRegularisation:
         """Return the batches of a step, (n, width), regularised."""
         n, width = batches.rows.shape
         if self._softens:
-            batches = self._regularisation.softened(batches, self._mixed(step, n, width))
+            batches = self.regularisation.softened(batches, self._mixed(step, n, width))
         if self._drops:
             hidden = sum(self._stack.hidden_widths)
             numbers = uniform(self._key, self._cohort.dropout[step, :n], width * hidden)
-            batches = self._regularisation.dropping(batches, numbers.view(n, width, hidden))
+            batches = self.regularisation.dropping(batches, numbers.view(n, width, hidden))
         return batches if self._shaping is None else replace(batches, shaping=self._shaping.at(step, n))
 
     def _mixed(self, step: int, n: int, width: int) -> Mixed | None:

@@ -3,7 +3,7 @@
 S whole federations with the target's public settings start from the w_0 that the adversary was sent, and
 train on records that it draws (`draw_members`). Of each it keeps what the records' outputs were (`Shadows`),
 never the models. `train_shadows` trains them block by block: many at a time where the model allows it
-(`fedsim.core.training.stacked`), else one by one; on as many cores as asked for.
+(`attacks.shadows.paths`), else one by one; on as many cores as asked for.
 
 Neither the size of a block, nor the number of workers, nor how many more shadows there are changes what a
 shadow becomes: not in the last bit, but for modules other than stacks of linear layers, whose rounding may
@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 
 from attacks.shadows.cache import Block, cache_name, read_cache, write_cache
 from attacks.shadows.members import Membership
+from attacks.shadows.paths import quick_path
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams, poisson_width
 from attacks.signals import outputs
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from fedsim.core.training.stacked.batches import Stack
 
 
-VERSION = 6
+VERSION = 7
 """Part of a cache's key: to be raised whenever the same request would give other numbers."""
 
 Weights = Mapping[str, np.ndarray]
@@ -320,6 +321,12 @@ def _run_block(
             plan, stack, job.initial, pools[0], members, pools[1], rounds, streams, see, gives_up, raised
         )  # fmt: skip
     return seen.block
+
+
+def path_of(plan: FederationPlan) -> str:
+    """Return how shadows of this plan are trained: 'fused', 'stacked' (`quick_path`) or 'one by one'."""
+    stack = _stack(plan)
+    return "one by one" if stack is None else quick_path(plan, stack)
 
 
 SIGNAL_LOGITS = 2**18

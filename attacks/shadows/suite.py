@@ -23,6 +23,7 @@ from attacks.shadows import budget, interpolation, members, plan
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import Laboratory, ShadowRequest, Shadows, flat_weights, train_shadows
+from attacks.shadows.simulate import path_of as shadow_path
 from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core import rng
@@ -108,6 +109,14 @@ def simulate(
     shadows = train_shadows(request, dataclasses.replace(laboratory, max_bytes=memory))
     inside = _inside(view, membership, len(candidates), len(columns))
     return _matrix(view, columns, shadows, inside, _owned(membership.inside, inside, fixed))
+
+
+def path_of(view: ParticipantView) -> str:
+    """Return how the view's shadows are trained, as `simulate.path_of`; 'none' where they cannot be."""
+    try:
+        return shadow_path(federation_plan(view, view.final_round))
+    except InputError:
+        return "none"
 
 
 def early_rounds(view: ParticipantView) -> list[int]:

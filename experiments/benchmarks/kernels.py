@@ -1,14 +1,13 @@
-"""The step of many small models in four ways: batched products, torch.func, compiled, one model at a time.
+"""The step of many small models in four ways: fused, batched products, torch.func, compiled.
 
     python experiments/benchmarks/kernels.py            # about a minute on one core
     python experiments/benchmarks/kernels.py --quick    # fewer repetitions
 
 Each model of the hospitals' shape, 10-64-64-2, makes 15 steps of plain SGD on batches of 16 that are drawn
-beforehand. 'Stacked' is what fedsim runs (`core.training.stacked`). 'torch.func' is vmap(grad) of the same
-module, eager and under torch.compile. 'Fused' trains one model after the other, its weights and a batch in
-the cache, by loops that numba compiles; it is measured where numba is installed, and is not part of fedsim.
-The sides take turns on one thread; of each the least CPU time counts, compilation left out. 'Apart' is the
-largest difference of a weight from the stacked one.
+beforehand. 'Fused' and 'stacked' are what fedsim runs (`core.training.fused`, `core.training.stacked`).
+'torch.func' is vmap(grad) of the same module, eager and under torch.compile. The sides take turns on one
+thread; of each the least CPU time counts, compilation left out. 'Apart' is the largest difference of a weight
+from the stacked one.
 """
 
 from __future__ import annotations
@@ -31,9 +30,11 @@ from torch.nn import functional
 from fedsim.core.data.records import Records
 from fedsim.core.models import weights, zoo
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+from fedsim.core.training.fused.rounds import Drawn, FusedLayers
 from fedsim.core.training.stacked.batches import Batches
-from fedsim.core.training.stacked.layers import StackedLayers
+from fedsim.core.training.stacked.layers import StackedLayers, Workspace
 from fedsim.core.training.stacked.optimizers import Penalties, optimizer
+from fedsim.core.training.stacked.regularisation import Regularisation
 
 FEATURES, HIDDEN, CLASSES, BATCH, STEPS, LR, POOL = 10, 64, 2, 16, 15, 0.1, 440
 FLOPS = 2 * BATCH * (2 * FEATURES * HIDDEN + 3 * HIDDEN * HIDDEN + 3 * HIDDEN * CLASSES)
@@ -111,35 +112,40 @@ def by_torch_func(problem: Problem, compiled: bool) -> Train:
 
 
 def fused(problem: Problem) -> Train:
-    import fused_kernel
-
-    state = weights.weights_of(problem.module)
-    start = fused_kernel.laid_out(state)
-    pool = np.zeros((POOL, fused_kernel.INPUTS), np.float32)
-    pool[:, :FEATURES], pool[:, FEATURES] = problem.records.features, 1
-    rows = np.ascontiguousarray(problem.rows.transpose(1, 0, 2))
+    stack, models = StackedLayers(problem.module), problem.models
+    layers, pool = FusedLayers(stack), stack.pool(problem.records)
+    start = stack.load(weights.weights_of(problem.module))
+    flat, local = layers.buffers(Workspace(), models)
+    nothing, none = torch.zeros(models), np.empty((STEPS, 0), np.uint64)
+    rows = torch.from_numpy(problem.rows.astype(np.int32))
+    drawn = Drawn(rows, np.full(models, STEPS), None, None, none, none, (0, 0))
+    settings, regularisation = (
+        TrainingSettings(lr=LR, batch=BATCH),
+        Regularisation(pool, CLASSES, nothing, nothing),
+    )
 
     def train() -> dict[str, np.ndarray]:
-        layers = [np.repeat(matrix[None], problem.models, 0) for matrix in start]
-        fused_kernel.train(pool, problem.records.labels, rows, *layers, np.float32(LR))
-        return fused_kernel.by_name(list(state), layers)
+        for p, sent in zip(local, start, strict=True):
+            p.copy_(sent.expand_as(p))
+        layers.train(flat, pool, drawn, settings, Penalties(), regularisation, None)
+        return {name: value.numpy() for name, value in stack.state(stack.pieces(local)).items()}
 
     return train
 
 
 def ways(problem: Problem) -> dict[str, Train]:
     """Return every way that this machine has, in the table's order."""
-    all_ways = {"stacked (fedsim)": stacked(problem), "torch.func": by_torch_func(problem, compiled=False)}
+    all_ways = {
+        "stacked (fedsim)": stacked(problem),
+        "fused (fedsim)": fused(problem),
+        "torch.func": by_torch_func(problem, compiled=False),
+    }
     compiled = by_torch_func(problem, compiled=True)
     try:
         compiled()
         all_ways["torch.func, compiled"] = compiled
     except Exception as error:  # no C++ compiler: torch has its own errors for that
         print(f"torch.compile does not work here: {type(error).__name__}")
-    try:
-        all_ways["fused, one model at a time (numba)"] = fused(problem)
-    except ImportError:
-        print("numba is not installed: the fused kernel is left out")
     return all_ways
 
 

@@ -270,7 +270,10 @@ def _collect_findings(federation: Federation) -> None:
         tables = [not_run_table("participant", name, _of(name, reasons)) for name in owned]
         run.write_game("not_run", game, pd.concat(tables, ignore_index=True))
     seconds = messages.numbers(content.metric_records["seconds"])
-    run.update_manifest(world_seconds={**run.manifest.get("world_seconds", {}), str(game): seconds})
+    run.update_manifest(
+        world_seconds={**run.manifest.get("world_seconds", {}), str(game): seconds},
+        shadow_path=str(content.config_records["shadows"]["path"]),
+    )
 
 
 def _of(world: str, found: dict[str, Found]) -> dict[str, Found]:

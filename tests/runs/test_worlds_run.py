@@ -42,6 +42,7 @@ def test_every_world_has_scores_of_those_it_asks_about_and_of_what_it_can_run(ru
         for attack in ("lira", "update-regression"):
             assert (attack in found) == (name != "none"), "it owns one candidate at a time"
     assert set(run.manifest["world_seconds"]["0"]) == set(LADDER)
+    assert run.manifest["shadow_path"] == "stacked"
     assert run.table("ladder")["world"].tolist() == LADDER
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from support.shadow_plans import MODULES, members_of, small_plan, some_pool, w_0
 from support.shadows import simulate
 
+from attacks.shadows import paths
 from attacks.shadows.simulate import BLOCK_MODELS, _stack, block_size, bytes_per_shadow
 from fedsim.core import parallel
 from fedsim.core.scenario.training import ModelSettings
@@ -24,8 +27,22 @@ DEFENDED = {
 }
 
 
-@pytest.mark.parametrize("defences", [{}, DEFENDED], ids=["open", "defended"])
-def test_blocks_and_threads_change_no_bit(defences: dict) -> None:
+FOLLOWED = {
+    0: {"l1": 0.01, "dropout": 0.3, "label_smoothing": 0.2, "mixup": 0.5, "quantise": 5},
+    1: {"l2": 0.1, "dropout": 0.1, "clip_update": 0.5, "sparsify": 0.5},
+}
+"""What the fused path follows of them."""
+
+
+@pytest.mark.parametrize(
+    ("defences", "least_work"),
+    [({}, math.inf), (DEFENDED, math.inf), ({}, 0), (FOLLOWED, 0)],
+    ids=["open", "defended", "fused", "fused, defended"],
+)
+def test_blocks_and_threads_change_no_bit(
+    defences: dict, least_work: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "LEAST_WORK", least_work)
     plan = small_plan(
         (9, 14, 5), private=(1,), participants=2, hidden=(7, 5), classes=3, defences=defences, adaptive=(1,)
     )
@@ -88,13 +105,21 @@ def test_an_interrupted_simulation_stops_its_threads(monkeypatch: pytest.MonkeyP
 @settings(max_examples=15, deadline=None)
 @given(
     d=st.integers(1, 20), hidden=st.lists(st.integers(1, 40), max_size=2), classes=st.integers(2, 9),
-    batch=st.integers(1, 20), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
-    private=st.booleans(), momentum=st.sampled_from([0.0, 0.9]),
+    batch=st.integers(1, 40), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    private=st.booleans(), momentum=st.sampled_from([0.0, 0.9]), least_work=st.sampled_from([0, math.inf]),
 )  # fmt: skip
 def test_a_shadow_does_not_depend_on_the_others(
+    d: int, hidden: list[int], classes: int, batch: int, sizes: list[int], private: bool, momentum: float,
+    least_work: float,
+) -> None:  # fmt: skip
+    """Whatever the shapes: alignment must not reach the result."""
+    with mock.patch.object(paths, "LEAST_WORK", least_work):
+        _check_alone(d, hidden, classes, batch, sizes, private, momentum)
+
+
+def _check_alone(
     d: int, hidden: list[int], classes: int, batch: int, sizes: list[int], private: bool, momentum: float
 ) -> None:
-    """Whatever the shapes: alignment must not reach the result."""
     plan = small_plan(
         sizes, (0,) if private else (), {"batch": batch, "momentum": momentum}, hidden, classes,
         input_shape=(d,), rounds=1,

@@ -1,7 +1,8 @@
-"""Three ways to the same shadow: stacked, plain, and record by record."""
+"""Four ways to the same shadow: fused, stacked, plain, and record by record."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from support import shadow_oracle
 from support.shadow_plans import MODULES, members_of, small_plan, some_pool, w_0
 from support.shadows import simulate
 
-from attacks.shadows import block, cohort, plain
+from attacks.shadows import block, cohort, paths, plain
 from attacks.shadows import schedule as shadows_schedule
 from attacks.shadows import simulate as shadows_simulate
 from attacks.shadows.members import Membership
 from attacks.shadows.plan import Ascent, FederationPlan
 from attacks.shadows.schedule import Streams
-from attacks.shadows.simulate import flat_weights
+from attacks.shadows.simulate import _stack, flat_weights
 from attacks.signals import outputs
 from fedsim.core.data.records import Records
 from fedsim.core.scenario.training import ModelSettings
@@ -114,7 +115,16 @@ SETTINGS = {
     "adaptive, two take part": {
         "private": (0, 1, 2), "adaptive": (0, 1), "participants": 2, "hidden": (6, 7),
     },
-    "private, with defences": {
+    "private, with defences, every epoch made": {
+        "private": (0, 1), "adaptive": (1,), "hidden": (6, 7), "classes": 3, "training": {"momentum": 0.5},
+        "defences": {
+            0: {"l1": 0.01, "dropout": 0.3, "label_smoothing": 0.2, "epochs": 3, "clip_update": 0.4},
+            1: {"quantise": 8, "sparsify": 0.4, "l2": 0.1, "dropout": 0.2},
+            2: {"mixup": 0.3, "dropout": 0.1},
+        },
+    },
+    "private adam": {"private": (0, 2), "training": {"optimizer": "adam", "lr": 0.01, "l2": 0.01}},
+    "private, with patience and other defences": {
         "private": (0, 1), "adaptive": (1,), "hidden": (6, 7), "classes": 3,
         "defences": {
             0: {"l1": 0.01, "dropout": 0.3, "label_smoothing": 0.2, "epochs": 3, "clip_update": 0.4},
@@ -143,9 +153,22 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
-def test_stacked_equals_plain_equals_record_by_record(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = small_plan(**changes)
+NOT_FUSED = ("patience", "relaxloss", "hamp", "cnn", "all of them")
+"""Parts of the names of settings that the fused path does not follow."""
+
+WAYS = [("stacked", name) for name in SETTINGS] + [
+    ("fused", name) for name in SETTINGS if not any(part in name for part in NOT_FUSED)
+]
+
+
+@pytest.mark.parametrize(("path", "name"), WAYS, ids=[f"{path}: {name}" for path, name in WAYS])
+def test_quick_equals_plain_equals_record_by_record(
+    path: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(**SETTINGS[name])  # type: ignore[arg-type]
+    monkeypatch.setattr(paths, "LEAST_WORK", 0 if path == "fused" else math.inf)
+    if (stack := _stack(plan)) is not None:
+        assert paths.quick_path(plan, stack) == path
     pool = some_pool(plan)
     membership = members_of(plan, 3, pool)
     raised = pool.take(np.arange(7)) if plan.ascent else None

@@ -70,28 +70,33 @@ class StackedLayers:
         layers = linear_stack(module)
         assert layers is not None
         self._names = list(module.state_dict())
-        self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
-        self._layers = layer_sizes(self._widths)
-        self.parameters = sum((a + 1) * b for a, b in pairwise(self._widths))
-        self.hidden_widths = self._widths[1:-1]
+        self.widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self.layers = layer_sizes(self.widths)
+        self.parameters = sum((a + 1) * b for a, b in pairwise(self.widths))
+        self.hidden_widths = self.widths[1:-1]
         self._scratch = Workspace()
 
     def load(self, state: Mapping[str, np.ndarray]) -> Parameters:
         """Return the parameters of one model, M = 1, padded with zeros."""
-        parameters = [torch.zeros(1, layer.inputs, up(layer.above)) for layer in self._layers]
-        parameters[-1] = parameters[-1].mT.contiguous()
+        parameters = [torch.zeros(1, *shape) for shape in self.shapes]
         for name, place in self.state(self.pieces(parameters)).items():
             place.copy_(torch.tensor(state[name]))
         return parameters
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The shapes of a model's matrices."""
+        *hidden, last = [(layer.inputs, up(layer.above)) for layer in self.layers]
+        return [*hidden, last[::-1]]
+
     def pieces(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return weights (M, in, out) and biases (M, 1, out) per layer, the last layer's transposed."""
-        parts = [layer.parts(p) for p, layer in zip(parameters, self._layers, strict=True)]
+        parts = [layer.parts(p) for p, layer in zip(parameters, self.layers, strict=True)]
         return [part for pair in parts for part in pair]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Cut (M, parameters) into pieces of these shapes."""
-        shapes = [shape for a, b in pairwise(self._widths) for shape in ((a, b), (1, b))]
+        shapes = [shape for a, b in pairwise(self.widths) for shape in ((a, b), (1, b))]
         shapes[-2:] = [shape[::-1] for shape in shapes[-2:]]
         pieces = flat.split([high * wide for high, wide in shapes], dim=1)
         return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
@@ -107,7 +112,7 @@ class StackedLayers:
 
     def pool(self, records: Records) -> PoolTensors:
         """Return flat features followed by a 1, (n + 1, d + 1), filled up to a multiple of 4."""
-        n, first = len(records), self._layers[0]
+        n, first = len(records), self.layers[0]
         features = torch.zeros(n + 1, first.inputs)
         features[:n, : first.below] = torch.tensor(records.features).flatten(1)
         features[:, first.bias] = 1
@@ -116,7 +121,7 @@ class StackedLayers:
     def logits(self, parameters: Parameters, pool: PoolTensors) -> Tensor:
         """Return (M, n, classes) float32, `SIGNAL_ROWS` records at a time."""
         n, models = len(pool), len(parameters[0])
-        answers = torch.empty(models, n, self._widths[-1])
+        answers = torch.empty(models, n, self.widths[-1])
         for start in range(0, n, SIGNAL_ROWS):
             x = pool.features[start : min(start + SIGNAL_ROWS, n)]
             everyones = _whole_fours(x).expand(models, -1, -1)  # (M, rows, inputs), not copied
@@ -128,21 +133,21 @@ class StackedLayers:
         return self._logits(parameters, _whole_fours(features))[:, : features.shape[1]]
 
     def _logits(self, parameters: Parameters, x: Tensor) -> Tensor:
-        for weight, layer in zip(parameters[:-1], self._layers[1:], strict=True):
+        for weight, layer in zip(parameters[:-1], self.layers[1:], strict=True):
             z = torch.bmm(x, weight)  # (M, R, inputs)(M, inputs, out), biases included
             x = self._scratch.followed_by_one(
                 "signal input", models=len(z), rows=z.shape[1], inputs=layer.inputs
             )
             torch.clamp_min(z[:, :, : layer.below], 0, out=x[:, :, : layer.below])
-        return torch.bmm(parameters[-1], x.mT)[:, : self._widths[-1]].mT
+        return torch.bmm(parameters[-1], x.mT)[:, : self.widths[-1]].mT
 
     def trainer(self, parameters: Parameters, pool: PoolTensors) -> LayerTrainer:
         """Return the written-out gradients; one trainer at a time, since they share memory."""
-        return LayerTrainer(parameters, pool, self._layers, self._scratch)
+        return LayerTrainer(parameters, pool, self.layers, self._scratch)
 
     def floats(self, width: int, private: bool) -> int:
         """Inputs, errors and a temporary of every layer, and noise."""
-        activations = 3 * up(width) * sum(layer.inputs + 4 for layer in self._layers)
+        activations = 3 * up(width) * sum(layer.inputs + 4 for layer in self.layers)
         return activations + (3 * self.parameters if private else 0)
 
 

@@ -37,23 +37,35 @@ class NoiseSource:
     def __init__(self, key: tuple[int, int], size: int) -> None:
         """Key: (seed, game), which decides the table."""
         self.size = size
-        self._windows = None
-        if size <= LARGEST:
-            self._windows = _table(*key).unfold(0, size, 1)
+        self.tabled = size <= LARGEST
+        self._key = key
+
+    @property
+    def table(self) -> np.ndarray:
+        """The table of which a step's numbers are a window, (TABLE,) float32."""
+        return _table(*self._key).numpy()
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Return where the windows begin, int64 of the shape of ``numbers``."""
+        # The lowest bit is the sign, the others choose the window.
+        return ((numbers >> np.uint64(1)) % np.uint64(TABLE - self.size + 1)).astype(np.int64)
+
+    def signs(self, numbers: np.ndarray) -> np.ndarray:
+        """Return by what the windows are multiplied, ±1 float32 of the shape of ``numbers``."""
+        return np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1))
 
     def draw(self, numbers: np.ndarray, out: Tensor) -> Tensor:
         """Write noise into ``out`` (M, size) float32; return the signs (M,) that it is to be multiplied by.
 
         numbers: (M,) uint64, uniform; the same number gives the same noise.
         """
-        if self._windows is None:
+        if not self.tabled:
             for number, row in zip(numbers, out, strict=True):
                 row.normal_(generator=rng.torch_generator(int(number), "shadows/noise"))
             return torch.ones(len(numbers))
-        # The lowest bit is the sign, the others choose the window: (windows, size) is a view of the table.
-        places = (numbers >> np.uint64(1)) % np.uint64(len(self._windows))
-        torch.index_select(self._windows, 0, torch.from_numpy(places.astype(np.int64)), out=out)
-        return torch.from_numpy(np.where(numbers & np.uint64(1), np.float32(1), np.float32(-1)))
+        windows = _table(*self._key).unfold(0, self.size, 1)  # (windows, size), a view of the table
+        torch.index_select(windows, 0, torch.from_numpy(self.places(numbers)), out=out)
+        return torch.from_numpy(self.signs(numbers))
 
 
 def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
@@ -64,10 +76,14 @@ def uniform(key: tuple[int, int], numbers: np.ndarray, size: int) -> Tensor:
     if size > LARGEST_UNIFORM:
         streams = [rng.generator(int(number), "shadows/uniform") for number in numbers]
         return torch.from_numpy(np.stack([stream.random(size, np.float32) for stream in streams]))
-    windows = np.lib.stride_tricks.sliding_window_view(_uniform_table(*key), size)
-    # Places do not depend on the size, so that a larger one begins with the same numbers.
-    places = numbers % np.uint64(TABLE - LARGEST_UNIFORM)
-    return torch.from_numpy(windows[places.astype(np.intp)])
+    windows = np.lib.stride_tricks.sliding_window_view(uniform_table(*key), size)
+    return torch.from_numpy(windows[uniform_places(numbers)])
+
+
+def uniform_places(numbers: np.ndarray) -> np.ndarray:
+    """Return where in the table these numbers' windows begin, int64 of the shape of ``numbers``."""
+    # Places do not depend on the size, so that a larger window begins with the same numbers.
+    return (numbers % np.uint64(TABLE - LARGEST_UNIFORM)).astype(np.int64)
 
 
 @lru_cache(maxsize=2)
@@ -77,5 +93,6 @@ def _table(seed: int, game: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _uniform_table(seed: int, game: int) -> np.ndarray:
+def uniform_table(seed: int, game: int) -> np.ndarray:
+    """Return the table of uniform numbers, (TABLE,) float32."""
     return rng.generator(seed, "shadows/uniform table", game=game).random(TABLE, np.float32)

@@ -1,0 +1,1 @@
+"""Many models of one architecture, trained one after the other in the processor's cache."""
