@@ -150,6 +150,18 @@ def turn(typing, a, a0, a_row, b, b0, b_row):  # type: ignore
     return types.void(a, types.int64, types.int64, b, types.int64, types.int64), generate
 
 
+@intrinsic
+def power_of_two(typing, n):  # type: ignore
+    """2ⁿ as a float32, for an int32 n in −126 … 127: the exponent of a number, written as such."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore
+        whole = ir.IntType(32)
+        exponent = builder.add(arguments[0], ir.Constant(whole, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(whole, 23)), FLOAT)
+
+    return types.float32(types.int32), generate
+
+
 def _data(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, i: int) -> ir.Value:
     """Return the pointer to the first number of the i-th argument, an array."""
     return context.make_array(signature.args[i])(context, builder, arguments[i]).data

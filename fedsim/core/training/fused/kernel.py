@@ -20,34 +20,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from fedsim.core.training.fused.blocks import LANES, ROWS, block, turn
+from fedsim.core.training.fused.blocks import LANES, ROWS, block, power_of_two, turn
 
-BLOCKS = "5266f4876f1b"
+BLOCKS = "dafe7abde6b3"
 """The start of the SHA-256 of `blocks`, so that this file changes with it (tested)."""
 BATCH_MULTIPLE = 8
 ZERO, ONE = np.float32(0), np.float32(1)
-HALF = np.float32(0.5)
 
 compiled = njit(fastmath={"contract", "nsz"}, nogil=True, error_model="numpy")
 
 
-class Layers(NamedTuple):
-    """The layers of a model, (layers,) int64 each; see `stacked.layers.LayerSize`.
+LAYER = np.dtype(
+    [
+        (name, np.int64)
+        for name in ("below", "above", "inputs", "outputs", "bias", "start", "first_input", "first_error")
+    ]
+)
+"""A layer of a model, see `stacked.layers.LayerSize`.
 
-    below, above: units; inputs: as there; outputs: ``above`` filled up
-    bias: row of the biases; start: place of a layer's matrix among a model's parameters
-    first_input, first_error: rows of all layers' inputs, and errors, before the layer's own; the output
-        layer's errors are the first ones
-    """
-
-    below: np.ndarray
-    above: np.ndarray
-    inputs: np.ndarray
-    outputs: np.ndarray
-    bias: np.ndarray
-    start: np.ndarray
-    first_input: np.ndarray
-    first_error: np.ndarray
+below, above: units; inputs: as there; outputs: ``above`` filled up
+bias: row of the biases; start: place of the layer's matrix among a model's parameters
+first_input, first_error: rows of other layers' inputs, and errors, before its own; the output layer's errors
+    are the first ones
+"""
 
 
 class Pool(NamedTuple):
@@ -169,7 +164,7 @@ def _transpose(source, start, rows, columns, width, out, out_width):  # type: ig
 @compiled
 def _load(x, layers, pool, batches, m, t, n, width):  # type: ignore
     """Write the records of a batch into x (inputs, width), mixed with their partners where there are any."""
-    inputs, mixes = layers.inputs[0], batches.partners.shape[1] > 0
+    inputs, mixes = layers[0].inputs, batches.partners.shape[1] > 0
     for b in range(n):
         row = batches.rows[t, m, b]
         for i in range(inputs):
@@ -216,150 +211,170 @@ def _draw_scales(scales, dropout, m, t, n, width, hidden):  # type: ignore
 @compiled
 def _forward(w, x, layers, scales, drops, error, width):  # type: ignore
     """Fill the layers' inputs, x (inputs, width) each, and the logits, at the front of ``error``."""
-    last, first_unit = len(layers.below) - 1, 0
+    last, first_unit = len(layers) - 1, 0
     for layer in range(last):
         here, there, outputs = (
-            layers.first_input[layer] * width,
-            layers.first_input[layer + 1] * width,
-            layers.outputs[layer],
+            layers[layer].first_input * width,
+            layers[layer + 1].first_input * width,
+            layers[layer].outputs,
         )
         _multiply(
-            w, layers.start[layer], 1, outputs, x, here, width, x, there, width,
-            outputs, width, layers.bias[layer] + 1, ONE, ZERO,
+            w, layers[layer].start, 1, outputs, x, here, width, x, there, width,
+            outputs, width, layers[layer].bias + 1, ONE, ZERO,
         )  # fmt: skip
         hidden = x[there : there + outputs * width]
         for i in range(len(hidden)):
             hidden[i] = hidden[i] if hidden[i] > ZERO else ZERO
         if drops:
-            _multiply_by(hidden, scales[first_unit * width : (first_unit + layers.above[layer]) * width])
-            first_unit += layers.above[layer]
+            _multiply_by(hidden, scales[first_unit * width : (first_unit + layers[layer].above) * width])
+            first_unit += layers[layer].above
         bias = there + outputs * width
         _fill(x[bias : bias + width], ONE)
         _fill(x[bias + width : bias + 4 * width], ZERO)
-    inputs = layers.inputs[last]
+    inputs = layers[last].inputs
     _multiply(
-        w, layers.start[last], inputs, 1, x, layers.first_input[last] * width, width, error, 0, width,
-        layers.outputs[last], width, layers.bias[last] + 1, ONE, ZERO,
+        w, layers[last].start, inputs, 1, x, layers[last].first_input * width, width, error, 0, width,
+        layers[last].outputs, width, layers[last].bias + 1, ONE, ZERO,
     )  # fmt: skip
 
 
 @compiled
-def _slope(error, classes, outputs, pool, batches, m, t, n, width):  # type: ignore
-    """Turn logits (outputs, width) into softmax − target, 0 where there is no record or no class."""
-    smoothing, mixes = batches.smoothing[m], batches.partners.shape[1] > 0
+def _exp(x):  # type: ignore
+    """eˣ for x ≤ 0 to a few units in the last place, in arithmetic that vectors have (Cephes' expf)."""
+    x = np.float32(-87) if x < np.float32(-87) else x
+    n = np.rint(x * np.float32(1.44269504))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + np.float32(coefficient)
+    return (p * r * r + r + ONE) * power_of_two(np.int32(n))
+
+
+@compiled
+def _slope(error, classes, pool, batches, m, t, n, width, scratch):  # type: ignore
+    """Turn logits (classes, width) into softmax − target; scratch: (2 · width,)."""
+    largest, total = scratch[:width], scratch[width : 2 * width]
+    _copy(error[:width], largest)
+    for c in range(1, classes):
+        logits = error[c * width :][:width]
+        for b in range(width):
+            largest[b] = logits[b] if logits[b] > largest[b] else largest[b]
+    _fill(total, ZERO)
+    for c in range(classes):
+        row = error[c * width :][:width]
+        for b in range(width):
+            row[b] = _exp(row[b] - largest[b])
+            total[b] += row[b]
+    hit = ONE - batches.smoothing[m]
+    others = batches.smoothing[m] / np.float32(classes)
+    for c in range(classes):
+        row = error[c * width :][:width]
+        for b in range(width):
+            row[b] = row[b] / total[b] - others
+    mixes = batches.partners.shape[1] > 0
     share = batches.share[t, m] if mixes else ONE
     for b in range(n):
-        largest = error[b]
-        for c in range(1, classes):
-            largest = max(largest, error[c * width + b])
-        total = ZERO
-        for c in range(classes):
-            power = np.exp(error[c * width + b] - largest)
-            error[c * width + b] = power
-            total += power
-        label = pool.labels[batches.rows[t, m, b]]
-        other = pool.labels[batches.partners[t, m, b]] if mixes else label
-        for c in range(classes):
-            hit = (share if c == label else ZERO) + (ONE - share if c == other else ZERO)
-            target = (ONE - smoothing) * hit + smoothing / np.float32(classes)
-            error[c * width + b] = error[c * width + b] / total - target
-    for c in range(outputs):
-        for b in range(n if c < classes else 0, width):
-            error[c * width + b] = ZERO
+        error[pool.labels[batches.rows[t, m, b]] * width + b] -= share * hit
+        if mixes:
+            error[pool.labels[batches.partners[t, m, b]] * width + b] -= (ONE - share) * hit
 
 
 @compiled
 def _backward(w, x, layers, scales, drops, errors, width):  # type: ignore
     """Fill the errors of the hidden layers, (outputs, width) each, from the last one's at the front."""
-    last, first_unit = len(layers.below) - 1, 0
+    last, first_unit = len(layers) - 1, 0
     for layer in range(last):
-        first_unit += layers.above[layer]
+        first_unit += layers[layer].above
     for layer in range(last, 0, -1):
-        here, below = layers.first_error[layer] * width, layers.first_error[layer - 1] * width
-        row, step = (1, layers.inputs[layer]) if layer == last else (layers.outputs[layer], 1)
-        outputs = layers.outputs[layer - 1]
+        here, below = layers[layer].first_error * width, layers[layer - 1].first_error * width
+        row, step = (1, layers[layer].inputs) if layer == last else (layers[layer].outputs, 1)
+        outputs = layers[layer - 1].outputs
         _multiply(
-            w, layers.start[layer], row, step, errors, here, width, errors, below, width,
-            outputs, width, layers.above[layer], ONE, ZERO,
+            w, layers[layer].start, row, step, errors, here, width, errors, below, width,
+            outputs, width, layers[layer].above, ONE, ZERO,
         )  # fmt: skip
         error = errors[below : below + outputs * width]
-        active = x[layers.first_input[layer] * width : (layers.first_input[layer] + outputs) * width]
+        active = x[layers[layer].first_input * width : (layers[layer].first_input + outputs) * width]
         # relu'(z) is read off its result, which is positive exactly where z is and the unit was not dropped.
         for i in range(len(error)):
             error[i] = error[i] if active[i] > ZERO else ZERO
         if drops:
-            first_unit -= layers.above[layer - 1]
-            _multiply_by(error, scales[first_unit * width : (first_unit + layers.above[layer - 1]) * width])
+            first_unit -= layers[layer - 1].above
+            _multiply_by(error, scales[first_unit * width : (first_unit + layers[layer - 1].above) * width])
 
 
 @compiled
-def _weigh(errors, rows, factors, width):  # type: ignore
-    """Multiply errors (rows, width) by a factor for each record."""
-    for i in range(rows):
-        _multiply_by(errors[i * width : (i + 1) * width], factors[:width])
+def _sum_squares(x, squares, out):  # type: ignore
+    """The first row of out (4, width) = Σ_i x[i]² of x (rows, width); squares: room for as many numbers."""
+    width = len(out) // 4
+    for i in range(len(x)):
+        squares[i] = x[i] * x[i]
+    ones = np.ones(1, np.float32)
+    _multiply(ones, 0, 0, 0, squares, 0, width, out, 0, width, 4, width, len(x) // width, ONE, ZERO)
 
 
 @compiled
-def _add_squares(sums, x):  # type: ignore
-    for b in range(len(x)):
-        sums[b] += x[b] * x[b]
-
-
-@compiled
-def _norms(x, errors, layers, squares, norms, width):  # type: ignore
-    """norms (width,) = √Σ_l ‖δ_l‖² ‖(a_l, 1)‖² of each record, see `LayerPass`; squares: (2 · width,)."""
+def _norms(x, errors, layers, squares, scratch, norms, width):  # type: ignore
+    """norms (width,) = √Σ_l ‖δ_l‖² ‖(a_l, 1)‖² of each record, see `LayerPass`; scratch: (8 · width,)."""
+    inputs, outputs = scratch[: 4 * width], scratch[4 * width : 8 * width]
     _fill(norms, ZERO)
-    for layer in range(len(layers.below)):
-        _fill(squares, ZERO)
-        for i in range(layers.bias[layer] + 1):
-            _add_squares(squares[:width], x[(layers.first_input[layer] + i) * width :][:width])
-        for i in range(layers.above[layer]):
-            _add_squares(squares[width:], errors[(layers.first_error[layer] + i) * width :][:width])
+    for layer in layers:
+        here, rows = layer.first_input * width, layer.bias + 1
+        _sum_squares(x[here : here + rows * width], squares, inputs)
+        here, rows = layer.first_error * width, layer.above
+        _sum_squares(errors[here : here + rows * width], squares, outputs)
         for b in range(width):
-            norms[b] += squares[b] * squares[width + b]
+            norms[b] += inputs[b] * outputs[b]
     for b in range(width):
         norms[b] = np.sqrt(norms[b])
 
 
 @compiled
-def _add_gradient(layer, x, errors, layers, n, width, turned, target, alpha, beta):  # type: ignore
-    """Target = β target + α · (gradient of layer layer's matrix), from n records."""
-    inputs, outputs = layers.inputs[layer], layers.outputs[layer]
-    here, error = layers.first_input[layer] * width, layers.first_error[layer] * width
-    if layer == len(layers.below) - 1:
-        _transpose(x, here, inputs, n, width, turned, inputs)
-        _multiply_add(
-            errors, error, width, 1, turned, 0, inputs, target, layers.start[layer], inputs,
-            outputs, inputs, n, alpha, beta,
-        )  # fmt: skip
-    else:
-        _transpose(errors, error, outputs, n, width, turned, outputs)
-        _multiply_add(
-            x, here, width, 1, turned, 0, outputs, target, layers.start[layer], outputs,
-            inputs, outputs, n, alpha, beta,
-        )  # fmt: skip
+def _add_gradient(number, x, errors, layers, factors, n, width, turned, target, alpha, beta):  # type: ignore
+    """Target = β target + α · (layer's gradient), Σ_b factor_b δ_b (a_b, 1)ᵀ over n records.
+
+    factors: (n,), or empty for 1
+    """
+    layer, last = layers[number], number == len(layers) - 1
+    below, error = layer.first_input * width, layer.first_error * width
+    # One factor as (rows, width), the other turned round as (n, columns).
+    rows, columns = (layer.outputs, layer.inputs) if last else (layer.inputs, layer.outputs)
+    _transpose(x if last else errors, below if last else error, columns, n, width, turned, columns)
+    for b in range(len(factors)):
+        row = turned[b * columns :][:columns]
+        for j in range(columns):
+            row[j] *= factors[b]
+    _multiply_add(
+        errors if last else x, error if last else below, width, 1, turned, 0, columns,
+        target, layer.start, columns, rows, columns, n, alpha, beta,
+    )  # fmt: skip
 
 
 @compiled
-def _add_noise(layer, layers, table, place, target, scale):  # type: ignore
-    """Target += scale · (normal numbers from ``place`` on), weights and then biases of layer layer."""
-    last = layer == len(layers.below) - 1
-    width = layers.inputs[layer] if last else layers.outputs[layer]
-    rows, columns = (
-        (layers.above[layer], layers.below[layer]) if last else (layers.below[layer], layers.above[layer])
-    )
+def _add_noise(layer, last, table, place, target, scale):  # type: ignore
+    """Target += scale · (normal numbers from ``place`` on), weights and then biases; return what follows."""
+    width = layer.inputs if last else layer.outputs
+    rows, columns = (layer.above, layer.below) if last else (layer.below, layer.above)
     for i in range(rows):
-        numbers, row = (
-            table[place + i * columns :][:columns],
-            target[layers.start[layer] + i * width :][:columns],
-        )
+        numbers, row = table[place + i * columns :][:columns], target[layer.start + i * width :][:columns]
         for j in range(columns):
             row[j] += scale * numbers[j]
     place += rows * columns
-    for j in range(layers.above[layer]):
-        here = j * width + layers.bias[layer] if last else layers.bias[layer] * width + j
-        target[layers.start[layer] + here] += scale * table[place + j]
-    return place + layers.above[layer]
+    for j in range(layer.above):
+        here = j * width + layer.bias if last else layer.bias * width + j
+        target[layer.start + here] += scale * table[place + j]
+    return place + layer.above
+
+
+@compiled
+def _add_noises(private, m, t, layers, target, alpha, norms):  # type: ignore
+    """Add α · noise to the target, and move C where it adapts to norms (n,)."""
+    sign, place = private.signs[t, m], private.places[t, m]
+    scale = alpha * sign * np.float32(private.deviation[m] * private.norm[m])
+    for number in range(len(layers)):
+        place = _add_noise(layers[number], number == len(layers) - 1, private.table, place, target, scale)
+    if private.adapts[m]:
+        private.norm[m] = _next_norm(private, m, norms, sign * private.table[place])
 
 
 @compiled
@@ -382,36 +397,60 @@ def _adam(w, slope, mean, square, t, lr):  # type: ignore
 
 
 @compiled
-def _next_norm(private, m, norms, n, norm, noise):  # type: ignore
-    """Return C after a step of n records of these norms (Andrew et al. 2021), see `Clipping.follow`."""
+def _next_norm(private, m, norms, noise):  # type: ignore
+    """Return C after a step of records of these norms (Andrew et al. 2021), see `Clipping.follow`."""
     shorter = 0
-    for b in range(n):
-        shorter += norms[b] <= np.float32(norm)
-    count = np.float32(shorter) - np.float32(n) * HALF + private.count_noise[m] * noise
-    share = min(max(HALF + count / private.expected_batch[m], ZERO), ONE)
-    return norm * np.exp(-private.rate[m] * (share - private.quantile[m]))
+    for b in range(len(norms)):
+        shorter += norms[b] <= np.float32(private.norm[m])
+    count = np.float32(shorter) - np.float32(len(norms)) / np.float32(2) + private.count_noise[m] * noise
+    share = min(max(np.float32(0.5) + count / private.expected_batch[m], ZERO), ONE)
+    return private.norm[m] * np.exp(-private.rate[m] * (share - private.quantile[m]))
+
+
+@compiled
+def _up(size):  # type: ignore
+    """A width of at least 1 that is a multiple of `BATCH_MULTIPLE`."""
+    return -(-max(1, size) // BATCH_MULTIPLE) * BATCH_MULTIPLE
+
+
+@compiled
+def _records(rows, empty):  # type: ignore
+    """How many rows there are before the first empty one."""
+    n = 0
+    while n < len(rows) and rows[n] != empty:
+        n += 1
+    return n
+
+
+@compiled
+def _clip(private, m, norms, factors):  # type: ignore
+    """factors (n,) = c_i of each record, by its gradient's norm; see `training.clipping`."""
+    largest = np.float32(private.norm[m])
+    for b in range(len(factors)):
+        factors[b] = min(ONE, largest / (norms[b] + np.float32(1e-6)))
 
 
 @njit(fastmath={"contract", "nsz"}, nogil=True, error_model="numpy", cache=True)
 def train(models, layers, pool, batches, optimizer, dropout, private):  # type: ignore
-    """Train models (M, parameters) in place, as `fused.rounds.train` says."""
-    size, last = models.shape[1], len(layers.below) - 1
-    hidden, inputs, outputs, largest = 0, 0, 0, 0
-    for layer in range(last + 1):
-        hidden += layers.above[layer] if layer < last else 0
-        inputs += layers.inputs[layer]
-        outputs += layers.outputs[layer]
-        largest = max(largest, layers.inputs[layer], layers.outputs[layer])
-    widest = -(-max(1, batches.rows.shape[2]) // BATCH_MULTIPLE) * BATCH_MULTIPLE
+    """Train models (M, parameters) in place, as `FusedLayers.train` says."""
+    size, last, lr = models.shape[1], len(layers) - 1, optimizer.lr
+    hidden, inputs, outputs, longest = 0, 0, 0, 0
+    for layer in layers:
+        hidden += layer.above
+        inputs += layer.inputs
+        outputs += layer.outputs
+        longest = max(longest, layer.inputs, layer.outputs)
+    hidden -= layers[last].above
+    widest = _up(batches.rows.shape[2])
     x, errors = np.zeros(inputs * widest, np.float32), np.zeros(outputs * widest, np.float32)
-    turned, factors = np.zeros(largest * widest, np.float32), np.zeros(widest, np.float32)
-    norms, squares = np.zeros(widest, np.float32), np.zeros(2 * widest, np.float32)
+    turned, scratch = np.zeros(longest * widest, np.float32), np.zeros(8 * widest, np.float32)
+    norms, factors = np.zeros(widest, np.float32), np.zeros(widest, np.float32)
     any_drops, clips = dropout.places.shape[1] > 0, private.places.shape[1] > 0
     scales = np.zeros(hidden * widest if any_drops else 0, np.float32)
     sent, slope = np.zeros(size, np.float32), np.zeros(size, np.float32)
     mean, square = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    # Without a memory of earlier steps the weights themselves take the gradient, −lr times.
     plain = not optimizer.adam and optimizer.momentum == ZERO
-    lr = optimizer.lr
     for m in range(len(models)):
         w = models[m]
         _copy(w, sent)
@@ -421,45 +460,29 @@ def train(models, layers, pool, batches, optimizer, dropout, private):  # type: 
         penalised = optimizer.mu != ZERO or optimizer.l1[m] != ZERO or optimizer.l2[m] != ZERO
         drops = any_drops and dropout.rate[m] > ZERO
         target = w if plain else slope
-        alpha = -lr if plain else ONE
-        beta = ONE if plain else optimizer.momentum
+        alpha, beta = (-lr, ONE) if plain else (ONE, optimizer.momentum)
         for t in range(batches.steps[m]):
-            n = 0
-            while n < batches.rows.shape[2] and batches.rows[t, m, n] != len(pool.labels) - 1:
-                n += 1
-            width = -(-max(1, n) // BATCH_MULTIPLE) * BATCH_MULTIPLE
+            n = _records(batches.rows[t, m], len(pool.labels) - 1)
+            width = _up(n)
             if drops:
                 _draw_scales(scales, dropout, m, t, n, width, hidden)
             _load(x, layers, pool, batches, m, t, n, width)
             _forward(w, x, layers, scales, drops, errors, width)
-            _slope(errors, layers.above[last], layers.outputs[last], pool, batches, m, t, n, width)
+            _slope(errors, layers[last].above, pool, batches, m, t, n, width, scratch)
+            _backward(w, x, layers, scales, drops, errors, width)
             if clips:
-                _backward(w, x, layers, scales, drops, errors, width)
-                _norms(x, errors, layers, squares, norms, width)
-                clipping_norm = np.float32(private.norm[m])
-                for b in range(width):
-                    factors[b] = (
-                        min(ONE, clipping_norm / (norms[b] + np.float32(1e-6))) / private.expected_batch[m]
-                    )
-                _weigh(errors, outputs, factors, width)
-            else:
-                _fill(factors, ONE / np.float32(max(1, n)))
-                _weigh(errors, layers.outputs[last], factors, width)
-                _backward(w, x, layers, scales, drops, errors, width)
+                _norms(x, errors, layers, turned, scratch, norms[:width], width)
+                _clip(private, m, norms, factors[:n])
             if penalised and plain:
                 _penalise(w, sent, w, -lr, optimizer.mu, optimizer.l1[m], optimizer.l2[m])
+            share = alpha / (private.expected_batch[m] if clips else np.float32(max(1, n)))
             for layer in range(last + 1):
-                _add_gradient(layer, x, errors, layers, n, width, turned, target, alpha, beta)
+                _add_gradient(
+                    layer, x, errors, layers, factors[: n if clips else 0], n, width, turned,
+                    target, share, beta,
+                )  # fmt: skip
             if clips:
-                sign = private.signs[t, m]
-                scale = alpha * sign * np.float32(private.deviation[m] * private.norm[m])
-                place = private.places[t, m]
-                for layer in range(last + 1):
-                    place = _add_noise(layer, layers, private.table, place, target, scale)
-                if private.adapts[m]:
-                    private.norm[m] = _next_norm(
-                        private, m, norms, n, private.norm[m], sign * private.table[place]
-                    )
+                _add_noises(private, m, t, layers, target, alpha, norms[:n])
             if penalised and not plain:
                 _penalise(w, sent, slope, ONE, optimizer.mu, optimizer.l1[m], optimizer.l2[m])
             if optimizer.adam:

@@ -59,7 +59,9 @@ class FusedLayers:
             "first_input": np.cumsum([0, *inputs[:-1]]),
             "first_error": np.roll(np.cumsum([0, outputs[-1], *outputs[:-2]])[: len(outputs)], -1),
         }
-        self._layers = kernel.Layers(**{name: np.array(each, np.int64) for name, each in columns.items()})
+        self._layers = np.empty(len(stack.layers), kernel.LAYER)
+        for name, values in columns.items():
+            self._layers[name] = values
 
     def buffers(self, scratch: Workspace, models: int) -> tuple[Tensor, Parameters]:
         """Return uninitialised memory, (M, all numbers), and the parameters of M models as views of it."""

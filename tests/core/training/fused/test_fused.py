@@ -81,8 +81,10 @@ def test_a_round_is_that_of_stacked_models(
     clipping = Clipping(plans, norm, stack, source, torch.empty(3, source.size)) if plans else None
     stacked_round(stack, expected, pool, drawn, scenario, penalties, regularisation, clipping)
     for actual, wanted in zip(local, expected, strict=True):
-        # Adam divides by the size of a slope, however small it is.
-        torch.testing.assert_close(actual, wanted, rtol=2e-3, atol=1e-3 if changes.get("optimizer") else 1e-4)
+        if "optimizer" in changes:  # Adam divides by the size of a slope, be it as small as its rounding
+            assert (actual - wanted).abs().mean() < 1e-5
+        else:
+            torch.testing.assert_close(actual, wanted, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(moved, norm, rtol=1e-5, atol=1e-5)
 
 
