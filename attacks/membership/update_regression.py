@@ -107,15 +107,9 @@ def gradient_gram(module: torch.nn.Module, records: Records) -> np.ndarray:
     if linear_stack(module) is None:
         rows = _gradients(module, records).double()
         return np.asarray((rows @ rows.T).numpy())
-    met: list[tuple[torch.Tensor, torch.Tensor]] = []
-    values = torch.tensor(records.features, dtype=torch.float64)
-    for layer in copy.deepcopy(module).double().children():
-        inputs, values = values, layer(values)
-        if isinstance(layer, torch.nn.Linear):
-            met.append((inputs.detach(), values))
-    total = torch.nn.functional.cross_entropy(values, torch.tensor(records.labels), reduction="sum")
-    deltas = torch.autograd.grad(total, [outputs for _, outputs in met])
-    parts = [(delta @ delta.T) * (a @ a.T + 1) for (a, _), delta in zip(met, deltas, strict=True)]
+    features = torch.tensor(records.features, dtype=torch.float64)
+    factors = gradients.stack_factors(copy.deepcopy(module).double(), features, torch.tensor(records.labels))
+    parts = [(delta @ delta.T) * (a @ a.T + 1) for _, a, delta in factors]
     return np.asarray(torch.stack(parts).sum(dim=0).numpy())
 
 

@@ -67,23 +67,31 @@ def _stack_products(
     ⟨g, D⟩ = Σ δᵀ(D_W a + D_b) and ‖g‖² = Σ ‖δ‖² (‖a‖² + 1).
     """
     import torch
-    from torch import nn
 
-    from fedsim.core.training import losses
-
-    met: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # a layer's name, input (n, in), output (n, out)
-    values = features
-    for name, layer in stack.named_children():
-        inputs, values = values, layer(values)
-        if isinstance(layer, nn.Linear):
-            met.append((name, inputs.detach(), values))
-    deltas = torch.autograd.grad(losses.total(values, labels), [outputs for _, _, outputs in met])
     dot, square = torch.zeros(len(labels)).double(), torch.zeros(len(labels)).double()
-    for (name, inputs, _), delta in zip(met, deltas, strict=True):
-        along = nn.functional.linear(inputs, direction[f"{name}.weight"], direction[f"{name}.bias"])
+    for name, inputs, delta in stack_factors(stack, features, labels):
+        along = torch.nn.functional.linear(inputs, direction[f"{name}.weight"], direction[f"{name}.bias"])
         dot += (delta * along).sum(1)
         square += delta.square().sum(1) * (inputs.square().sum(1) + 1)
     return dot, square
+
+
+def stack_factors(
+    stack: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Return name, inputs a (n, in) and δ = ∂ℓ/∂(outputs) (n, out) of each layer of a `linear_stack`."""
+    import torch
+
+    from fedsim.core.training import losses
+
+    met: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # a layer's name, inputs and outputs
+    values = features
+    for name, layer in stack.named_children():
+        inputs, values = values, layer(values)
+        if isinstance(layer, torch.nn.Linear):
+            met.append((name, inputs.detach(), values))
+    deltas = torch.autograd.grad(losses.total(values, labels), [outputs for _, _, outputs in met])
+    return [(name, inputs, delta) for (name, inputs, _), delta in zip(met, deltas, strict=True)]
 
 
 def _formed_products(

@@ -30,7 +30,6 @@ from fedsim.core.errors import InputError
 if TYPE_CHECKING:
     from fedsim.core.run_directory import RunDirectory
     from fedsim.core.scenario.settings import Scenario
-    from fedsim.engines.settings import EngineOptions
 
 
 @click.command()
@@ -124,11 +123,16 @@ def run(
     _header(directory)
     if engine == "superlink":
         line(_time_of_superlink(directory), err())
-    with live.follow(directory, err(), VERBOSITY.verbose):
-        play.federate(directory, engine, workers, options)
-    _ask_for_secrets(directory)
-    for switch in twins:
-        _twin(directory, switch, data_dir, engine, workers, options)
+    others = [twin_runs.prepared(directory, switch, data_dir) for switch in twins]
+    with twin_runs.federated(others, engine, workers, options) as wait:
+        with live.follow(directory, err(), VERBOSITY.verbose):
+            play.federate(directory, engine, workers, options)
+        _ask_for_secrets(directory)
+        for switch, twin in zip(twins, others, strict=True):
+            line(f"The same with --dp {switch}:", err())
+            with live.follow(twin, err(), VERBOSITY.verbose):
+                wait(twin)
+            write_report(twin)
     report_and_show(directory, as_json)
     _track(directory, tensorboard, mlflow)
     _gate(directory)
@@ -168,25 +172,6 @@ def _gate(directory: RunDirectory) -> None:
 
         if not gate_passes(directory, settings):
             raise SystemExit(FAILED)
-
-
-def _twin(
-    directory: RunDirectory,
-    switch: str,
-    data_dir: Path | None,
-    engine: str,
-    workers: int | None,
-    options: EngineOptions,
-) -> None:
-    """Run the scenario of a finished run under other DP-SGD."""
-    from fedsim.runs import play, twins
-    from fedsim.terminal import live
-
-    line(f"The same with --dp {switch}:", err())
-    twin = twins.prepared(directory, switch, data_dir)
-    with live.follow(twin, err(), VERBOSITY.verbose):
-        play.federate(twin, engine, workers, options)
-    write_report(twin)
 
 
 def _resumable(scenario: Path, folder: Path | None) -> RunDirectory:

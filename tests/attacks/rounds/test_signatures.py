@@ -120,6 +120,20 @@ def test_gradients_of_records_are_torchs_own() -> None:
         np.testing.assert_allclose(row, expected.numpy(), atol=1e-6)
 
 
+def test_gradients_of_plain_stacks_do_without_torchs_compiler(run_python) -> None:  # type: ignore[no-untyped-def]
+    script = """
+import sys, numpy as np
+from attacks.rounds.signatures import record_gradients
+from fedsim.core.data.records import Records
+from fedsim.core.models import zoo
+from fedsim.core.scenario.training import ModelSettings
+module = zoo.build(ModelSettings(name="mlp", hidden=[4]), (3,), 2)
+found = record_gradients(module, Records(np.ones((5, 3), np.float32), np.zeros(5, int)))
+print(found.shape, "torch._dynamo" in sys.modules)
+"""
+    assert run_python(script) == "(5, 26) False\n"
+
+
 def test_gradient_and_paired_signatures_agree_where_a_round_is_one_small_step() -> None:
     small = TrainingSettings(lr=1e-2, batch=SIZE, epochs=1)
     given = world(training=small)
