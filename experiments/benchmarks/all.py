@@ -32,8 +32,8 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "kernels": ("The step of many small models, four ways", ["--quick"]),
     "growth": ("How the cost of shadows grows", ["--quick"]),
     "dp_training": ("A step of local training, with and without DP-SGD", ["--quick"]),
-    "engines": ("Engines", []),
-    "tables": ("Large tables", ["--rows", "100000"]),
+    "engines": ("Engines", ["--quick"]),
+    "tables": ("Large tables", ["--quick"]),
     "gpu": ("Stacked models on a GPU", ["--quick"]),
 }
 """Title, and what makes it quick. `serving.py` and `monitoring.py` have a page of their own."""

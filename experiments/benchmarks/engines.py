@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/engines.py                               # about two minutes
     python experiments/benchmarks/engines.py --clients 100 --hidden 512    # up to 1000 clients
+    python experiments/benchmarks/engines.py --quick                       # 15 rounds instead of 50
 
 Runs the same federation (a random table, 40 records a client, one hidden layer) on each engine and as a plain
 loop (`plain_loop.py`), each in a fresh process as a person would start it, and prints the wall time of
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from fedsim.core.run_directory import RunDirectory
 
+QUICK_ROUNDS = 15
 RECORDS = 40
 SCENARIO = """
 [data]
@@ -94,10 +96,12 @@ def measure_loop(name: str, run: Path, rounds: int, *options: str) -> dict[str, 
 @click.command()
 @click.option("--clients", default=10, show_default=True)
 @click.option("--rounds", default=50, show_default=True)
+@click.option("--quick", is_flag=True, help=f"{QUICK_ROUNDS} rounds.")
 @click.option("--hidden", default=64, show_default=True, help="Width of the model's hidden layer.")
 @click.option("--ray-workers", default=1, show_default=True, help="Ray's CPUs; 1: all of the machine's.")
 @click.option("--ray/--no-ray", default=True, show_default=True, help="Run Flower's Ray simulation too.")
-def main(clients: int, rounds: int, hidden: int, ray_workers: int, ray: bool) -> None:
+def main(clients: int, rounds: int, quick: bool, hidden: int, ray_workers: int, ray: bool) -> None:
+    rounds = QUICK_ROUNDS if quick else rounds
     rows: dict[str, dict[str, float | str]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

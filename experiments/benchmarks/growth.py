@@ -114,6 +114,7 @@ def main() -> None:
         axes(quick=False)[axis][1](int(size))
         print(setting.peak_memory(0))
         return
+    simulate()  # imports, and what has to be compiled
     Console(width=120).print(growth(options.quick))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import platform
 import re
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 # One torch thread a process, where no more are asked for.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -38,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from attacks.shadows import paths
 from attacks.shadows.members import draw_members
 from attacks.shadows.plan import FederationPlan, PartyTraining
 from attacks.shadows.simulate import Laboratory, ShadowRequest, train_shadows
@@ -73,7 +76,10 @@ def main() -> None:
     if options.large:
         console.print(over_cores(repeats))
         return
+    for private in (False, True):  # imports, and what has to be compiled
+        stacked(federation_plan(private, rounds=1), 2, 1)
     console.print(against_one_by_one(shadows, repeats, options.quick))
+    console.print(against_batched_products(shadows, max(3, repeats)))
     console.print(against_the_machine(shadows, repeats))
     console.print(memory(shadows))
 
@@ -247,6 +253,34 @@ def side_by_side(
             times.stacked.append(timed(lambda: stacked(plan, shadows, cores)) / shadows)
             times.stacked_cpu.append((time.process_time() - began) / shadows)
     return times
+
+
+def against_batched_products(shadows: int, repeats: int) -> Table:
+    """The path that is taken against the other one: models one after the other in the cache, or together."""
+    table = Table(title=f"{shadows} shadow federations, fused against stacked (ms a federation)")
+    for column in ("", "cores", "CPU stacked", "CPU fused", "ratio", "wall stacked", "wall fused", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    walls: dict[tuple[bool, int], float] = {}
+    for private in (False, True):
+        plan = federation_plan(private)
+        for cores in dict.fromkeys((1, min(2, CORES))):
+            best = {"stacked": (math.inf, math.inf), "fused": (math.inf, math.inf)}
+            for _ in range(repeats):
+                for path, least in (("stacked", math.inf), ("fused", 0)):
+                    with mock.patch.object(paths, "LEAST_WORK", least):
+                        began = time.process_time()
+                        wall = timed(lambda n=cores, p=plan: stacked(p, shadows, n))  # type: ignore[misc]
+                        used = (time.process_time() - began, wall)
+                    best[path] = min(best[path][0], used[0]), min(best[path][1], used[1])
+            walls[private, cores] = best["fused"][1]
+            cells = []
+            for measure in (0, 1):
+                one, other = (1e3 * best[path][measure] / shadows for path in ("stacked", "fused"))
+                cells += [f"{one:.1f}", f"{other:.1f}", f"{other / one:.2f}"]
+            table.add_row("DP-SGD" if private else "plain", str(cores), *cells)
+    gains = [f"{walls[p, 1] / walls[p, min(2, CORES)]:.2f}×" for p in (False, True)]
+    table.caption = f"Best of {repeats}. A second core brings the fused path {gains[0]}, with DP {gains[1]}."
+    return table
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -1,6 +1,7 @@
 """How long it takes to read, encode and deal a large table of one's own, and how much memory.
 
     python experiments/benchmarks/tables.py                       1,000,000 rows x 30 columns, 20 parties
+    python experiments/benchmarks/tables.py --quick               100,000 rows
     python experiments/benchmarks/tables.py --rows 2000 --columns 10000 --parties 4
 
 Each measurement is a process of its own; its peak memory is what the system counted.
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+QUICK_ROWS = 100_000
 
 
 def write(path: Path, rows: int, columns: int, parties: int) -> None:
@@ -60,7 +63,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=30)
     parser.add_argument("--parties", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS} rows")
     options = parser.parse_args()
+    options.rows = QUICK_ROWS if options.quick else options.rows
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         write(path, options.rows, options.columns, options.parties)
