@@ -204,8 +204,8 @@ class Times:
 
 def against_one_by_one(shadows: int, repeats: int, quick: bool) -> Table:
     table = Table(title=f"{shadows} shadow federations against one after another (seconds a federation)")
-    columns = ("", "cores", "alone", "a process a core", "stacked", "ratio", "a core", "CPU alone",
-               "CPU stacked", "CPU ratio")  # fmt: skip
+    columns = ("", "cores", "alone", "a process a core", "fedsim", "ratio", "a core", "CPU alone",
+               "CPU fedsim", "CPU ratio")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     cases: list[tuple[str, bool, Train]] = [
@@ -224,8 +224,8 @@ def against_one_by_one(shadows: int, repeats: int, quick: bool) -> Table:
     table.caption = (
         f"Best of {repeats}. Alone: one federation after another in one process, of one thread"
         f"{'' if quick else ' or of one per core, whichever is quicker'}; beside it, one federation in each"
-        f" of as many processes of one thread, already running. Stacked: {shadows}, as many workers,"
-        " all included. Ratio: alone over stacked; 'a core': processes over stacked. CPU: of one thread."
+        f" of as many processes of one thread, already running. fedsim: {shadows}, as many workers,"
+        " all included. Ratio: alone over fedsim; 'a core': processes over stacked. CPU: of one thread."
     )
     return table
 

@@ -15,8 +15,9 @@ from numba.extending import intrinsic
 
 LANES = 16
 """Numbers in a vector: one register of AVX-512, two of AVX, four of NEON."""
-ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
-"""Rows of a block: as many as there are registers for."""
+_LARGE = bool(binding.get_host_cpu_features().get("avx512f"))
+ROWS, WIDEST = (8, 2 * LANES) if _LARGE else (4, LANES)
+"""Rows, and at most columns, of a block: as many as there are registers for."""
 
 FLOAT, INTEGER = ir.FloatType(), ir.IntType(64)
 

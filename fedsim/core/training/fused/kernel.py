@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from fedsim.core.training.fused.blocks import LANES, ROWS, block, power_of_two, turn
+from fedsim.core.training.fused.blocks import LANES, ROWS, WIDEST, block, power_of_two, turn
 
-BLOCKS = "dafe7abde6b3"
+BLOCKS = "d7bc2c3e81dd"
 """The start of the SHA-256 of `blocks`, so that this file changes with it (tested)."""
 BATCH_MULTIPLE = 8
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -126,17 +126,17 @@ def _product(adds: bool) -> Any:
         j = 0
         while j < columns:
             left, i = columns - j, 0
-            lanes = 2 * LANES if left >= 2 * LANES else LANES if left >= LANES else 8 if left >= 8 else 4
+            lanes = WIDEST if left >= WIDEST else LANES if left >= LANES else 8 if left >= 8 else 4
             while i < rows:
                 a1, b1, c1 = a0 + i * a_row, b0 + j, c0 + i * c_row + j
-                if rows - i >= ROWS and lanes == 2 * LANES:
+                if rows - i >= ROWS and lanes > LANES:
                     wide(a, a1, a_row, a_step, b, b1, b_row, c, c1, c_row, depth, alpha, beta)
                     i += ROWS
                 elif rows - i >= ROWS and lanes == LANES:
                     whole(a, a1, a_row, a_step, b, b1, b_row, c, c1, c_row, depth, alpha, beta)
                     i += ROWS
                 else:
-                    if lanes == 2 * LANES:
+                    if lanes > LANES:
                         low_wide(a, a1, a_row, a_step, b, b1, b_row, c, c1, c_row, depth, alpha, beta)
                     elif lanes == LANES:
                         low(a, a1, a_row, a_step, b, b1, b_row, c, c1, c_row, depth, alpha, beta)
