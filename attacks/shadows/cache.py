@@ -1,4 +1,4 @@
-"""Shadows kept on disk, so that a repeated attack need not train them again."""
+"""Shadows kept on disk or in a store, so that a repeated attack need not train them again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,32 @@ from attacks.shadows.members import Membership
 from fedsim.core import folders
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays, write_arrays
+from fedsim.core.stores import Remote
 
 Block = dict[str, np.ndarray]
 """Arrays of `Shadows` for some of the shadows, by field."""
 
 CACHE_BYTES = 8 * 2**30
-"""What simulations may take on disk; of more, those are removed that were not used for longest."""
+"""What simulations may take on disk; of more, those are removed that were not used for longest. Of a store
+nothing is removed: it has rules of its own for that."""
+
+Place = Path | Remote
 
 _NAME = re.compile(r"shadows-[0-9a-f]{64}\.safetensors")
 
 
-def cache_folder() -> Path:
-    """Return the folder for simulations: a subfolder of fedsim's own in its cache."""
-    return folders.cache() / "shadows"
+def cache_folder() -> Place:
+    """Return the folder for simulations: a subfolder of fedsim's own in its cache.
+
+    Raises:
+        InputError: FEDSIM_CACHE names a store that does not answer. One that fails later costs a warning.
+    """
+    url = folders.cache_url()
+    if url is None:
+        return folders.cache() / "shadows"
+    remote = Remote(url) / "shadows"
+    remote.check()
+    return remote
 
 
 def cache_name(key: str) -> str:
@@ -35,13 +48,13 @@ def cache_name(key: str) -> str:
     return f"shadows-{key}.safetensors"
 
 
-def read_cache(file: Path, membership: Membership, shapes: Mapping[str, tuple[int, ...]]) -> Block:
+def read_cache(file: Place, membership: Membership, shapes: Mapping[str, tuple[int, ...]]) -> Block:
     """Return the arrays of the leading shadows that are kept; none where the file is of no use.
 
     shapes: of each array that is asked for, of one shadow
     """
     try:
-        arrays = read_arrays(file)
+        arrays = read_arrays(file) if isinstance(file, Path) else _fetched(file)
         members, digest = arrays.pop("members"), arrays.pop("digest")
     except (InputError, KeyError):
         return {}
@@ -50,12 +63,24 @@ def read_cache(file: Path, membership: Membership, shapes: Mapping[str, tuple[in
         return {}
     if not _fits(members, arrays, membership, shapes):
         return {}
-    with contextlib.suppress(OSError):  # a folder that may only be read
-        file.touch()  # used now: see `_forget_oldest`
+    if isinstance(file, Path):
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            file.touch()  # used now: see `_forget_oldest`
     n = min(len(members), len(membership))
     same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
     first = n if same.all() else int(np.argmin(same))
     return {name: array[:first] for name, array in arrays.items()}
+
+
+def _fetched(object: Remote) -> Block:
+    """Return the arrays of an object, none where it is missing or, which is said, cannot be had."""
+    try:
+        return object.read()
+    except FileNotFoundError:
+        return {}
+    except InputError as error:
+        warnings.warn(f"{error}; the shadows are trained again", RuntimeWarning, stacklevel=4)
+        return {}
 
 
 def _fits(
@@ -67,12 +92,16 @@ def _fits(
     return stored == expected and members.shape[1:] == membership.members.shape[1:]
 
 
-def write_cache(file: Path, membership: Membership, arrays: Block) -> None:
+def write_cache(file: Place, membership: Membership, arrays: Block) -> None:
     """Keep the shadows' arrays in ``file``; where that fails, warn: a full disk must not cost the result."""
     members = membership.members
     try:
-        write_arrays(file, {**arrays, "members": members, "digest": _digest(members, arrays)})
-        _forget_oldest(file)
+        kept = {**arrays, "members": members, "digest": _digest(members, arrays)}
+        if isinstance(file, Path):
+            write_arrays(file, kept)
+            _forget_oldest(file)
+        else:
+            file.write(kept)
     except InputError as error:
         warnings.warn(f"the shadows are not kept for next time: {error}", RuntimeWarning, stacklevel=3)
 

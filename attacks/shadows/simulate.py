@@ -19,13 +19,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from attacks.shadows.cache import Block, cache_name, read_cache, write_cache
+from attacks.shadows.cache import Block, Place, cache_name, read_cache, write_cache
 from attacks.shadows.members import Membership
 from attacks.shadows.paths import quick_path
 from attacks.shadows.plan import FederationPlan
@@ -75,8 +74,8 @@ class Laboratory:
     """What simulations may cost, and where they are kept; none of it changes a result.
 
     workers: cores to use: threads where models are stacked layers, else processes; 1 needs neither
-    cache: folder of earlier simulations (`cache.cache_folder`), or None; a request that one of them covers is
-        read. Not for a 'module:callable', whose code may change.
+    cache: folder or store of earlier simulations (`cache.cache_folder`), or None; a request that one of them
+        covers is read. Not for a 'module:callable', whose code may change.
     progress: called with shadows done and in all, the first time when the work begins; those that are trained
         together count as done in proportion to their rounds. Threads call it, one at a time
     max_bytes: roughly what training may take, over all workers, beside the result; each worker trains one
@@ -84,7 +83,7 @@ class Laboratory:
     """
 
     workers: int = 1
-    cache: Path | None = None
+    cache: Place | None = None
     progress: Progress | None = None
     max_bytes: int = 2**30
 

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedsim.core.errors import InputError
+from fedsim.core.stores import Remote
+
 State = Literal["ok", "note", "bad"]
 
 EXTRAS = {
@@ -114,9 +117,15 @@ def _memory() -> int | None:
 def _folders() -> Iterator[Check]:
     from attacks.shadows.cache import cache_folder
 
-    for what, folder in (("runs", Path("runs")), ("shadows kept", cache_folder())):
-        if folder is None:
-            yield Check(what, "note", "nothing is kept: FEDSIM_CACHE says so")
+    try:
+        kept = cache_folder()
+    except InputError as error:
+        yield Check("shadows kept", "bad", str(error))
+        kept = None
+    if isinstance(kept, Remote):
+        yield Check("shadows kept", "ok", str(kept))
+    for what, folder in (("runs", Path("runs")), ("shadows kept", kept)):
+        if not isinstance(folder, Path):
             continue
         place = next((one for one in (folder, *folder.resolve().parents) if one.exists()), Path("/"))
         if not os.access(place, os.W_OK):
