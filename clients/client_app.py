@@ -15,7 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from clients import accomplice, central, malicious, participant
 from clients.deployed import party_of
 from clients.isolation import contained
-from clients.node import BudgetSpent
+from clients.node import BudgetSpent, cluster_of
 from clients.party import Party
 
 
@@ -67,7 +67,8 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("attack")
 def attack(message: Message, context: Context) -> Message:
     """After the last round: the malicious party's findings."""
-    return Message(malicious.attack(party_of(context), message), reply_to=message)
+    findings = malicious.attack(party_of(context), message, cluster_of(context))
+    return Message(findings, reply_to=message)
 
 
 def _role(party: Party) -> ModuleType:

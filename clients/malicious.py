@@ -183,8 +183,10 @@ def evaluate(party: Party, message: Message) -> RecordDict:
     return participant.evaluate(party, message)
 
 
-def attack(party: Party, message: Message) -> RecordDict:
+def attack(party: Party, message: Message, cluster: str | None = None) -> RecordDict:
     """Run the attacks on the candidates of the message; answer scores, thresholds, and what could not run.
+
+    cluster: address of the Ray cluster on which shadows are trained, None for this machine
 
     Raises:
         FedsimError: no attack could be run.
@@ -199,6 +201,7 @@ def attack(party: Party, message: Message) -> RecordDict:
         workers=messages.workers(message),
         cache=cache.cache_folder(),
         progress=observations.progress_note(notebook),
+        cluster=cluster,
     )
     attacks = [entry for entry in registry.attacks_of(party.scenario) if entry.infers == "membership"]
     results, seconds = {}, {}

@@ -1,6 +1,7 @@
-"""What a node's own administrator decides, whatever a server's app asks for: a budget of ε, a ledger on disk.
+"""What a node's own administrator decides, whatever a server's app asks for: a budget of ε, a ledger on disk,
+and a Ray cluster for a malicious party's shadows.
 
-Both are keys of Flower's node configuration, which no message can change:
+All are keys of Flower's node configuration, which no message can change:
 
     flower-supernode … --node-config 'epsilon-budget=1.0 epsilon-ledger="/var/lib/node/ledger.json"'
 
@@ -27,6 +28,8 @@ DELTA = "epsilon-delta"
 """δ at which the budget holds, or a plan's own where that is smaller: a large δ gains an app nothing."""
 LEDGER = "epsilon-ledger"
 """File of the ledger, its folder being there."""
+CLUSTER = "shadows-on"
+"""Address of a Ray cluster for the shadows of a malicious party; a message could name a foreign one."""
 
 _DELTA = 1e-5
 
@@ -45,6 +48,12 @@ def budget_of(context: Context) -> float:
         InputError: it is no positive number.
     """
     return _positive(context, BUDGET, math.inf)
+
+
+def cluster_of(context: Context) -> str | None:
+    """Return the address of the node's Ray cluster, None where it has none."""
+    named = context.node_config.get(CLUSTER)
+    return None if named is None else str(named)
 
 
 def limited(context: Context, plan: Plan) -> Plan:

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from attacks.shadows.paths import quick_path
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams, poisson_width
 from attacks.signals import outputs
+from fedsim.core.cluster import Cluster, joined
 from fedsim.core.data.records import Records
 from fedsim.core.errors import FedsimError
 from fedsim.core.parallel import Outcome, TaskLate, WorkerDied, Workers, in_threads
@@ -79,13 +80,15 @@ class Laboratory:
     progress: called with shadows done and in all, the first time when the work begins; those that are trained
         together count as done in proportion to their rounds. Threads call it, one at a time
     max_bytes: roughly what training may take, over all workers, beside the result; each worker trains one
-        shadow at the least
+        shadow at the least; on a cluster, over all workers of one machine
+    cluster: address of a Ray cluster, whose cores are used instead of ``workers``; None for this machine
     """
 
     workers: int = 1
     cache: Place | None = None
     progress: Progress | None = None
     max_bytes: int = 2**30
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,8 @@ def train_shadows(request: ShadowRequest, laboratory: Laboratory | None = None) 
     """Train one shadow federation per row of the membership, from w_0, and observe it.
 
     Raises:
-        FedsimError: a worker's process ended, as where memory runs out.
+        FedsimError: a worker's process ended, as where memory runs out; on a cluster, again and again.
+        InputError: there is no cluster at the address.
     """
     laboratory = laboratory or Laboratory()
     total = len(request.membership)
@@ -191,14 +195,19 @@ def _shapes(request: ShadowRequest) -> dict[str, tuple[int, ...]]:
 def _train_missing(request: ShadowRequest, cached: Block, laboratory: Laboratory) -> Block:
     """Train the shadows that ``cached`` does not have; return all of them."""
     done, total = len(cached.get("phi", ())), len(request.membership)
-    records, workers = len(request.signal_records), laboratory.workers
-    size = block_size(request.plan, records, total - done, workers, laboratory.max_bytes)
-    starts = range(done, total, size)
-    blocks: dict[int, Block] = {}
-    pace = _Pace(request, done, laboratory.progress)
-    for start, block in _run(request, starts, size, min(workers, len(starts)), pace):
-        blocks[start] = block
-        pace.finished(start, len(block["phi"]))
+    records, blocks = len(request.signal_records), dict[int, Block]()
+    with joined(laboratory.cluster) if laboratory.cluster else contextlib.nullcontext() as cluster:
+        workers, max_bytes = laboratory.workers, laboratory.max_bytes
+        if cluster:
+            workers, max_bytes = cluster.cores, max_bytes * cluster.machines
+        size = block_size(request.plan, records, total - done, workers, max_bytes)
+        starts = range(done, total, size)
+        pace = _Pace(request, done, laboratory.progress)
+        run = _run(request, starts, size, min(workers, len(starts)), pace, cluster)
+        with contextlib.closing(run):  # before the cluster is left, however this ends
+            for start, block in run:
+                blocks[start] = block
+                pace.finished(start, len(block["phi"]))
     parts = [cached] * bool(cached) + [blocks[start] for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
 
@@ -230,20 +239,26 @@ class _Pace:
 
 
 def _run(
-    request: ShadowRequest, starts: Sequence[int], size: int, workers: int, pace: _Pace
-) -> Iterator[tuple[int, Block]]:
+    request: ShadowRequest,
+    starts: Sequence[int],
+    size: int,
+    workers: int,
+    pace: _Pace,
+    cluster: Cluster | None,
+) -> Generator[tuple[int, Block]]:
     """Yield (start, block) as blocks are finished, ``workers`` of them at a time on one core each."""
     from fedsim.core.training.stacked.batches import single_thread
 
     members = request.membership.members
     blocks = [(start, members[start : start + size]) for start in starts]
     with single_thread(), contextlib.ExitStack() as on_exit:
-        if workers == 1:
+        if cluster:
+            outcomes = cluster.run(_run_alone, request, blocks)
+        elif workers == 1:
             for start, part in blocks:
                 yield start, _run_block(request, start, part, pace)
             return
-        stack = _stack(request.plan)
-        if stack is not None and stack.rounds_alike:
+        elif _in_threads(request.plan):
             # Stacked layers spend their time in large operations, which release the interpreter's lock.
             outcomes = in_threads(_run_block, [(request, *block, pace) for block in blocks], workers)
         else:
@@ -254,6 +269,11 @@ def _run(
         for outcome in outcomes:
             if outcome.state != "started":
                 yield starts[outcome.number], _block_of(outcome)
+
+
+def _in_threads(plan: FederationPlan) -> bool:
+    stack = _stack(plan)
+    return stack is not None and stack.rounds_alike
 
 
 def _block_of(outcome: Outcome) -> Block:
@@ -279,6 +299,14 @@ def _start_worker(request: ShadowRequest) -> None:
 def _run_in_worker(start: int, members: np.ndarray) -> Block:
     assert _worker_request is not None
     return _run_block(_worker_request, start, members)
+
+
+def _run_alone(request: ShadowRequest, start: int, members: np.ndarray) -> Block:
+    """Train a block in a process of a cluster."""
+    from fedsim.core.training.stacked.batches import single_thread
+
+    with single_thread():
+        return _run_block(request, start, members)
 
 
 def _run_block(

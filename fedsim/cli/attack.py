@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsim.cli import foreign
-from fedsim.cli.common import err, json_option, line, out, print_json
+from fedsim.cli.common import err, json_option, line, out, print_json, ray_address_option
+from fedsim.core.cluster import check_address
 from fedsim.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--attacks", help="Names, as loss,server:fedmia. [default: the scenario's]")
 @click.option("--rounds", default="", help="Rounds whose models to look at, e.g. 1,5,10-20,last.")
 @click.option("--workers", type=click.IntRange(1), help="Cores for the shadows. [default: all up to 4]")
+@ray_address_option
 @click.option("--url", help="Attack a served model as an outsider, at this address.")
 @click.option("--predict", metavar="MODULE:CALLABLE", help="Attack a function of yours that answers.")
 @click.option("--key", envvar="FEDSIM_KEY", help="The outsider's key. [env: FEDSIM_KEY]")
@@ -50,6 +52,7 @@ def attack(
     attacks: str | None,
     rounds: str,
     workers: int | None,
+    ray_address: str | None,
     url: str | None,
     predict: str | None,
     key: str | None,
@@ -79,6 +82,7 @@ def attack(
       fedsim attack runs/hospitals
       fedsim attack runs/hospitals --attacks loss,update-cosine,server:fedmia
       fedsim attack runs/hospitals --rounds 1,5,10-20,last
+      fedsim attack runs/hospitals --ray-address auto
       fedsim attack --url http://127.0.0.1:8000 --candidates people.csv --known-outsiders others.csv
       fedsim attack runs/hospitals --candidates people.csv --known-outsiders others.csv --budget 1000
       fedsim attack --predict mine:forest --label ill --candidates people.csv --known-outsiders others.csv
@@ -86,19 +90,23 @@ def attack(
     """
     label = keywords["foreign_label"] if predict else None
     brought = foreign.given({**keywords, "foreign_label": None} if predict else keywords)
+    if ray_address is not None:
+        check_address(ray_address)
     if brought:
-        _others(brought, folder, attacks, workers, rounds, place, as_json)
+        _others(brought, folder, attacks, workers, ray_address, rounds, place, as_json)
         return
     if candidates is None:
         if url is not None or predict is not None or known_outsiders is not None:
             raise InputError("--candidates FILE is missing: persons whom the outsider asks about")
-        _again(_folder(folder), attacks, workers, rounds, as_json)
+        _again(_folder(folder), attacks, workers, ray_address, rounds, as_json)
         return
     if attacks is not None or rounds:
         raise InputError(
             "--attacks and --rounds are of a run's own attacks; leave them out with --candidates"
         )
-    options = _Options(candidates, known_outsiders, truth, shadows, hidden, seed, workers, place, as_json)
+    options = _Options(
+        candidates, known_outsiders, truth, shadows, hidden, seed, workers, ray_address, place, as_json
+    )
     if predict is not None:
         _as_outsider(*_answering(predict, folder or url, label, budget, options), options)
         return
@@ -111,6 +119,7 @@ def _others(
     folder: Path | None,
     attacks: str | None,
     workers: int | None,
+    ray_address: str | None,
     rounds: str,
     place: Path | None,
     as_json: bool,
@@ -123,7 +132,7 @@ def _others(
         raise InputError(f"{folder}: name a run of fedsim, or --models of another software, not both")
     directory = foreign.bring(brought, attacks, place)
     with live.bar("shadow federations", err()) as progress:
-        foreign_run.attack(directory, workers, progress, rounds)
+        foreign_run.attack(directory, workers, progress, rounds, ray_address)
     report_and_show(directory, as_json)
 
 
@@ -133,7 +142,14 @@ def _folder(folder: Path | None) -> Path:
     return folder
 
 
-def _again(folder: Path, attacks: str | None, workers: int | None, rounds: str, as_json: bool) -> None:
+def _again(
+    folder: Path,
+    attacks: str | None,
+    workers: int | None,
+    ray_address: str | None,
+    rounds: str,
+    as_json: bool,
+) -> None:
     from fedsim.cli.run import report_and_show
     from fedsim.core.run_directory import RunDirectory
     from fedsim.runs.attack import attack_again
@@ -142,7 +158,7 @@ def _again(folder: Path, attacks: str | None, workers: int | None, rounds: str, 
     directory = RunDirectory.open(folder)
     names = [name.strip() for name in attacks.split(",")] if attacks else None
     with live.bar("shadow federations", err()) as progress:
-        attack_again(directory, names, workers, progress, rounds)
+        attack_again(directory, names, workers, progress, rounds, ray_address)
     report_and_show(directory, as_json)
 
 
@@ -155,6 +171,7 @@ class _Options:
     hidden: str
     seed: int
     workers: int | None
+    ray_address: str | None
     place: Path | None
     as_json: bool
 
@@ -212,7 +229,8 @@ def _as_outsider(target: Target, asked: Question, options: _Options) -> None:
     settings = _shadow_settings(options)
     _say_cost(target, asked)
     with live.bar("shadow models", err()) as trained, live.bar("queries", err()) as spent:
-        laboratory = Laboratory(options.workers or cores(), cache_folder(), trained)
+        workers = options.workers or cores()
+        laboratory = Laboratory(workers, cache_folder(), trained, cluster=options.ray_address)
         found = outsider.attack(target, asked, options.seed, settings, laboratory, spent)
     if options.as_json:
         print_json(outsider.accusations(found))

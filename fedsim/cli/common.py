@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from fedsim.cli.streams import VERBOSITY, console
 
@@ -37,10 +38,21 @@ engine_option = click.option(
     show_default=True,
     help="inprocess, ray or superlink (see docs/processes.md).",
 )
+
+
+def _of_ray_alone(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+    """Leave out what the environment says, but for --engine ray: it may be set for other programs."""
+    said = context.get_parameter_source(option.name or "")
+    elsewhere = said is ParameterSource.ENVIRONMENT and context.params.get("engine") != "ray"
+    return None if elsewhere else address
+
+
 ray_address_option = click.option(
     "--ray-address",
     envvar="RAY_ADDRESS",
-    help="Cluster of --engine ray, 'auto' for a local one. [env: RAY_ADDRESS]",
+    callback=_of_ray_alone,
+    help="Ray cluster for what is run, or the shadows alone; 'auto': a local one. "
+    "[env: RAY_ADDRESS, with --engine ray]",
 )
 
 

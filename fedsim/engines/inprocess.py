@@ -21,6 +21,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig  # isort: skip
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from clients import node
 from clients.warm_up import warm_up
 from fedsim.core.parallel import Outcome, TaskLate, Workers
 from fedsim.core.run_directory import RunDirectory
@@ -30,8 +31,10 @@ RUN_ID = 1
 ClientApp = Callable[[Message, Context], Message]
 
 
-def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
+def run_game(run: RunDirectory, game: int, workers: int = 1, cluster: str | None = None) -> None:
     """Run one game of ``run``, with ``workers`` processes for the parties.
+
+    cluster: address of a Ray cluster for the malicious party's shadows
 
     One worker is this process, unless a person's own code runs in it: that gets a process of its own.
     """
@@ -42,7 +45,7 @@ def run_game(run: RunDirectory, game: int, workers: int = 1) -> None:
     torch.set_num_threads(1)
     quiet_flower()
     processes = workers if workers > 1 or runs_own_code(run.scenario) else 0
-    with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes) as grid:
+    with InProcessGrid(run.path, game, run.scenario.parties.count or 0, processes, cluster=cluster) as grid:
         context = Context(RUN_ID, flower_internals.SERVER_NODE_ID, {}, RecordDict(), grid.run_config)
         server_app.app(grid, context)
 
@@ -52,17 +55,24 @@ class InProcessGrid(Grid):
 
     workers: processes for the clients; 0 to run them in this one
     client_app: instead of fedsim's own, in this process only
+    cluster: what their `node.CLUSTER` says, None for nothing
     """
 
     def __init__(
-        self, run: Path, game: int, parties: int, workers: int = 0, client_app: ClientApp | None = None
+        self,
+        run: Path,
+        game: int,
+        parties: int,
+        workers: int = 0,
+        client_app: ClientApp | None = None,
+        cluster: str | None = None,
     ) -> None:
         flower_internals.assume_identity(RUN_ID)
         self.run_config: UserConfig = {"run": str(run), "game": game}
         self._path = run
         self._run = flower_internals.empty_run(RUN_ID)
         self._contexts = {
-            flower_internals.SERVER_NODE_ID + 1 + partition: self._new_context(partition, parties)
+            flower_internals.SERVER_NODE_ID + 1 + partition: self._new_context(partition, parties, cluster)
             for partition in range(parties)
         }
         self._message_numbers = itertools.count(1)
@@ -72,8 +82,10 @@ class InProcessGrid(Grid):
         self._pool = Workers(min(workers, parties), start) if workers else None
         self._warm = False
 
-    def _new_context(self, partition: int, parties: int) -> Context:
+    def _new_context(self, partition: int, parties: int, cluster: str | None) -> Context:
         node_config: UserConfig = {"partition-id": partition, "num-partitions": parties}
+        if cluster is not None:
+            node_config[node.CLUSTER] = cluster
         node_id = flower_internals.SERVER_NODE_ID + 1 + partition
         return Context(RUN_ID, node_id, node_config, RecordDict(), self.run_config)
 

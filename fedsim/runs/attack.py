@@ -45,6 +45,7 @@ def attack_again(
     workers: int | None = 1,
     progress: Callable[[int, int], object] | None = None,
     rounds: str = "",
+    cluster: str | None = None,
 ) -> None:
     """Repeat the attacks offline, from what the observers kept and nothing else, and evaluate them.
 
@@ -54,6 +55,7 @@ def attack_again(
         attacks' scores are kept.
     workers, progress: of the shadow federations (`Laboratory`); None: `suite.cores`.
     rounds: those whose models attacks look at, such as '1,5,10-20,last'; default: adversary.rounds.
+    cluster: address of a Ray cluster for the shadows (`cluster.check_address`); None: this machine.
 
     Raises:
         InputError: unknown attack or round, or a game whose observations are missing.
@@ -61,7 +63,7 @@ def attack_again(
     integrity.verify_attacked(run)
     wanted = attacks_by_observer(run, names)
     chosen = parse_rounds(rounds, run.scenario.federation.rounds) if rounds else []
-    laboratory = Laboratory(workers or cores(), cache=cache_folder(), progress=progress)
+    laboratory = Laboratory(workers or cores(), cache=cache_folder(), progress=progress, cluster=cluster)
     with integrity.all_or_nothing(run):
         note_attacks(run, wanted)
         _attack_games(run, wanted, laboratory, chosen)

@@ -183,6 +183,7 @@ def attack(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
     rounds: str = "",
+    cluster: str | None = None,
 ) -> None:
     """Run the attacks of a folder that `write` filled, and finish it.
 
@@ -191,7 +192,7 @@ def attack(
     """
     started = time.monotonic()
     integrity.note_game(run, 0)
-    attack_again(run, None, workers, progress, rounds)
+    attack_again(run, None, workers, progress, rounds, cluster)
     seconds, last = time.monotonic() - started, run.last_round(0)
     digest = hashlib.sha256(run.model_path(0, last).read_bytes()).hexdigest()
     entry: GameEntry = {"rounds": last, "final_model_sha256": digest, "seconds": round(seconds, 3)}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from attacks.shadows import cache
 from attacks.shadows.suite import Laboratory, cores
+from fedsim.core.cluster import check_address
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.models.shapes import LANGUAGE
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
-from fedsim.engines.settings import EngineOptions, check_ray_address
+from fedsim.engines.settings import EngineOptions
 from fedsim.runs import confidence, integrity, release
 from fedsim.runs.attack import evaluate, observe
 
@@ -37,10 +38,12 @@ def federate(
     """
     if not run.manifest.get("prepared"):
         raise InputError(f"{run.path} was stopped before its records were dealt; start it anew")
-    laboratory = Laboratory(workers or cores(), cache=cache.cache_folder())
+    options = options or EngineOptions()
+    cluster = options.ray_address if engine == "inprocess" else None
+    laboratory = Laboratory(workers or cores(), cache=cache.cache_folder(), cluster=cluster)
 
     def run_game(game: int) -> None:
-        _run_game(run, game, engine, workers or _processes(run, laboratory), options or EngineOptions())
+        _run_game(run, game, engine, workers or _processes(run, laboratory), options)
 
     with run.locked():
         play(run, engine, laboratory, run_game)
@@ -81,7 +84,7 @@ def _run_game(run: RunDirectory, game: int, engine: str, workers: int, options: 
     if engine == "inprocess":
         from fedsim.engines import inprocess
 
-        inprocess.run_game(run, game, workers)
+        inprocess.run_game(run, game, workers, options.ray_address)
     elif engine == "ray":
         from fedsim.engines import ray
 
@@ -127,5 +130,7 @@ def check_engine(engine: str, options: EngineOptions | None = None) -> None:
         raise InputError(f"--ray-cpus and --ray-gpus are for --engine ray, not for '{engine}'")
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise InputError("--engine ray needs Ray; install it with: pip install 'fedsim[ray]'")
-    if engine == "ray" and own.ray_address is not None:
-        check_ray_address(own.ray_address)
+    if own.ray_address is not None:
+        if engine == "superlink":
+            raise InputError("--ray-address is for --engine ray and inprocess, not for 'superlink'")
+        check_address(own.ray_address)

@@ -356,3 +356,17 @@ def test_a_table_nobody_has_seen(tmp_path: Path) -> None:
         result.output.split()
     )
     assert len(RunDirectory.open(tmp_path / "runs" / "own").manifest["parties"]) == 3
+
+
+def test_a_cluster_is_named_by_hand_and_only_ray_heeds_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere, absent = "127.0.0.1:1", str(tmp_path / "absent")
+    refused = f"--ray-address {nowhere}: no Ray cluster answers there"
+    for command in ("run", "attack"):
+        assert refused in fedsim(command, absent, "--ray-address", nowhere).output
+    monkeypatch.setenv("RAY_ADDRESS", nowhere)
+    assert refused in fedsim("run", absent, "--engine", "ray").output
+    for command in ("run", "attack"):
+        result = fedsim(command, absent)
+        assert result.exit_code == 2 and "absent" in result.output and nowhere not in result.output

@@ -111,7 +111,10 @@ def test_a_cluster_that_was_there_runs_the_clients_and_outlives_them(
 def test_an_address_where_nothing_answers_is_refused_before_any_work(address: str) -> None:
     with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there"):
         play.check_engine("ray", EngineOptions(ray_address=address))
-    play.check_engine("inprocess", EngineOptions(ray_address=address))  # RAY_ADDRESS may be set for others
+    with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there"):
+        play.check_engine("inprocess", EngineOptions(ray_address=address))  # for the shadows
+    with pytest.raises(InputError, match="--ray-address is for --engine ray and inprocess"):
+        play.check_engine("superlink", EngineOptions(ray_address=address))
 
 
 def test_what_is_no_address_is_refused_with_the_nearest_that_is() -> None:

@@ -1,0 +1,164 @@
+"""Shadow federations on a cluster of two nodes, simulated on one machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.shadow_plans import members_of, small_plan, some_pool, w_0
+
+from attacks.shadows.simulate import Laboratory, ShadowRequest, train_shadows
+from fedsim.core.cluster import ATTEMPTS, joined
+from fedsim.core.errors import InputError
+from fedsim.engines import flower_cli
+
+pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+
+
+def commands() -> dict[int, str]:
+    """How each process is called and with what environment, as far as may be seen."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parts = [(folder / name).read_bytes() for name in ("cmdline", "environ")]
+        except OSError:
+            continue
+        found[int(folder.name)] = b" ".join(parts).decode(errors="replace")
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """A cluster of two nodes of one core: its address. Whatever it started has ended after it."""
+    [port] = flower_cli.free_ports(1)
+    address = f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for sockets
+        common = ["--num-cpus", "1", "--block", "--disable-usage-stats", "--object-store-memory", "100000000"]
+        head = ["--head", "--port", str(port), "--include-dashboard=false", "--temp-dir", folder]
+        nodes = []
+        try:
+            for options in (head, ["--address", address]):
+                command = [flower_cli.tool("ray"), "start", *options, *common]
+                nodes.append(subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                    env={**os.environ, "RAY_NODE_OF_TEST": folder},
+                ))  # fmt: skip
+                deadline = time.monotonic() + 60
+                while not (Path(folder) / "ray_current_cluster").exists():
+                    assert nodes[-1].poll() is None and time.monotonic() < deadline
+                    time.sleep(0.2)
+            yield address
+            assert [node.poll() for node in nodes] == [None, None], "the cluster did not outlive the shadows"
+        finally:
+            for node in reversed(nodes):
+                node.terminate()  # and so all of its processes
+                node.wait(timeout=30)
+        deadline = time.monotonic() + 20
+        while left := [pid for pid, text in commands().items() if folder in text]:
+            assert time.monotonic() < deadline, f"processes of the cluster are left: {left}"
+            time.sleep(0.2)
+
+
+def wait_for_two(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with joined(address) as cluster:
+            if (cluster.machines, cluster.cores) == (2, 2):
+                return
+        assert time.monotonic() < deadline, "the second node has not joined"
+        time.sleep(0.5)
+
+
+def kill_once(_: object, name: str, folder: str) -> str:
+    """Take the worker along the first time that any task is called."""
+    with (Path(folder) / name).open("a") as calls:
+        calls.write(".")
+    if not (Path(folder) / "killed").exists():
+        (Path(folder) / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def raising(_: object, folder: str) -> None:
+    with (Path(folder) / "raising").open("a") as calls:
+        calls.write(".")
+    raise InputError("wrong")
+
+
+def killing(_: object, folder: str) -> None:
+    with (Path(folder) / "killing").open("a") as calls:
+        calls.write(".")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def request(private: bool) -> ShadowRequest:
+    plan = small_plan(private=[1] if private else [], training={"epochs": 300})
+    pool = some_pool(plan)
+    return ShadowRequest(plan, w_0(plan), pool, members_of(plan, 8, pool), pool, (1, 3), seed=3)
+
+
+def test_a_block_whose_worker_is_killed_is_done_again_and_shadows_are_the_same_bits(two_nodes: str) -> None:
+    wait_for_two(two_nodes)
+    asked, killed = request(private=True), []
+    expected = train_shadows(asked, Laboratory(2))
+    told: list[int] = []
+
+    def kill_a_worker() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            # Ray's workers name themselves after the task that they are at.
+            at_work = [pid for pid, text in commands().items() if text.startswith("ray::_run_alone")]
+            for pid in at_work[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    actual = train_shadows(
+        asked, Laboratory(1, cluster=two_nodes, progress=lambda done, of: told.append(done), max_bytes=1)
+    )
+    killer.join()
+    assert killed, "no worker was seen at work"
+    np.testing.assert_array_equal(actual.phi, expected.phi)
+    assert told == list(range(9)), "each block of one shadow counts once, whatever became of its worker"
+
+
+def test_ctrl_c_ends_the_blocks_of_a_cluster(two_nodes: str) -> None:
+    wait_for_two(two_nodes)
+
+    def interrupt(done: int, of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    asked = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train_shadows(request(private=True), Laboratory(cluster=two_nodes, progress=interrupt, max_bytes=1))
+    while any(text.startswith("ray::_run_alone") for text in commands().values()):
+        assert time.monotonic() < asked + 20, "a worker is still at it"
+        time.sleep(0.2)
+
+
+def test_only_what_was_lost_is_done_again_and_not_for_ever(two_nodes: str, tmp_path: Path) -> None:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
+    folder = str(tmp_path)
+    with joined(two_nodes) as cluster:
+        assert [one.value for one in cluster.run(kill_once, None, [("a", folder)])] == ["a"]
+        [raised] = cluster.run(raising, None, [(folder,)])
+        [lost] = cluster.run(killing, None, [(folder,)])
+    assert len((tmp_path / "a").read_text()) == 2
+    assert isinstance(raised.error, InputError) and (tmp_path / "raising").read_text() == "."
+    assert "a worker of the cluster was lost" in str(lost.error)
+    assert len((tmp_path / "killing").read_text()) == ATTEMPTS
