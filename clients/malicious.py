@@ -28,6 +28,7 @@ from attacks.views.worlds import in_world, record_worlds
 from clients import messages, participant
 from clients.party import Party
 from fedsim.core import rng
+from fedsim.core.cluster import on_cluster
 from fedsim.core.data import text, worlds
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.data.store import AUXILIARY, TARGETS, read_pool
@@ -205,12 +206,15 @@ def attack(party: Party, message: Message, cluster: str | None = None) -> Record
     )
     attacks = [entry for entry in registry.attacks_of(party.scenario) if entry.infers == "membership"]
     results, seconds = {}, {}
-    for name, world in owned.items():
-        started = time.monotonic()
-        task = Task(candidates.records.take(world.asked), party.scenario.seed, party.game, laboratory)
-        mounted = [attack for attack in attacks if registry.owned_in(name, attack)]
-        results[name] = execution.run("participant", in_world(view, candidates, name, world), mounted, task)
-        seconds[name] = round(time.monotonic() - started, 3)
+    with on_cluster(cluster):
+        for name, world in owned.items():
+            started = time.monotonic()
+            task = Task(candidates.records.take(world.asked), party.scenario.seed, party.game, laboratory)
+            mounted = [attack for attack in attacks if registry.owned_in(name, attack)]
+            results[name] = execution.run(
+                "participant", in_world(view, candidates, name, world), mounted, task
+            )
+            seconds[name] = round(time.monotonic() - started, 3)
     return _answer(results, seconds, path_of(view))
 
 

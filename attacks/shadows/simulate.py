@@ -30,7 +30,7 @@ from attacks.shadows.paths import quick_path
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.schedule import Streams, poisson_width
 from attacks.signals import outputs
-from fedsim.core.cluster import Cluster, joined
+from fedsim.core.cluster import Cluster, on_cluster
 from fedsim.core.data.records import Records
 from fedsim.core.errors import FedsimError
 from fedsim.core.parallel import Outcome, TaskLate, WorkerDied, Workers, in_threads
@@ -196,7 +196,7 @@ def _train_missing(request: ShadowRequest, cached: Block, laboratory: Laboratory
     """Train the shadows that ``cached`` does not have; return all of them."""
     done, total = len(cached.get("phi", ())), len(request.membership)
     records, blocks = len(request.signal_records), dict[int, Block]()
-    with joined(laboratory.cluster) if laboratory.cluster else contextlib.nullcontext() as cluster:
+    with on_cluster(laboratory.cluster) as cluster:
         workers, max_bytes = laboratory.workers, laboratory.max_bytes
         if cluster:
             workers, max_bytes = cluster.cores, max_bytes * cluster.machines

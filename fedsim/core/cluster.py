@@ -112,6 +112,28 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+_here: str | None = None
+"""Address that `joined` is at."""
+
+
+@contextlib.contextmanager
+def on_cluster(address: str | None) -> Iterator[Cluster | None]:
+    """Join the cluster at ``address``, unless that is done already; None: nothing.
+
+    Workers belong to who has joined and import torch first: stay for all that is asked of them.
+
+    Raises:
+        InputError: there is no cluster at ``address``.
+    """
+    if address is None:
+        yield None
+    elif address == _here:
+        yield _size()
+    else:
+        with joined(address) as cluster:
+            yield cluster
+
+
 @contextlib.contextmanager
 def joined(address: str | None, cores: int = 1) -> Iterator[Cluster]:
     """Join the cluster at ``address``, or with None one of its own on this machine with ``cores``; leave it.
@@ -121,6 +143,7 @@ def joined(address: str | None, cores: int = 1) -> Iterator[Cluster]:
     Raises:
         InputError: there is no cluster at ``address``.
     """
+    global _here
     if address is not None:
         check_address(address)
     import ray
@@ -142,8 +165,16 @@ def joined(address: str | None, cores: int = 1) -> Iterator[Cluster]:
         raise InputError(
             f"--ray-address {address}: no Ray cluster answers there: {_first_line(error)}"
         ) from error
+    _here = address
     try:
-        machines = sum(node["Alive"] for node in ray.nodes())
-        yield Cluster(max(1, int(ray.cluster_resources().get("CPU", 1))), max(1, machines))
+        yield _size()
     finally:
+        _here = None
         ray.shutdown()
+
+
+def _size() -> Cluster:
+    import ray
+
+    machines = sum(node["Alive"] for node in ray.nodes())
+    return Cluster(max(1, int(ray.cluster_resources().get("CPU", 1))), max(1, machines))

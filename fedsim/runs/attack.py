@@ -9,6 +9,7 @@ from attacks.declaration import Attack
 from attacks.shadows.cache import cache_folder
 from attacks.shadows.suite import Laboratory, cores
 from attacks.views.rounds import parse_rounds
+from fedsim.core.cluster import on_cluster
 from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import Observer
@@ -64,7 +65,7 @@ def attack_again(
     wanted = attacks_by_observer(run, names)
     chosen = parse_rounds(rounds, run.scenario.federation.rounds) if rounds else []
     laboratory = Laboratory(workers or cores(), cache=cache_folder(), progress=progress, cluster=cluster)
-    with integrity.all_or_nothing(run):
+    with on_cluster(cluster), integrity.all_or_nothing(run):
         note_attacks(run, wanted)
         _attack_games(run, wanted, laboratory, chosen)
         evaluate(run)

@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from support.runs import finished_run, prepared_run
 from support.shadow_plans import members_of, small_plan, some_pool, w_0
 
 from attacks.shadows.simulate import Laboratory, ShadowRequest, train_shadows
 from fedsim.core.cluster import ATTEMPTS, joined
 from fedsim.core.errors import InputError
 from fedsim.engines import flower_cli
+from fedsim.engines.settings import EngineOptions
+from fedsim.runs import play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
@@ -147,6 +151,20 @@ def test_ctrl_c_ends_the_blocks_of_a_cluster(two_nodes: str) -> None:
     while any(text.startswith("ray::_run_alone") for text in commands().values()):
         assert time.monotonic() < asked + 20, "a worker is still at it"
         time.sleep(0.2)
+
+
+def test_a_run_of_the_default_engine_has_its_shadows_trained_there(
+    two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"federation": {"rounds": 2}, "adversary": {"attacks": ["lira"], "shadows": 16}}
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache-a"))
+    alone = finished_run(tmp_path, out="a", **settings)
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache-b"))
+    monkeypatch.setattr("attacks.shadows.simulate._run_block", None)  # here nothing can be trained
+    run = prepared_run(tmp_path, out="b", **settings)
+    play.federate(run, options=EngineOptions(ray_address=two_nodes))
+    assert not run.has("not_run")
+    pd.testing.assert_frame_equal(run.table("scores"), alone.table("scores"))
 
 
 def test_only_what_was_lost_is_done_again_and_not_for_ever(two_nodes: str, tmp_path: Path) -> None:
