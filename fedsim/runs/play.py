@@ -121,7 +121,8 @@ def check_engine(engine: str, options: EngineOptions | None = None) -> None:
     """Refuse an unknown engine, or one that is not installed, before any work starts.
 
     Raises:
-        InputError: so it is, or an option is another engine's.
+        InputError: so it is, an option is another engine's, or nothing answers at the address of a cluster,
+            or of the store where shadows are kept.
     """
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: unknown engine{suggestion(engine, ENGINES)}")
@@ -134,3 +135,4 @@ def check_engine(engine: str, options: EngineOptions | None = None) -> None:
         if engine == "superlink":
             raise InputError("--ray-address is for --engine ray and inprocess, not for 'superlink'")
         check_address(own.ray_address)
+    cache.cache_folder()

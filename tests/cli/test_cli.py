@@ -370,3 +370,13 @@ def test_a_cluster_is_named_by_hand_and_only_ray_heeds_the_environment(
     for command in ("run", "attack"):
         result = fedsim(command, absent)
         assert result.exit_code == 2 and "absent" in result.output and nowhere not in result.output
+
+
+def test_a_store_that_is_none_is_said_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = write_scenario(tmp_path)
+    monkeypatch.setenv("FEDSIM_CACHE", "nope://x")
+    result = fedsim("run", scenario, "--out", str(tmp_path / "made"))
+    assert result.exit_code == 2 and "FEDSIM_CACHE = nope://x" in result.output
+    assert not (tmp_path / "made").exists()
