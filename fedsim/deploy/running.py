@@ -21,8 +21,9 @@ from fedsim.runs import integrity
 
 LOG = "flower.log"
 
-_KNOCKS, _KNOCK_SECONDS = 40, 3.0
-"""How often, and how far apart, a node that was let in once asks to be let in again."""
+_KNOCKS, _FIRST_KNOCKS, _KNOCK_SECONDS = 40, 10, 3.0
+"""How often, and how far apart, a node that was let in once asks to be let in again, and one that never was:
+a server that has just started answers before it knows all keys."""
 
 APP = """\
 [build-system]
@@ -110,7 +111,7 @@ def join(folder: Path, say: Say = lambda text: None) -> None:
         clients = superlink.start_clients(home, "node", folder)
         say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")
         try:
-            attempts = 1  # whose key is not known at first is not waited for
+            attempts = _FIRST_KNOCKS
             while attempts > 0:
                 attempts = _KNOCKS if _work(home, clients, folder) else attempts - 1
                 time.sleep(_KNOCK_SECONDS if attempts else 0)

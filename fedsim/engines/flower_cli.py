@@ -132,6 +132,7 @@ def superlink(
     Raises:
         FedsimError: it did not start; the text names the log and its last error.
     """
+    tool("flower-superlink")  # where Flower's commands are missing this says so
     free, control_port = free_ports(2)
     port = port or free
     process = home.start([

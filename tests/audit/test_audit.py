@@ -60,11 +60,11 @@ def outcome(plan: Plan, train: Train = dp.train_private, hidden=(), **settings) 
 
 # ----------------------------------------------------------------- correct DP-SGD
 @pytest.mark.slow
-def test_twenty_audits_of_correct_dp_sgd_reach_half_of_epsilon_8_and_never_exceed_it() -> None:
+def test_ten_audits_of_correct_dp_sgd_reach_half_of_epsilon_8_and_never_exceed_it() -> None:
     """Many runs, each of 8 steps."""
     plan = a_plan(rounds=1, steps=8)
     assert plan.epsilon == pytest.approx(8, rel=0.01)
-    found = [outcome(plan, method="many-run", runs=800, seed=seed) for seed in range(20)]
+    found = [outcome(plan, method="many-run", runs=800, seed=seed) for seed in range(10)]
     lower = np.array([each.lower["dp-sgd"] for each in found])
     assert (lower >= plan.epsilon / 2).all(), lower
     assert (lower <= plan.epsilon).all(), lower

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from support.deployments import started, written
+from support.long import LONG
 from support.networks import machines
 
 from fedsim.core.run_directory import RunDirectory
 from fedsim.deploy.running import LOG
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+pytestmark = [pytest.mark.slow, LONG, pytest.mark.xdist_group("flower")]
 
 SECONDS = 300
 PORT = 9092

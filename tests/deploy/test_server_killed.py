@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from support.deployments import started, written
+from support.long import LONG
 
 from fedsim.core.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 SECONDS = 300
-ROUNDS = 4
+ROUNDS = 3
 
 
 def rounds_done(run: RunDirectory) -> int:
@@ -59,7 +60,7 @@ def test_the_model_is_that_of_a_server_that_was_never_killed(tmp_path: Path) -> 
         "parties": {"count": 2}, "federation": {"rounds": ROUNDS, "strategy": "fedadam"},
     }  # fmt: skip
     shas, tables = [], []
-    for name, kill_after in (("whole", None), ("killed", 2)):
+    for name, kill_after in (("whole", None), ("killed", 1)):
         (tmp_path / name).mkdir()
         run = trained(written(tmp_path / name, settings), kill_after)
         rounds = run.table("rounds")
@@ -69,6 +70,7 @@ def test_the_model_is_that_of_a_server_that_was_never_killed(tmp_path: Path) -> 
     assert tables[0].equals(tables[1])
 
 
+@LONG
 def test_what_a_node_has_spent_stays_spent_and_a_round_that_is_asked_for_again_costs_again(
     tmp_path: Path,
 ) -> None:

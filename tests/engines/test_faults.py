@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support.long import LONG
 
 from fedsim.core import trust
 from fedsim.core.errors import FedsimError
@@ -80,8 +81,9 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "workers"), [*((fault, 3) for fault in FAULTS), ("exit", 1), ("interrupt", 1)]
+)
 def test_the_party_fails_alone_and_the_run_ends_well(tmp_path: Path, fault: str, workers: int) -> None:
     run = faulty_run(tmp_path, fault)
     play.federate(run, workers=workers)
@@ -114,7 +116,7 @@ def test_the_number_of_workers_does_not_change_what_is_left(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.xdist_group("flower")
 @pytest.mark.parametrize(
-    ("engine", "size"), [("inprocess", "40,000,"), ("ray", "40,000,"), ("superlink", "its bytes")]
+    ("engine", "size"), [("inprocess", "40,000,"), pytest.param("superlink", "its bytes", marks=LONG)]
 )
 def test_a_huge_reply_is_refused(tmp_path: Path, engine: str, size: str) -> None:
     """On a SuperLink before the server has taken all of it, and knows how large it is."""
