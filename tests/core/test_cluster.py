@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.long import LONG
 from support.runs import finished_run, prepared_run
 from support.shadow_plans import members_of, small_plan, some_pool, w_0
 
@@ -26,7 +27,7 @@ from fedsim.engines.settings import EngineOptions
 from fedsim.runs import play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+pytestmark = [pytest.mark.slow, LONG, pytest.mark.xdist_group("flower")]
 
 
 def commands() -> dict[int, str]:

@@ -15,7 +15,7 @@ from support.long import LONG
 
 from fedsim.core.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+pytestmark = [pytest.mark.slow, LONG, pytest.mark.xdist_group("flower")]
 
 SECONDS = 300
 ROUNDS = 3
@@ -70,7 +70,6 @@ def test_the_model_is_that_of_a_server_that_was_never_killed(tmp_path: Path) -> 
     assert tables[0].equals(tables[1])
 
 
-@LONG
 def test_what_a_node_has_spent_stays_spent_and_a_round_that_is_asked_for_again_costs_again(
     tmp_path: Path,
 ) -> None:
