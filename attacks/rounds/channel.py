@@ -170,7 +170,7 @@ def read_rows(
     # √(c_i c_j) f_iᵀ V⁻¹ (s_j without its intercept), (m, n): what row j in x does to the reading of i.
     effect = -penalty * between - system.offset @ system.solved[:count].T
     effect[np.arange(count), np.arange(count)] += 1
-    itself = 1 - penalty * diagonal - np.einsum("mg,mg->m", system.solved, system.offset)
+    itself = system.itself
     gain = itself[:count] / (root[:count] * left)
     seen = effect / (root[:, None] * left)
     # The rest of V once both are left out; a record beside itself counts for nothing.
@@ -202,10 +202,8 @@ def read_targets(
     amplitude = (products.target_received - (root * products.received) @ solved) / penalty
     gain = (products.squares - np.einsum("mk,mk->k", plain, solved)) / penalty
     effect = solved - system.offset @ remaining / penalty  # √c_j (s_j without its intercept)ᵀ V⁻¹ s
-    diagonal = np.diag(inverse)
-    itself = 1 - penalty * diagonal - np.einsum("mg,mg->m", system.solved, system.offset)
     seen = effect / root[:, None]
-    unseen = seen + solved * (itself / (root * penalty * diagonal))[:, None]
+    unseen = seen + solved * (system.itself / (root * penalty * np.diag(inverse)))[:, None]
     variance = variances.bits @ seen**2 + variances.sampled @ unseen**2
     if variances.noise:
         explained = np.einsum("mk,mk->k", scaled, solved)
@@ -224,6 +222,11 @@ class _System:
     penalty: float
     offset: np.ndarray
     solved: np.ndarray
+
+    @property
+    def itself(self) -> np.ndarray:
+        """B_jj, (m,): what a row in x does to the reading by itself."""
+        return 1 - self.penalty * np.diag(self.inverse) - np.einsum("mg,mg->m", self.solved, self.offset)
 
 
 def _system(products: Products, variances: Variances, ridge: float, intercepts: Intercepts | None) -> _System:

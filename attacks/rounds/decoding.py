@@ -238,9 +238,11 @@ def _best(
     read = {ridge: read_rows(products, spread, ridge, len(rows), centres) for ridge in RIDGES}
     ridge = max(RIDGES, key=lambda ridge: float(read[ridge].separation.mean()))
     inside = np.flatnonzero(rows < experiment.knowledge.candidates)
-    both = [read[ridge].taken(inside), read_targets(products, spread, ridge, centres)]
-    order = np.argsort(np.concatenate([rows[inside], targets]))
-    return Reading.joined(both).taken(order), read[ridge].tempering(_priors(experiment, rows))
+    found, tempering = read[ridge].taken(inside), read[ridge].tempering(_priors(experiment, rows))
+    if len(targets):
+        both = Reading.joined([found, read_targets(products, spread, ridge, centres)])
+        found = both.taken(np.argsort(np.concatenate([rows[inside], targets])))
+    return found, tempering
 
 
 def _priors(experiment: Experiment, records: np.ndarray) -> np.ndarray:

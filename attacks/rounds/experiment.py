@@ -179,8 +179,7 @@ def _centres(experiment: Experiment, kind: str) -> np.ndarray:
     known = experiment.knowledge
     groups = [context.open for context in experiment.contexts]
     if kind == "gradient":
-        parties = [parties for _, parties in known.populations()]
-        groups = [np.unique(np.concatenate([known.belonging(k) for k in each])) for each in parties]
+        groups = [known.belonging(*parties) for _, parties in known.populations()]
     centres = np.zeros((len(known), len(groups)))
     for number, group in enumerate(groups):
         centres[group, number] = 1

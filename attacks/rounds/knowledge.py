@@ -50,10 +50,10 @@ class Knowledge:
         anyones = np.flatnonzero(self.drawable & (self.party < 0))
         return own if len(own) >= FEW and self.by_party else np.concatenate([own, anyones])
 
-    def belonging(self, party: int) -> np.ndarray:
-        """Return the rows of the records that could be in a party, drawn from or not."""
-        undrawn = ~self.drawable & ((self.party == party) | ((self.party < 0) & (not self.by_party)))
-        return np.concatenate([self.eligible(party), np.flatnonzero(undrawn)])
+    def belonging(self, *parties: int) -> np.ndarray:
+        """Return the rows of the records that could be in one of the parties, drawn from or not, sorted."""
+        undrawn = ~self.drawable & (np.isin(self.party, parties) | ((self.party < 0) & (not self.by_party)))
+        return np.unique(np.concatenate([np.flatnonzero(undrawn), *map(self.eligible, parties)]))
 
     def populations(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
         """Return (rows, parties) of every population: the rows are a sample of what its parties hold.

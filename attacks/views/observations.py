@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from attacks.views.participant import ParticipantView
 from attacks.views.settings import PublicSettings, Weights
 from fedsim.core.data.records import Pool, Records
-from fedsim.core.data.store import PartyRecords
+from fedsim.core.data.store import PartyRecords, arrays_of
 from fedsim.core.errors import InputError
 from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.core.scenario.adversary import AdversarySettings
@@ -23,15 +23,7 @@ PROGRESS = "progress.json"
 
 def record_own(folder: Path, own: PartyRecords) -> None:
     """Write a party's own records, and whose each is."""
-    arrays = {
-        "train_features": own.train.features,
-        "train_labels": own.train.labels,
-        "heldout_features": own.heldout.features,
-        "heldout_labels": own.heldout.labels,
-    }
-    persons = {"train_person": own.train_person, "heldout_person": own.heldout_person}
-    arrays |= {name: person for name, person in persons.items() if person is not None}
-    write_arrays(folder / "own.safetensors", arrays)
+    write_arrays(folder / "own.safetensors", arrays_of(own, "_"))
 
 
 def read_persons(file: Path) -> tuple[np.ndarray | None, np.ndarray | None]:

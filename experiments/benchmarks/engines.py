@@ -23,8 +23,7 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
-import pandas as pd
+from random_table import write_scenario
 from rich.console import Console
 from rich.table import Table
 
@@ -32,31 +31,6 @@ from fedsim.core.run_directory import RunDirectory
 
 QUICK_ROUNDS = 15
 RECORDS = 40
-SCENARIO = """
-[data]
-path = "t.csv"
-label = "y"
-bounds = {a = [0, 1], b = [0, 1], c = [0, 1], d = [0, 1]}
-categories = {y = ["no", "yes"]}
-[model]
-name = "mlp"
-[training]
-epochs = 1
-batch = 16
-[adversary]
-attacks = ["loss"]
-worlds = ["all"]
-"""
-
-
-def write_scenario(folder: Path, clients: int) -> Path:
-    """Write the table and the scenario; return the scenario's file."""
-    stream, n = np.random.default_rng(0), clients * RECORDS
-    frame = pd.DataFrame(stream.uniform(size=(n, 4)), columns=list("abcd"))
-    frame["y"] = np.where(frame["a"] + stream.normal(0, 0.3, n) > 0.5, "yes", "no")
-    frame.to_csv(folder / "t.csv", index=False)
-    (folder / "s.toml").write_text(SCENARIO)
-    return folder / "s.toml"
 
 
 def measure(
@@ -106,7 +80,7 @@ def main(clients: int, rounds: int, quick: bool, hidden: int, ray_workers: int, 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = folder / "inprocess"
-        write_scenario(folder, clients)
+        write_scenario(folder, clients * RECORDS)
         ours = rows["inprocess, 1 process"] = measure("inprocess", clients, rounds, 1, folder, hidden)
         rows["plain loop, evaluating"] = measure_loop("plain_loop.py", run, rounds, "--evaluate")
         rows["plain loop"] = measure_loop("plain_loop.py", run, rounds)

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
-import pandas as pd
+from random_table import write_scenario
 from rich.console import Console
 from rich.table import Table
 
@@ -41,21 +40,6 @@ rounds = run.table("rounds").query("party == 'all' and round > 0")["seconds"]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps([whole, float(rounds.median()), memory]))
 """
-
-SCENARIO = """
-[data]
-path = "t.csv"
-label = "y"
-bounds = {a = [0, 1], b = [0, 1], c = [0, 1], d = [0, 1]}
-categories = {y = ["no", "yes"]}
-[training]
-epochs = 1
-batch = 16
-[adversary]
-attacks = ["loss"]
-worlds = ["all"]
-"""
-
 
 PAGE = Path(__file__).resolve().parents[1] / "results" / "scale.md"
 HEADINGS = ("axis", "clients", "records each", "width", "rounds", "game, s", "round, ms", "MiB", "p")
@@ -96,18 +80,13 @@ WHOLE = {
 
 def measure(size: Size) -> tuple[float, float, float]:
     """Return the seconds of the game, of its median round, and the process' peak memory in MiB."""
-    stream, n = np.random.default_rng(0), size.clients * size.records
-    frame = pd.DataFrame(stream.uniform(size=(n, 4)), columns=list("abcd"))
-    frame["y"] = stream.choice(["no", "yes"], n)
     settings = [
         f"parties.count={size.clients}",
         f"federation.rounds={size.rounds}",
-        'model.name="mlp"',
         f"model.hidden={[size.width] * size.layers}",
     ]
     with tempfile.TemporaryDirectory() as name:
-        frame.to_csv(Path(name) / "t.csv", index=False)
-        (Path(name) / "s.toml").write_text(SCENARIO)
+        write_scenario(Path(name), size.clients * size.records)
         command = [sys.executable, "-c", CHILD, json.dumps(settings), name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     whole, round, memory = json.loads(done.stdout)

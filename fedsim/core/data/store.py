@@ -63,21 +63,26 @@ class PartyInfo:
 _INFO = TypeAdapter(PartyInfo)
 
 
+def arrays_of(party: PartyRecords, between: str) -> dict[str, np.ndarray]:
+    """Return the party's records, and whose each is where it is known, by 'side' + ``between`` + 'what'."""
+    arrays = {
+        ("train", "features"): party.train.features,
+        ("train", "labels"): party.train.labels,
+        ("heldout", "features"): party.heldout.features,
+        ("heldout", "labels"): party.heldout.labels,
+        ("train", "person"): party.train_person,
+        ("heldout", "person"): party.heldout_person,
+    }
+    return {between.join(name): array for name, array in arrays.items() if array is not None}
+
+
 def write_party(folder: Path, party: PartyRecords, info: PartyInfo) -> None:
     """Write the party's records, and what else it may know, into ``folder``.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    arrays = {
-        "train.features": party.train.features,
-        "train.labels": party.train.labels,
-        "heldout.features": party.heldout.features,
-        "heldout.labels": party.heldout.labels,
-    }
-    owners = {"train.person": party.train_person, "heldout.person": party.heldout_person}
-    arrays |= {name: array for name, array in owners.items() if array is not None}
-    write_arrays(folder / "records.safetensors", arrays)
+    write_arrays(folder / "records.safetensors", arrays_of(party, "."))
     write_json(folder / "party.json", {"name": party.name, "info": dataclasses.asdict(info)})
 
 
