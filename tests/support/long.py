@@ -1,4 +1,4 @@
-"""Tests of some minutes that guard what shorter ones guard too: CI leaves them out, and says so."""
+"""Tests of deployments and clusters that take minutes: CI leaves them out, and says so."""
 
 from __future__ import annotations
 
