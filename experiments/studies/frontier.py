@@ -36,6 +36,8 @@ QUICK = (
 )  # fmt: skip
 EPSILON = "dp.all.epsilon"
 RATES = FALSE_POSITIVE_RATES
+WORLDS = {"all": "every candidate's record", "half": "half of the members unknown"}
+"""What the adversary owns of the others' records, in the page's words."""
 TOLERANCE = 0.02
 """Difference of utility up to which two cells are called matched, if its interval holds 0."""
 
@@ -103,6 +105,11 @@ def cells_of(found: pd.DataFrame, column: str) -> Iterator[tuple[object, pd.Data
     yield from found.groupby(column, sort=False)
 
 
+def in_world(rows: pd.DataFrame, world: str) -> pd.DataFrame:
+    """Return the attacks of one world, with what is of no world (utility, guarantees)."""
+    return rows[rows["world"].isin(["", world])]
+
+
 def epsilon_words(value: float) -> str:
     return "none" if math.isinf(value) else f"{value:.2g}"
 
@@ -117,35 +124,34 @@ def epsilon_section(found: pd.DataFrame, headline: Sequence[str]) -> list[str]:
     lines = ["## ε: what leaks, and what it costs"]
     for scenario, mine in reversed(list(cells_of(found, "scenario"))):  # the sweep runs the largest first
         attacks = [name for name in headline if name in set(mine["attack"])]
-        first = attacks[0]
-        cells = list(cells_of(mine, EPSILON))
-        lines += ["", f"### {scenario}", "", f"{sizes(mine, first)} The attack is `{first}`.", ""]
-        headings = [
-            "ε",
-            "accuracy",
-            "AUC of the model",
-            "AUC of the attack",
-            "TPR at 1 % FPR",
-            "TPR at 0.1 % FPR",
-        ]
-        leakage = ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")
-        lines += table(
-            headings,
-            [
-                [epsilon_words(float(str(e))), figure(rows, "accuracy"), figure(rows, "auc")]
-                + [figure(rows, metric, attack=first) for metric in leakage]
+        cells = [(epsilon_words(float(str(e))), rows) for e, rows in cells_of(mine, EPSILON)]
+        lines += ["", f"### {scenario}", "", f"{sizes(mine, attacks[0])} The attack is `{attacks[0]}`.", ""]
+        lines += epsilon_table(cells, attacks[0])
+        for world, owned in WORLDS.items():
+            lines += ["", f"AUC of every attack in world '{world}' ({owned}):", ""]
+            body = [
+                [e, *(figure(in_world(rows, world), "auc", attack=name) for name in attacks)]
                 for e, rows in cells
-            ],
-        )
-        lines += ["", "AUC of every attack:", ""]
-        lines += table(
-            ["ε", *attacks],
-            [
-                [epsilon_words(float(str(e))), *(figure(rows, "auc", attack=name) for name in attacks)]
-                for e, rows in cells
-            ],
-        )
+            ]
+            lines += table(["ε", *attacks], body)
     return lines
+
+
+def epsilon_table(cells: Sequence[tuple[str, pd.DataFrame]], attack: str) -> list[str]:
+    """Return one data set's table: utility, and the attack's AUC and TPR in each world, a row per ε."""
+    measures = {"AUC": "auc", "TPR at 1 % FPR": "tpr_at_fpr_0.01"}
+    headings = ["ε", "accuracy", "loss", "AUC of the model"]
+    headings += [f"{words} in '{world}'" for world in WORLDS for words in measures]
+    body = [
+        [e, *(figure(rows, metric) for metric in ("accuracy", "loss", "auc"))]
+        + [
+            figure(in_world(rows, world), metric, attack=attack)
+            for world in WORLDS
+            for metric in measures.values()
+        ]
+        for e, rows in cells
+    ]
+    return table(headings, body)
 
 
 def sizes(rows: pd.DataFrame, attack: str) -> str:
@@ -165,8 +171,8 @@ def region(fpr: float, epsilon: float, delta: float) -> float:
 def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
     """Return every TPR at a fixed FPR on records of parties under DP, beside what their (ε, δ) allows.
 
-    Columns: sweep, scenario, cell, attack, party, rate, epsilon, delta, value, low, high, allowed, in_game.
-    allowed: `region`; in_game: `evaluation.tpr_bound`, for games in which a party's size is fixed.
+    Columns: sweep, scenario, cell, attack, world, party, rate, epsilon, delta, value, low, high, allowed,
+    in_game. allowed: `region`; in_game: `evaluation.tpr_bound`, for games in which a party's size is fixed.
     """
     overall = found[found["game"] == "all"]
     guarantees = overall[overall["kind"] == "guarantee"].pivot_table(
@@ -175,7 +181,7 @@ def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
     rates = {f"tpr_at_fpr_{rate}": rate for rate in RATES}
     rows = overall[(overall["kind"] == "leakage") & overall["metric"].isin(list(rates))]
     rows = rows.dropna(subset=["value"]).assign(rate=rows["metric"].map(rates))
-    rows = rows.drop_duplicates(["cell", "attack", "party", "metric"])
+    rows = rows.drop_duplicates(["cell", "attack", "world", "party", "metric"])
     rows = rows.join(guarantees, on=["cell", "party"])
     rows = rows[np.isfinite(rows["epsilon"]) & rows["delta"].notna()]
     arguments = list(zip(rows["rate"], rows["epsilon"], rows["delta"], strict=True))
@@ -183,7 +189,7 @@ def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
         allowed=[region(*each) for each in arguments],
         in_game=[tpr_bound(*each) for each in arguments],
     )
-    columns = ["sweep", "scenario", "cell", "attack", "party", "rate", "epsilon", "delta"]
+    columns = ["sweep", "scenario", "cell", "attack", "world", "party", "rate", "epsilon", "delta"]
     return rows[[*columns, "value", "low", "high", "allowed", "in_game"]]
 
 
@@ -193,11 +199,12 @@ def guarantee_section(found: pd.DataFrame, headline: Sequence[str]) -> list[str]
     lines += [verdict_on_guarantee(judged), ""]
     first = headline[0]
     lines += [
-        f"`{first}` on all parties' records, where all have DP: TPR (95 % interval), and in brackets what",
+        f"`{first}` on all parties' records, where all have DP, in world 'all', which owns the most: TPR",
+        "(95 % interval), and in brackets what",
         "TPR ≤ e^ε·FPR + δ and TPR ≤ 1 − e^−ε(1 − δ − FPR) allow (Kairouz et al. 2015).",
         "",
     ]
-    mine = judged[(judged["attack"] == first) & (judged["party"] == "all")]
+    mine = judged[(judged["attack"] == first) & (judged["party"] == "all") & (judged["world"] == "all")]
     rows = []
     for _, cell in mine.groupby("cell", sort=False):
         by_rate = cell.set_index("rate")
@@ -235,7 +242,8 @@ def verdict_on_guarantee(judged: pd.DataFrame) -> str:
 
 def _rate(row: pd.Series) -> str:
     return (
-        f"`{row['attack']}` on {row['scenario']} (party {row['party']}, ε = {row['epsilon']:.3g}): TPR "
+        f"`{row['attack']}` on {row['scenario']} (world '{row['world']}', party {row['party']}, "
+        f"ε = {row['epsilon']:.3g}): TPR "
         f"{Figure(row['value'], row['low'], row['high'])} at {100 * row['rate']:g} % FPR, "
         f"where {row['allowed']:.3f} is allowed"
     )
@@ -312,28 +320,28 @@ def _others(others_less_none: Figure) -> str:
 
 
 def own_dp_section(found: pd.DataFrame, headline: Sequence[str]) -> list[str]:
-    first = headline[0]
-    answers = [own_dp(rows, str(scenario), first) for scenario, rows in cells_of(found, "scenario")]
-    lines = ["## Does party j's own DP protect j when no one else has it?", "", answer(answers, first)]
-    for each in answers:
-        rows = found[found["scenario"] == each.scenario]
-        attacks = [name for name in headline if name in set(rows["attack"])]
-        lines += ["", f"### {each.scenario}: attacks on the records of {each.party}", ""]
-        body = [
-            [variant, epsilon_words(spent(mine, each.party))]
-            + [figure(mine, "auc", each.party, name) for name in attacks]
-            + [figure(mine, "accuracy"), figure(mine, "accuracy", each.party)]
-            for variant, mine in cells_of(rows, "variant")
-        ]
-        headings = [
-            "who has DP",
-            "ε of j",
-            *(f"AUC of {name}" for name in attacks),
-            "accuracy",
-            "accuracy at j",
-        ]
-        lines += table(headings, body)
+    lines = ["## Does party j's own DP protect j when no one else has it?"]
+    for world, owned in WORLDS.items():
+        mine = in_world(found, world)
+        answers = [own_dp(rows, str(scenario), headline[0]) for scenario, rows in cells_of(mine, "scenario")]
+        lines += ["", f"In world '{world}' ({owned}): {answer(answers, headline[0])}"]
+        for each in answers:
+            lines += own_dp_table(mine[mine["scenario"] == each.scenario], each, world, headline)
     return lines
+
+
+def own_dp_table(rows: pd.DataFrame, found: OwnDP, world: str, headline: Sequence[str]) -> list[str]:
+    """Return the table of one data set in one world: who has DP, and what is found of party j."""
+    attacks = [name for name in headline if name in set(rows["attack"])]
+    body = [
+        [variant, epsilon_words(spent(mine, found.party))]
+        + [figure(mine, "auc", found.party, name) for name in attacks]
+        + [figure(mine, "accuracy"), figure(mine, "accuracy", found.party)]
+        for variant, mine in cells_of(rows, "variant")
+    ]
+    headings = ["who has DP", "ε of j", *(f"AUC of {name}" for name in attacks), "accuracy", "accuracy at j"]
+    title = f"### {found.scenario}, world '{world}': attacks on the records of {found.party}"
+    return ["", title, "", *table(headings, body)]
 
 
 # ------------------------------------------------------------------ defences
@@ -370,10 +378,14 @@ def defences_section(found: pd.DataFrame, headline: Sequence[str]) -> list[str]:
         f"'AUC above DP': that of `{headline[0]}`, if it can be mounted, less that against DP-SGD, paired.",
     ]
     for scenario, rows in cells_of(found, "scenario"):
-        by_variant = {str(name): mine for name, mine in cells_of(rows, "variant")}
-        for reference in [name for name in by_variant if name.startswith("DP-SGD")]:
-            lines += ["", f"### {scenario}, against {reference}", ""]
-            lines += defences_table(by_variant, matched(rows, reference), reference, headline)
+        names = [str(name) for name, _ in cells_of(rows, "variant")]
+        for reference in [name for name in names if name.startswith("DP-SGD")]:
+            nearest = matched(rows, reference)
+            for world, owned in WORLDS.items():
+                mine = dict(cells_of(in_world(rows, world), "variant"))
+                by_variant = {str(name): found for name, found in mine.items()}
+                lines += ["", f"### {scenario}, against {reference}, world '{world}' ({owned})", ""]
+                lines += defences_table(by_variant, nearest, reference, headline)
     return lines
 
 
@@ -408,32 +420,50 @@ def defences_table(
 
 # -------------------------------------------------------------------- figure
 def picture(found: pd.DataFrame, headline: Sequence[str]) -> str:
-    """Draw the attack's AUC against the model's accuracy: a line through the values of ε per data set."""
+    """Draw the attack's AUC against the model's accuracy, a panel per world, a line along ε per data set."""
     attack = headline[0]
-    lines: list[list[tuple[float, float, float]]] = []
-    names: list[tuple[str, str]] = []
-    for scenario, mine in cells_of(found, "scenario"):
-        points = [
-            (figure(rows, "accuracy").value, figure(rows, "auc", attack=attack).value, float(str(e)))
-            for e, rows in cells_of(mine, EPSILON)
-        ]
-        names.append((str(scenario), f"s{len(names)}"))
-        lines.append([point for point in points if math.isfinite(point[0] + point[1])])
-    known = [point for line in lines for point in line]
+    names = [str(scenario) for scenario, _ in cells_of(found, "scenario")]
+    styles = [(name, f"s{number}") for number, name in enumerate(names)]
+    panels = {world: [line_of(rows, attack) for _, rows in cells_of(in_world(found, world), "scenario")]
+              for world in WORLDS}  # fmt: skip
+    known = [point for lines in panels.values() for line in lines for point in line]
     low = math.floor(min(x for x, _, _ in known) * 20) / 20
     high = math.ceil(max(x for x, _, _ in known) * 20) / 20
     bottom = min(0.45, math.floor(min(y for _, y, _ in known) * 20) / 20)
-    frame = svg.Frame(svg.Scale(low, high, 64, 524), svg.Scale(bottom, 1, 344, 34))
-    parts = [frame.axes("accuracy of the model on held-out records", f"AUC of {attack}")]
-    parts.append(frame.line([(low, 0.5), (high, 0.5)], "chance", "guessing"))
-    for (scenario, style), line in zip(names, lines, strict=True):
+    parts = []
+    for number, (world, lines) in enumerate(panels.items()):
+        left = 64 + 470 * number
+        frame = svg.Frame(svg.Scale(low, high, left, left + 400), svg.Scale(bottom, 1, 344, 34))
+        parts += panel(frame, lines, styles, f"AUC of {attack}: {WORLDS[world]}")
+    parts.append(svg.legend(950, 44, [*styles, ("guessing", "chance")]))
+    return svg.chart(1086, 396, f"Leakage against accuracy, along ε, of {', '.join(names)}", *parts)
+
+
+def line_of(rows: pd.DataFrame, attack: str) -> list[tuple[float, float, float]]:
+    """Return (accuracy, the attack's AUC, ε) of each ε of one data set where both were measured."""
+    points = [
+        (figure(mine, "accuracy").value, figure(mine, "auc", attack=attack).value, float(str(e)))
+        for e, mine in cells_of(rows, EPSILON)
+    ]
+    return [point for point in points if math.isfinite(point[0] + point[1])]
+
+
+def panel(
+    frame: svg.Frame,
+    lines: Sequence[list[tuple[float, float, float]]],
+    styles: Sequence[tuple[str, str]],
+    title: str,
+) -> list[str]:
+    """Draw one world's lines; their ends are labelled with their ε."""
+    parts = [frame.axes("accuracy of the model on held-out records", title)]
+    parts.append(frame.line([(frame.x.low, 0.5), (frame.x.high, 0.5)], "chance", "guessing"))
+    for (scenario, style), line in zip(styles, lines, strict=True):
         parts.append(frame.line([(x, y) for x, y, _ in line], style, scenario))
-        for x, y, e in (line[0], line[-1]):
-            parts.append(svg.text(frame.x(x) + 5, frame.y(y) - 5, "no DP" if math.isinf(e) else f"ε {e:g}"))
-    parts.append(svg.legend(544, 44, [*names, ("guessing", "chance")]))
-    return svg.chart(
-        680, 396, f"Leakage against accuracy, along ε, of {', '.join(n for n, _ in names)}", *parts
-    )
+        for x, y, e in (line[0], line[-1]) if line else ():
+            below = 14 if y > 0.95 else -5  # clear of the title
+            words = "no DP" if math.isinf(e) else f"ε {e:g}"
+            parts.append(svg.text(frame.x(x) + 5, frame.y(y) + below, words))
+    return parts
 
 
 # ----------------------------------------------------------------------- run
@@ -449,7 +479,7 @@ def swept(
         failed = run(points, workers, watch=watch)
     found = write(points, out / name, failed)
     found = found[found["observer"].isin(["", "participant"])]  # whom the sections are about
-    found = found[found["world"].isin(["", "all"])]  # the closed one, as the page says
+    found = found[found["world"].isin(["", *WORLDS])]
     return found.assign(sweep=name), {
         f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed
     }
@@ -487,9 +517,10 @@ def main(
     head = [
         "# The frontier: leakage, utility, ε",
         "",
-        "From the view of one participant, closed world: it owns every candidate record, not knowing who",
-        "trained on it. ε is of the whole run, at δ = 1e-5, at every party unless said otherwise. Intervals",
-        "are 95 %; differences are paired by game. Attacks were named before anything was run. Made by",
+        "From the view of one participant, in two worlds: 'all' owns every candidate's record, not knowing",
+        "who trained on it; 'half' owns half of the members' and of the others'. ε is of the whole run, at",
+        "δ = 1e-5, at every party unless said otherwise. Intervals are 95 %; differences are paired by game.",
+        "Attacks were named before anything was run. Made by",
         f"`python experiments/studies/frontier.py{' --quick' if quick else ''}`.",
     ]
     head += [f"\n**Failed:** {where}: {why}" for where, why in failures.items()]

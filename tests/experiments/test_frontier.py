@@ -23,6 +23,7 @@ def rows(kind: str, metric: str, values: list[float], party: str = "j", attack: 
     mean = sum(values) / len(values)
     common = {"kind": kind, "attack": attack, "party": party, "metric": metric, "note": ""}
     common |= {"n_members": 10, "n_nonmembers": 10, "scenario": "s", "cell": "c", "sweep": "epsilon"}
+    common["world"] = "all" if attack else ""
     games = [{**common, "game": str(k), "value": value} for k, value in enumerate(values)]
     return [*games, {**common, "game": "all", "value": mean, "low": mean - 0.01, "high": mean + 0.01}]
 
@@ -73,6 +74,21 @@ def test_the_answer_follows_the_intervals(
     assert said.count(". ") == 1, "two sentences"
     for each in words:
         assert each in said, said
+
+
+def test_worlds_are_kept_apart(frontier: ModuleType) -> None:
+    """What is found where members are unknown stands beside what the closed world has, under its own name."""
+    closed, half = variant("a", HIGH), variant("a", LOW)
+    half = half[half["kind"] == "leakage"].assign(world="half")
+    found = pd.concat([closed, half]).assign(**{frontier.EPSILON: 8.0})
+    for world, leakage in (("all", HIGH), ("half", LOW)):
+        mine = frontier.in_world(found, world)
+        assert frontier.figure(mine, "auc", "all", "lira").value == pytest.approx(sum(leakage) / 4)
+        assert frontier.figure(mine, "auc").value == pytest.approx(0.8015)
+    lines = frontier.epsilon_section(found, ["lira"])
+    assert sum("world 'all'" in line for line in lines) == 1
+    cells = next(line for line in lines if line.startswith("| 8 |")).split(" | ")
+    assert [cells[column].split(" ")[0] for column in (4, 6)] == ["0.803", "0.510"], "AUC in 'all', in 'half'"
 
 
 def test_a_defence_is_compared_at_the_strength_nearest_in_utility(frontier: ModuleType) -> None:
