@@ -23,9 +23,9 @@ from fedsim.core import files
 from fedsim.evaluation.guarantees import tpr_bound
 from fedsim.evaluation.leakage import FALSE_POSITIVE_RATES
 from fedsim.report import svg
+from fedsim.sweeps import table as table_of
 from fedsim.sweeps.file import load
 from fedsim.sweeps.points import plan, run
-from fedsim.sweeps.table import write
 from fedsim.terminal import live
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -469,20 +469,21 @@ def panel(
 # ----------------------------------------------------------------------- run
 def swept(
     name: str, out: Path, data_dir: Path | None, workers: int, overrides: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Run one sweep and return its table and the cells that failed."""
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """Run one sweep and return its table, the cells that failed, and which attacks were left out and why."""
     console = Console(stderr=True)
     file = EXPERIMENTS / "sweeps" / f"{name}.toml"
     with live.bar(f"checking {name}", console) as progress:
         points = plan(file, out / "cells", data_dir, overrides, progress)
     with live.sweep(points, workers, console) as watch:
         failed = run(points, workers, watch=watch)
-    found = write(points, out / name, failed)
+    found = table_of.write(points, out / name, failed)
+    missing = table_of.left_out(found)
+    found = found[found["kind"] != "not run"]
     found = found[found["observer"].isin(["", "participant"])]  # whom the sections are about
     found = found[found["world"].isin(["", *WORLDS])]
-    return found.assign(sweep=name), {
-        f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed
-    }
+    failures = {f"{name}: {p.name}": failed[p.cell.key] for p in points if p.cell.key in failed}
+    return found.assign(sweep=name), failures, [f"{name}: {sentence}" for sentence in missing]
 
 
 @click.command()
@@ -500,11 +501,13 @@ def main(
     parts: list[str] = []
     tables: dict[str, pd.DataFrame] = {}
     failures: dict[str, str] = {}
+    left_out: list[str] = []
     headlines: dict[str, list[str]] = {}
     for name in only or SWEEPS:
-        found, failed = swept(name, out.resolve(), data_dir, workers, QUICK if quick else ())
+        found, failed, missing = swept(name, out.resolve(), data_dir, workers, QUICK if quick else ())
         headlines[name] = load(EXPERIMENTS / "sweeps" / f"{name}.toml").headline
         tables[name], failures = found, failures | failed
+        left_out += missing
         parts += ["", *sections[name](found, headlines[name])]
     whole = pd.concat(tables.values(), ignore_index=True)
     parts += ["", *guarantee_section(whole, next(iter(headlines.values())))]
@@ -524,6 +527,7 @@ def main(
         f"`python experiments/studies/frontier.py{' --quick' if quick else ''}`.",
     ]
     head += [f"\n**Failed:** {where}: {why}" for where, why in failures.items()]
+    head += [f"\n**Left out:** {sentence}." for sentence in left_out]
     files.write_text(results / "frontier.md", "\n".join([*head, *parts]) + "\n")
     click.echo(f"{results / 'frontier.md'}")
     if failures:

@@ -56,6 +56,7 @@ def page(file: Path, sweep: pd.DataFrame) -> str:
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
     ]
+    lines[-2:-2] = [f"**{sentence}.**\n" for sentence in table.left_out(sweep)]
     for row in compact.to_dict("records"):
         epsilon = "∞" if math.isinf(row["epsilon"]) else f"{row['epsilon']:.3g}"
         cells = [

@@ -82,6 +82,8 @@ def sweep(
         print_json(table.compact(results, settings.headline) if len(results) else [])
     elif len(results):
         out().print(sweep_tables.sweep(table.compact(results, settings.headline), settings.name))
+        for sentence in table.left_out(results):
+            line(sentence, out())
     line(f"Table: {folder / 'sweep.parquet'}", err() if as_json else out())
     if failed:
         raise FedsimError(points.complaint(plan, failed))

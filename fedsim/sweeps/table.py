@@ -53,8 +53,8 @@ def table(points: Sequence[Point]) -> pd.DataFrame:
 
     Columns: cell, scenario, variant, one per axis, and `FIXED`.
     kind: 'leakage' (see `fedsim.evaluation`), 'source' (which party is a member of?), 'utility' (the final
-    model on held-out records), 'guarantee' (ε and δ; 'all': the largest of the parties') or 'budget' (shadows
-    of all rounds and of the first two).
+    model on held-out records), 'guarantee' (ε and δ; 'all': the largest of the parties'), 'budget' (shadows
+    of all rounds and of the first two) or 'not run' (an attack that could not be; the note says why).
     game: a number as text, or 'all': the mean over games with its 95 % interval; ε is the largest of them.
     """
     parts = []
@@ -83,7 +83,7 @@ def _uniform(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
 def findings(run: RunDirectory) -> pd.DataFrame:
     """Return one finished run's rows, with the columns `FIXED`."""
     leakage = run.table("leakage").assign(kind="leakage")
-    parts = [leakage, _utility(run), _guarantees(run), _budget(run)]
+    parts = [leakage, _utility(run), _guarantees(run), _budget(run), _not_run(run)]
     if run.has("sources"):
         sources = run.table("sources").rename(columns={"n": "n_members"})
         parts.insert(1, sources.assign(kind="source", party="all", n_nonmembers=0))
@@ -148,6 +148,26 @@ def _budget(run: RunDirectory) -> pd.DataFrame:
         {"metric": ["shadows", "early_shadows"], "value": [float(settings.shadows), float(early)]}
     )
     return rows.assign(kind="budget", party="all", game="all", n_members=0, n_nonmembers=0)
+
+
+def _not_run(run: RunDirectory) -> pd.DataFrame:
+    if not run.has("not_run"):
+        return pd.DataFrame()
+    rows = run.table("not_run").rename(columns={"reason": "note"}).astype({"game": str})
+    return rows.assign(kind="not run", party="all", n_members=0, n_nonmembers=0)
+
+
+def left_out(sweep: pd.DataFrame) -> list[str]:
+    """Return a sentence for each attack and reason for which it was not run at some points."""
+    labels = list(sweep.columns[1 : sweep.columns.get_loc("kind")])
+    points = len(sweep[labels].drop_duplicates())
+    sentences = []
+    missing = sweep[sweep["kind"] == "not run"]
+    for (observer, attack, reason), rows in missing.groupby(["observer", "attack", "note"], sort=False):
+        name = attack if observer == "participant" else f"{observer}:{attack}"
+        number = len(rows[labels].drop_duplicates())
+        sentences.append(f"'{name}' was not run at {number} of {points} points: {reason}")
+    return sentences
 
 
 def compact(sweep: pd.DataFrame, headline: Sequence[str]) -> pd.DataFrame:

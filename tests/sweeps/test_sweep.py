@@ -25,8 +25,9 @@ from fedsim.core.scenario.reading import parse
 from fedsim.runs import play, prepare
 from fedsim.sweeps import cells, on_ray
 from fedsim.sweeps.cells import Cell, Report
+from fedsim.sweeps.file import FIXED
 from fedsim.sweeps.points import Point, distinct, plan
-from fedsim.sweeps.table import mean_over_games
+from fedsim.sweeps.table import left_out, mean_over_games
 from fedsim.terminal.live import Pace
 
 together = pytest.mark.xdist_group("sweep")  # they share a sweep, which takes a while
@@ -99,6 +100,34 @@ def test_the_table_is_the_runs_own_tables(undisturbed: tuple[Path, bytes]) -> No
         assert guarantee["all", "epsilon"] == last["epsilon"].drop("all", level="party").max()
         assert math.isinf(guarantee["all", "epsilon"]) == math.isinf(point.labels["dp.all.epsilon"])
         assert (("all", "delta") in guarantee.index) == math.isfinite(point.labels["dp.all.epsilon"])
+
+
+def test_an_attack_that_was_not_run_is_named_with_its_reason_and_how_often() -> None:
+    rows = [
+        {"cell": "c", "scenario": "s", "variant": variant, "kind": kind, "observer": "participant",
+         "attack": attack, "world": world, "note": note}
+        for variant, kind, attack, world, note in [
+            ("none", "leakage", "lira", "all", ""),
+            ("noise", "not run", "lira", "all", "shadows cannot follow it"),
+            ("noise", "not run", "lira", "half", "shadows cannot follow it"),
+            ("noise", "leakage", "loss", "all", ""),
+        ]
+    ]  # fmt: skip
+    found = pd.DataFrame(rows).reindex(columns=["cell", "scenario", "variant", *FIXED])
+    assert left_out(found) == ["'lira' was not run at 1 of 2 points: shadows cannot follow it"]
+
+
+def test_a_sweep_says_which_attack_its_cells_could_not_run(tmp_path: Path) -> None:
+    failing = "def attack(view, candidates, rng):\n    raise ValueError('nothing to go by')\n"
+    (tmp_path / "broken.py").write_text(failing)
+    attacks = {"adversary.attacks": ["loss", "broken:attack"]}
+    path = write_sweep(tmp_path, axes={}, set=attacks)
+    result = fedsim("sweep", path, "--out", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    sentence = "'attack' was not run at 1 of 1 points: ValueError: nothing to go by"
+    assert sentence in " ".join(result.output.split())
+    found = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
+    assert set(found.loc[found["kind"] == "not run", "attack"]) == {"attack"}
 
 
 @together

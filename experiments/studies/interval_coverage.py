@@ -1,6 +1,6 @@
 """How often the 95 % intervals of an AUC hold: makes `experiments/results/coverage.md`.
 
-    python experiments/studies/coverage.py [--draws 1000]
+    python experiments/studies/interval_coverage.py [--draws 1000]
 
 A game's members score N(d, 1) and its non-members N(0, 1); games differ by d ~ N(δ, τ²), δ such that the
 mean of their AUCs is the truth. One game's interval has to hold that game's own AUC, of that one
@@ -41,12 +41,12 @@ def coverage(truth: float, spread: float, games: int, n: int, draws: int) -> flo
 
 TITLE = """# How often the intervals hold
 
-Made by `python experiments/studies/coverage.py`. Simulated coverage, in %, of the nominal 95 % interval of
-an AUC: of one game (DeLong on the logit scale, for that one federation) and of the mean over several
-(Student's t on the games' values, on the logit scale). τ: the standard deviation between games of the shift
-of members' scores; n: members, and as many non-members, a game. {draws} draws each: a figure is uncertain
-by ±{error:.1f}. With two games the interval is wider than it need be, and so wide that it says little: run
-five.
+Made by `python experiments/studies/interval_coverage.py`. Simulated coverage, in %, of the nominal 95 %
+interval of an AUC: of one game (DeLong on the logit scale, for that one federation) and of the mean over
+several (Student's t on the games' values, on the logit scale). τ: the standard deviation between games of the
+shift of members' scores; n: members, and as many non-members, a game. {draws} draws each: a figure is
+uncertain by ±{error:.1f}. With two games the interval is wider than it need be, and so wide that it says
+little: run five.
 
 | n | AUC | τ | {games} |
 |---|---|---|{dashes}"""
