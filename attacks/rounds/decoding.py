@@ -12,6 +12,7 @@ which whiten gradients by the population's covariance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ from attacks.shadows.suite import federation_plan
 from attacks.views.participant import ParticipantView
 from fedsim.core import rng as streams
 from fedsim.core.data.records import Records
+from fedsim.core.scenario.adversary import AdversarySettings
 
 NAME = "round-decoding"
 
@@ -102,8 +104,16 @@ def score(view: ParticipantView, candidates: Records, rng: np.random.Generator) 
     Raises:
         InputError: shadows cannot follow the strategy.
     """
-    effort = Effort(prior=view.assumptions.prior)
+    effort = effort_of(view.assumptions)
     return decode(view, candidates, int(rng.integers(2**62)), effort).scores
+
+
+def effort_of(settings: AdversarySettings) -> Effort:
+    """Return the effort that a scenario asks for."""
+    effort = Effort(prior=settings.prior)
+    if settings.decoded_rounds is None:
+        return effort
+    return replace(effort, rounds=effort.rounds[: settings.decoded_rounds], federations=math.inf)
 
 
 def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:
@@ -181,7 +191,7 @@ def _affordable(
     kinds = ["paired"] * measured + ["gradient"] * plain
     price = experiment.cost(measured)
     seen = readable(view, experiment.plan, effort.rounds)
-    rounds = seen[: max(1, int(effort.federations / price))] if kinds else []
+    rounds = seen[: max(1, int(min(len(seen), effort.federations / price)))] if kinds else []
     return rounds, kinds, price * len(rounds)
 
 

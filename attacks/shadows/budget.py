@@ -44,4 +44,5 @@ def parameters(model: ModelSettings, manifest: Mapping[str, Any]) -> int | None:
 def in_words(settings: AdversarySettings, parameters: int | None) -> str:
     """Say the budget; parameters: of the model, None where that is not known without building it."""
     early_ones = str(early(settings, parameters)) if parameters else f"up to {early(settings, 1)}"
-    return f"{settings.shadows} shadow federations of all rounds, {early_ones} of the first two"
+    decoded = f", {settings.decoded_rounds} updates decoded alone" if settings.decoded_rounds else ""
+    return f"{settings.shadows} shadow federations of all rounds, {early_ones} of the first two{decoded}"

@@ -12,6 +12,7 @@ from attacks import registry
 from attacks.rounds import decoding
 from fedsim.core.data.describe import ColumnFacts, class_counts
 from fedsim.core.models import shapes
+from fedsim.core.scenario.settings import Scenario
 from fedsim.runs.prepare import Prepared
 from fedsim.terminal.formatting import new_table
 
@@ -22,6 +23,8 @@ OPERATIONS = 1e9
 STACKED_OPERATIONS = 2e10, 2e9
 # The same of a language model, whose products are larger.
 TOKEN_OPERATIONS = 2e10
+# What decoding a round simulates, in rounds of a whole federation.
+DECODED_ROUND = 300
 # What importing PyTorch, Flower and the rest takes, in bytes.
 BASE_MEMORY = 600 << 20
 
@@ -114,9 +117,15 @@ def estimate(prepared: Prepared) -> tuple[float, float]:
     rate = OPERATIONS
     if scenario.model.name in shapes.LANGUAGE:  # each token is a row of large products
         operations, rate = operations * encoded.features.shape[1], TOKEN_OPERATIONS
-    federations = 2 * shadows + (decoding.Effort().federations if _simulates_rounds(prepared) else 0)
+    federations = 2 * shadows + (_decoding(scenario) if _simulates_rounds(prepared) else 0)
     seconds = operations / rate + len(scenario.adversary.ladder) * federations * operations / stacked
     return seconds + 5, BASE_MEMORY + 3.0 * data + models
+
+
+def _decoding(scenario: Scenario) -> float:
+    """Return what round decoding simulates, in whole federations, about."""
+    decoded = scenario.adversary.decoded_rounds
+    return DECODED_ROUND * decoded / scenario.federation.rounds if decoded else decoding.Effort().federations
 
 
 def _weights(prepared: Prepared) -> int:

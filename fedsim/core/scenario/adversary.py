@@ -126,6 +126,11 @@ class AdversarySettings(Settings):
         description="shadows of the first two rounds alone, which some attacks ask for; default: eight for "
         "each of all rounds, as far as their weights take 256 MiB",
     )
+    decoded_rounds: Annotated[int, Field(ge=1, le=4)] | None = Field(
+        None,
+        description="updates that round decoding reads, of rounds 1, 2, 3 and 5, whatever they cost; "
+        "default: as many as what 64 shadow federations cost pays for, of longer federations more",
+    )
     memory: Positive = Field(
         1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
     )

@@ -24,6 +24,7 @@ from attacks.views import observations
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Pool
 from fedsim.core.errors import InputError
+from fedsim.core.scenario.adversary import AdversarySettings
 from fedsim.core.scenario.training import TrainingSettings
 from fedsim.runs import observers
 
@@ -169,7 +170,7 @@ def test_score_takes_its_chance_from_the_stream() -> None:
     given, short = world(), Effort(rounds=(1,), sets=12, repeats=1)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(decoding, "Effort", lambda prior: short)
+        patch.setattr(decoding, "effort_of", lambda settings: short)
         one, two, three = (
             score(given.view, given.candidates, np.random.default_rng(seed)) for seed in (1, 1, 2)
         )
@@ -184,6 +185,15 @@ def test_rounds_are_read_as_long_as_they_can_be_paid_for() -> None:
     dear = decode(given.view, given.candidates, 9, replace(QUICK, federations=1e-9))
     assert dear.rounds == [1] and set(dear.readings) == {"gradient"}
     assert dear.cost == pytest.approx(cheap.cost / 2)
+
+
+def test_as_many_rounds_are_read_as_a_scenario_asks_for_whatever_they_cost() -> None:
+    given = world()
+    wanted = decoding.effort_of(AdversarySettings(decoded_rounds=2, prior=0.3))
+    assert wanted.rounds == (1, 2) and wanted.prior == 0.3
+    assert decoding.effort_of(AdversarySettings()) == Effort()
+    read = decode(given.view, given.candidates, 9, replace(wanted, sets=12, repeats=0))
+    assert read.rounds == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------- the server

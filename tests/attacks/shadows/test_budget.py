@@ -20,4 +20,6 @@ def test_the_budget_of_the_first_rounds_is_the_shadows_own_or_what_is_set() -> N
 def test_it_is_said_with_every_figure() -> None:
     words = budget.in_words(AdversarySettings(shadows=64), 898)
     assert words == "64 shadow federations of all rounds, 512 of the first two"
+    words = budget.in_words(AdversarySettings(shadows=64, decoded_rounds=3), 898)
+    assert words.endswith("512 of the first two, 3 updates decoded alone")
     assert "up to 512" in budget.in_words(AdversarySettings(shadows=64), None)
