@@ -253,7 +253,7 @@ def _run(
     blocks = [(start, members[start : start + size]) for start in starts]
     with single_thread(), contextlib.ExitStack() as on_exit:
         if cluster:
-            outcomes = cluster.run(_run_alone, request, blocks)
+            outcomes = cluster.run(_run_alone, blocks, shared=(request,))
         elif workers == 1:
             for start, part in blocks:
                 yield start, _run_block(request, start, part, pace)

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,9 @@ class Cluster:
     machines: int
 
     def run(
-        self, function: Callable[..., Any], shared: Any, tasks: Sequence[tuple[Any, ...]]
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], shared: tuple[Any, ...] = ()
     ) -> Generator[Outcome]:
-        """Yield 'done' or 'failed' of every ``function(shared, *task)``, in the order it happens.
+        """Yield what becomes of every ``function(*shared, *task)``, as `parallel.Workers.run` does.
 
         The tasks are a core's each. What a task raises is its outcome; one whose worker or node is lost is
         done again, `ATTEMPTS` times in all. Tasks that nobody waits for any more are ended.
@@ -68,18 +69,23 @@ class Cluster:
 
         # Ray's own retries know no end where memory runs out, and say nothing.
         remote = ray.remote(num_cpus=1, max_retries=0)(function)
-        common = ray.put(shared)
-        attempts = dict.fromkeys(range(len(tasks)), 1)
-        running = {remote.remote(common, *task): number for number, task in enumerate(tasks)}
+        common = [ray.put(value) for value in shared]
+        attempts = [0] * len(tasks)
+        waiting, running = deque(range(len(tasks))), dict[Any, int]()
         try:
-            while running:
+            while waiting or running:
+                while waiting and len(running) < self.cores:
+                    number = waiting.popleft()
+                    attempts[number] += 1
+                    running[remote.remote(*common, *tasks[number])] = number
+                    if attempts[number] == 1:
+                        yield Outcome(number, "started")
                 for reference in ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
                     number = running.pop(reference)
                     outcome = _outcome_of(number, reference)
                     if isinstance(outcome.error, WorkerDied) and attempts[number] < ATTEMPTS:
-                        attempts[number] += 1
                         logging.getLogger("fedsim").warning("%s; it is done again", outcome.error)
-                        running[remote.remote(common, *tasks[number])] = number
+                        waiting.appendleft(number)
                     else:
                         yield outcome
         finally:

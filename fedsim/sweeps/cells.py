@@ -24,15 +24,19 @@ from filelock import FileLock
 import attacks
 import clients
 import fedsim
+from fedsim.core.cluster import joined
 from fedsim.core.errors import FedsimError, plainly
 from fedsim.core.imports import is_reference, source_file
-from fedsim.core.parallel import Workers
+from fedsim.core.parallel import Outcome, Workers
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.settings import Scenario
 from fedsim.runs import play, prepare
 from fedsim.runs.prepare import Prepared
 
-LIBRARIES = ("dp-accounting", "flwr", "numpy", "opacus", "pandas", "scikit-learn", "scipy", "torch")
+LIBRARIES = (
+    "dp-accounting", "flwr", "llvmlite", "numba", "numpy", "opacus", "pandas", "scikit-learn", "scipy",
+    "torch",
+)  # fmt: skip
 """Packages whose version may change a figure."""
 
 # The folders whose code decides a run's result. That of the others (audit, cli, report, sweeps, terminal) may
@@ -164,7 +168,25 @@ def in_processes(cells: Sequence[Cell], workers: int) -> Generator[Report]:
     The processes end with the iterator: close it to stop.
     """
     with Workers(min(workers, len(cells)), _start_worker) as pool:
-        for outcome in pool.run(attempt, [(cell,) for cell in cells]):
+        yield from _reports(cells, pool.run(attempt, [(cell,) for cell in cells]))
+
+
+def on_ray(cells: Sequence[Cell], workers: int, address: str | None) -> Generator[Report]:
+    """Run the cells as Ray tasks of one core; yield reports as `in_processes` does.
+
+    address: of a cluster, whose nodes share the sweep's folder and the data and have fedsim installed; None:
+        a Ray of its own on this machine, with ``workers`` cores.
+
+    Raises:
+        InputError: there is no cluster at ``address``.
+    """
+    with joined(address, workers) as cluster:
+        yield from _reports(cells, cluster.run(attempt, [(cell,) for cell in cells]))
+
+
+def _reports(cells: Sequence[Cell], outcomes: Generator[Outcome]) -> Generator[Report]:
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
             key = cells[outcome.number].key
             if outcome.state == "started":
                 yield Report(key, "running")

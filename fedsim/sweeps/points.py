@@ -40,7 +40,7 @@ from fedsim.core.scenario.reading import OFF
 from fedsim.core.scenario.settings import Scenario
 from fedsim.runs import prepare
 from fedsim.runs.observers import observers_of
-from fedsim.sweeps import cells, on_ray
+from fedsim.sweeps import cells
 from fedsim.sweeps.cells import Cell, Report
 from fedsim.sweeps.file import Source, Sweep, Values, Variant, check_clashes, load
 
@@ -236,7 +236,7 @@ def run(
         return {}
     todo[0].folder.mkdir(parents=True, exist_ok=True)
     reports = (
-        cells.in_processes(todo, workers) if engine == "inprocess" else on_ray.on_ray(todo, workers, address)
+        cells.in_processes(todo, workers) if engine == "inprocess" else cells.on_ray(todo, workers, address)
     )
     failed = {}
     try:

@@ -84,7 +84,7 @@ def wait_for_two(address: str) -> None:
         time.sleep(0.5)
 
 
-def kill_once(_: object, name: str, folder: str) -> str:
+def kill_once(name: str, folder: str) -> str:
     """Take the worker along the first time that any task is called."""
     with (Path(folder) / name).open("a") as calls:
         calls.write(".")
@@ -94,13 +94,13 @@ def kill_once(_: object, name: str, folder: str) -> str:
     return name
 
 
-def raising(_: object, folder: str) -> None:
+def raising(folder: str) -> None:
     with (Path(folder) / "raising").open("a") as calls:
         calls.write(".")
     raise InputError("wrong")
 
 
-def killing(_: object, folder: str) -> None:
+def killing(folder: str) -> None:
     with (Path(folder) / "killing").open("a") as calls:
         calls.write(".")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -174,9 +174,10 @@ def test_only_what_was_lost_is_done_again_and_not_for_ever(two_nodes: str, tmp_p
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
     folder = str(tmp_path)
     with joined(two_nodes) as cluster:
-        assert [one.value for one in cluster.run(kill_once, None, [("a", folder)])] == ["a"]
-        [raised] = cluster.run(raising, None, [(folder,)])
-        [lost] = cluster.run(killing, None, [(folder,)])
+        started, done = cluster.run(kill_once, [("a", folder)])
+        assert (started.state, done.value) == ("started", "a")
+        _, raised = cluster.run(raising, [(folder,)])
+        _, lost = cluster.run(killing, [(folder,)])
     assert len((tmp_path / "a").read_text()) == 2
     assert isinstance(raised.error, InputError) and (tmp_path / "raising").read_text() == "."
     assert "a worker of the cluster was lost" in str(lost.error)

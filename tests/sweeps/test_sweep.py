@@ -23,7 +23,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import parse
 from fedsim.runs import play, prepare
-from fedsim.sweeps import cells, on_ray
+from fedsim.sweeps import cells
 from fedsim.sweeps.cells import Cell, Report
 from fedsim.sweeps.file import FIXED
 from fedsim.sweeps.points import Point, distinct, plan
@@ -220,7 +220,7 @@ def test_ray_gives_the_same_table(undisturbed: tuple[Path, bytes], tmp_path: Pat
 def test_an_address_without_a_cluster_is_refused_at_once() -> None:
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"):
         with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there"):
-            next(on_ray.on_ray([], 1, address))
+            next(cells.on_ray([], 1, address))
 
 
 # ------------------------------------------------------------------ failures
