@@ -23,6 +23,7 @@ import numpy as np
 from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
+from fedsim.core.ranks import below
 
 # Pr_in ≈ a Pr_out + (1 − a): the values of a to try, and the one where there is no shadow to try them on.
 SLOPES = np.linspace(0, 1, 11)
@@ -206,8 +207,5 @@ def _log_ratio(phi: np.ndarray, general: Reference) -> np.ndarray:
 
 def _auc(scores: np.ndarray, member: np.ndarray) -> float:
     """Mann & Whitney's statistic: how often a member is above a non-member, ties counting half."""
-    from scipy.stats import rankdata
-
-    members = member.sum()
-    above = rankdata(scores)[member].sum() - members * (members + 1) / 2
-    return float(above / (members * (len(member) - members)))
+    members, others = scores[member], scores[~member]
+    return float(below(members, others).sum() / (len(members) * len(others)))

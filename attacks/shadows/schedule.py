@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -17,26 +17,49 @@ from fedsim.core import rng
 
 
 class Streams:
-    """The random streams of one shadow.
+    """The random streams of one shadow, each made when it is first drawn from: few plans need them all.
 
     key: (seed, game), common to all shadows of a game
-    order: participation, permutations, Poisson batches (`draw_schedule`)
-    noise: the numbers from which the noise of DP-SGD is made (`fedsim.core.training.stacked.noise`)
-    defence: mixup, and the numbers from which dropout and quantisation are made
-    heldout: which records a party that stops early looks at
-    person: which of a person's records are trained on, where there is a bound
-    seed: of torch's global stream, for modules that draw from it
     """
 
     def __init__(self, seed: int, game: int, shadow: int) -> None:
-        purpose = f"shadow/{shadow}"
         self.key = (seed, game)
-        self.order = rng.generator(seed, f"{purpose}/order", game=game)
-        self.noise = rng.generator(seed, f"{purpose}/noise", game=game)
-        self.defence = rng.generator(seed, f"{purpose}/defence", game=game)
-        self.heldout = rng.generator(seed, f"{purpose}/heldout", game=game)
-        self.person = rng.generator(seed, f"{purpose}/records of a person", game=game)
-        self.seed = rng.integer(seed, f"{purpose}/module", game=game)
+        self._purpose = f"shadow/{shadow}"
+
+    def _stream(self, what: str) -> np.random.Generator:
+        seed, game = self.key
+        return rng.generator(seed, f"{self._purpose}/{what}", game=game)
+
+    @cached_property
+    def order(self) -> np.random.Generator:
+        """Participation, permutations, Poisson batches (`draw_schedule`)."""
+        return self._stream("order")
+
+    @cached_property
+    def noise(self) -> np.random.Generator:
+        """Numbers from which the noise of DP-SGD is made (`fedsim.core.training.stacked.noise`)."""
+        return self._stream("noise")
+
+    @cached_property
+    def defence(self) -> np.random.Generator:
+        """Mixup, and numbers from which dropout and quantisation are made."""
+        return self._stream("defence")
+
+    @cached_property
+    def heldout(self) -> np.random.Generator:
+        """Which records a party that stops early looks at."""
+        return self._stream("heldout")
+
+    @cached_property
+    def person(self) -> np.random.Generator:
+        """Which of a person's records are trained on, where there is a bound."""
+        return self._stream("records of a person")
+
+    @property
+    def seed(self) -> int:
+        """Seed of torch's global stream, for modules that draw from it."""
+        seed, game = self.key
+        return rng.integer(seed, f"{self._purpose}/module", game=game)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,33 +103,31 @@ def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
     active = np.stack([_participants(plan, stream.order) for stream in streams])
     batches = _permuted(plan, streams) | _poisson(plan, streams)
     parties = range(len(plan.parties))
-    noise = _numbers(plan, plan.private, [stream.noise for stream in streams])
-    defence = [stream.defence for stream in streams]
     mixes = [k for k in parties if plan.parties[k].defence.mixup]
     drops = [k for k in parties if plan.parties[k].defence.dropout]
-    quantises = any(party.defence.quantise for party in plan.parties)
+    quantises = [k for k in parties if plan.parties[k].defence.quantise]
+    noise = [stream.noise for stream in streams] if plan.private else []
+    defence = [stream.defence for stream in streams] if mixes or drops or quantises else []
     return Schedule(
         active,
         [batches[k] for k in parties],
-        noise,
+        _raw(noise, (len(streams), len(parties), _steps(plan, plan.private))),
         mixing={k: _mixing(plan, k, batches[k], defence) for k in mixes},
-        dropout=_numbers(plan, drops, defence),
-        rounding=_raw(defence, (len(parties) if quantises else 0,)),
+        dropout=_raw(defence, (len(streams), len(parties), _steps(plan, drops))),
+        rounding=_raw(defence, (len(streams), len(parties) if quantises else 0)),
     )
 
 
+def _steps(plan: FederationPlan, needed: Sequence[int]) -> int:
+    """Return the most steps of a round that any of these parties makes, 0 for no party."""
+    return max((plan.steps(k) for k in needed), default=0)
+
+
 def _raw(streams: Sequence[np.random.Generator], shape: tuple[int, ...]) -> np.ndarray:
-    """Return random uint64 (S, *shape)."""
-    return np.stack([stream.bit_generator.random_raw(shape) for stream in streams])
-
-
-def _numbers(
-    plan: FederationPlan, needed: Sequence[int], streams: Sequence[np.random.Generator]
-) -> np.ndarray:
-    """Return a number for every step of every party, (S, parties, steps); no steps if no party needs any."""
-    if not needed:
-        return np.empty((len(streams), len(plan.parties), 0), np.uint64)
-    return _raw(streams, (len(plan.parties), max(plan.steps(k) for k in needed)))
+    """Return random uint64 of this shape (S, …), of which nothing is drawn where there is nothing."""
+    if 0 in shape:
+        return np.empty(shape, np.uint64)
+    return np.stack([stream.bit_generator.random_raw(shape[1:]) for stream in streams])
 
 
 def _mixing(
@@ -117,7 +138,7 @@ def _mixing(
     share = np.stack([stream.beta(alpha, alpha, steps) for stream in streams])
     sizes = (batches[0] >= 0).sum(1)  # the same in all shadows
     # A permutation within each batch, (S, steps, width).
-    order = permutations(_raw(streams, (steps, 1, width)), sizes)[:, :, 0]
+    order = permutations(_raw(streams, (len(streams), steps, 1, width)), sizes)[:, :, 0]
     return Mixing(share, np.take_along_axis(batches, order, axis=2))
 
 

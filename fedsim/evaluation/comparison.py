@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fedsim.core.ranks import below
 from fedsim.evaluation.estimates import (
     ERROR,
     WITHIN,
@@ -81,15 +82,12 @@ def attacks_in(table: pd.DataFrame) -> list[Key]:
 def delong(game: Scored) -> tuple[np.ndarray, np.ndarray]:
     """Return the attacks' AUCs, (k,), and their covariance, (k, k).
 
-    Source: DeLong, DeLong & Clarke-Pearson 1988, equations 4–6; placements by ranks.
+    Source: DeLong, DeLong & Clarke-Pearson 1988, equations 4–6.
     """
-    from scipy.stats import rankdata
-
     members, nonmembers = game.scores[:, game.member], game.scores[:, ~game.member]
     n, m = members.shape[1], nonmembers.shape[1]
-    ranks = rankdata(np.concatenate([members, nonmembers], axis=1), axis=1)
-    wins = (ranks[:, :n] - rankdata(members, axis=1)) / m  # (k, n)
-    losses = 1 - (ranks[:, n:] - rankdata(nonmembers, axis=1)) / n  # (k, m)
+    wins = np.array([below(*pair) for pair in zip(members, nonmembers, strict=True)]) / m  # (k, n)
+    losses = 1 - np.array([below(*pair) for pair in zip(nonmembers, members, strict=True)]) / n  # (k, m)
     return wins.mean(axis=1), np.atleast_2d(np.cov(wins) / n + np.cov(losses) / m)
 
 
