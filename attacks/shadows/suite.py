@@ -12,7 +12,6 @@ own          nothing but its own records: candidates are in no shadow
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,14 +39,6 @@ OBSERVED_ROUNDS = 4
 
 VARIETY, MOST_UNKNOWN = 4, 2048
 """Records that stand for unknown members: for each that a party holds, up to about this many a party."""
-
-MOST_CORES = 4
-"""Cores that shadows take unasked; what more of them bring was not measured."""
-
-
-def cores() -> int:
-    """Return on how many cores to train shadows where nobody says it: those there are, up to `MOST_CORES`."""
-    return min(MOST_CORES, os.cpu_count() or 1)
 
 
 def simulate(

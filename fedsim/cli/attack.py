@@ -222,7 +222,7 @@ def _question(target: Target, options: _Options) -> Question:
 def _as_outsider(target: Target, asked: Question, options: _Options) -> None:
     from attacks.shadows.cache import cache_folder
     from attacks.shadows.simulate import Laboratory
-    from attacks.shadows.suite import cores
+    from fedsim.core.parallel import cores
     from fedsim.runs import outsider
     from fedsim.terminal import live
 

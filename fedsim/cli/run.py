@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,7 @@ from fedsim.cli.common import (
 )
 from fedsim.cli.streams import VERBOSITY
 from fedsim.core.errors import InputError
+from fedsim.core.parallel import Workers, cores
 
 if TYPE_CHECKING:
     from fedsim.core.run_directory import RunDirectory
@@ -103,39 +107,57 @@ def run(
       fedsim run experiments/hospitals.toml --engine superlink
       fedsim run runs/banks --resume
     """
-    from fedsim.core.scenario.reading import scenario_file
-    from fedsim.engines.settings import EngineOptions
-    from fedsim.runs import play
-    from fedsim.runs import twins as twin_runs
-    from fedsim.runs.resume import ready
-    from fedsim.terminal import live
+    with _processes(len(twins), engine, workers) as processes:
+        from fedsim.core.scenario.reading import scenario_file
+        from fedsim.engines.settings import EngineOptions
+        from fedsim.runs import play
+        from fedsim.runs import twins as twin_runs
+        from fedsim.runs.resume import ready
+        from fedsim.terminal import live
 
-    options = EngineOptions(ray_address, ray_cpus, ray_gpus)
-    play.check_engine(engine, options)
-    _check_trackers(tensorboard, mlflow)
-    if resume and (overrides or dp or quick):
-        raise InputError("--resume goes on with the run's own scenario; leave out --set, --dp and --quick")
-    twin_runs.check(scenario_file(scenario), overrides, twins)
-    if resume:
-        directory = ready(_resumable(scenario, folder), data_dir)
-    else:
-        directory = _prepare(read_scenario(scenario, overrides, dp), data_dir, folder, quick)
-    _header(directory)
-    if engine == "superlink":
-        line(_time_of_superlink(directory), err())
-    others = [twin_runs.prepared(directory, switch, data_dir) for switch in twins]
-    with twin_runs.federated(others, engine, workers, options) as wait:
-        with live.follow(directory, err(), VERBOSITY.verbose):
-            play.federate(directory, engine, workers, options)
-        _ask_for_secrets(directory)
-        for switch, twin in zip(twins, others, strict=True):
-            line(f"The same with --dp {switch}:", err())
-            with live.follow(twin, err(), VERBOSITY.verbose):
-                wait(twin)
-            write_report(twin)
+        options = EngineOptions(ray_address, ray_cpus, ray_gpus)
+        play.check_engine(engine, options)
+        _check_trackers(tensorboard, mlflow)
+        if resume and (overrides or dp or quick):
+            raise InputError(
+                "--resume goes on with the run's own scenario; leave out --set, --dp and --quick"
+            )
+        twin_runs.check(scenario_file(scenario), overrides, twins)
+        if resume:
+            directory = ready(_resumable(scenario, folder), data_dir)
+        else:
+            directory = _prepare(read_scenario(scenario, overrides, dp), data_dir, folder, quick)
+        _header(directory)
+        if engine == "superlink":
+            line(_time_of_superlink(directory), err())
+        others = [twin_runs.prepared(directory, switch, data_dir) for switch in twins]
+        with twin_runs.federated(others, processes, engine, workers, options) as wait:
+            with live.follow(directory, err(), VERBOSITY.verbose):
+                play.federate(directory, engine, workers, options)
+            _ask_for_secrets(directory)
+            for switch, twin in zip(twins, others, strict=True):
+                line(f"The same with --dp {switch}:", err())
+                with live.follow(twin, err(), VERBOSITY.verbose):
+                    wait(twin)
+                write_report(twin)
     report_and_show(directory, as_json)
     _track(directory, tensorboard, mlflow)
     _gate(directory)
+
+
+@contextlib.contextmanager
+def _processes(twins: int, engine: str, workers: int | None) -> Iterator[Workers | None]:
+    """Start processes that federate twins beside the run, as many as there are cores for; None for none.
+
+    They import while this process does, and reads and deals the records.
+    """
+    count = min(twins, (workers or cores()) - 1)
+    if count == 0 or engine != "inprocess":  # other engines have processes of their own
+        yield None
+        return
+    with Workers(count, functools.partial(importlib.import_module, "fedsim.engines.inprocess")) as processes:
+        processes.begin()
+        yield processes
 
 
 def _prepare(scenario: Scenario, data_dir: Path | None, folder: Path | None, quick: bool) -> RunDirectory:

@@ -37,9 +37,17 @@ LATE = "its process was ended"
 START_SECONDS = 600.0
 """A worker that is not ready by then never will be: importing torch takes seconds, at worst a minute."""
 
+MOST_CORES = 4
+"""Cores that shadows take unasked; what more of them bring was not measured."""
+
 _POLL_SECONDS = (
     1.0  # between looks at processes whose end no pipe tells, since a child of theirs holds it open
 )
+
+
+def cores() -> int:
+    """Return on how many cores to train shadows where nobody says it: those there are, up to `MOST_CORES`."""
+    return min(MOST_CORES, os.cpu_count() or 1)
 
 
 class WorkerDied(FedsimError):
@@ -78,7 +86,7 @@ class Workers:
     """
 
     def __init__(self, count: int, start: Callable[[], object] | None = None) -> None:
-        self._count = max(1, count)
+        self.count = max(1, count)
         self._start = start
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
@@ -90,6 +98,10 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         atexit.unregister(self.close)
         self.close()
+
+    def begin(self) -> None:
+        """Start the processes now: they import while the caller makes up their tasks."""
+        self._idle += [_Worker(self._start) for _ in range(self.count - len(self._idle) - len(self._busy))]
 
     def close(self) -> None:
         """End all processes at once, whatever they are doing."""
@@ -110,7 +122,7 @@ class Workers:
         waiting = deque(enumerate(tasks))
         try:
             while waiting or self._busy:
-                while waiting and len(self._busy) < self._count:
+                while waiting and len(self._busy) < self.count:
                     number, task = waiting.popleft()
                     try:
                         job = bytes(ForkingPickler.dumps((function, task)))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from attacks import registry
 from attacks.declaration import Attack
 from attacks.shadows.cache import cache_folder
-from attacks.shadows.suite import Laboratory, cores
+from attacks.shadows.simulate import Laboratory
 from attacks.views.rounds import parse_rounds
 from fedsim.core.cluster import on_cluster
 from fedsim.core.errors import InputError
+from fedsim.core.parallel import cores
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import Observer
 from fedsim.evaluation import results
@@ -54,7 +55,7 @@ def attack_again(
 
     names: attacks to run ('server:fedmia', or bare: the adversary's), default all of the scenario's; other
         attacks' scores are kept.
-    workers, progress: of the shadow federations (`Laboratory`); None: `suite.cores`.
+    workers, progress: of the shadow federations (`Laboratory`); None: `parallel.cores`.
     rounds: those whose models attacks look at, such as '1,5,10-20,last'; default: adversary.rounds.
     cluster: address of a Ray cluster for the shadows (`cluster.check_address`); None: this machine.
 

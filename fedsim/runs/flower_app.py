@@ -14,10 +14,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from attacks.shadows import cache
-from attacks.shadows.suite import Laboratory, cores
+from attacks.shadows.simulate import Laboratory
 from clients.party import run_folder
 from fedsim.core import folders, own_packages
 from fedsim.core.errors import InputError, suggestion
+from fedsim.core.parallel import cores
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
 from fedsim.engines.bounded_grid import BoundedGrid

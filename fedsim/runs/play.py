@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attacks.shadows import cache
-from attacks.shadows.suite import Laboratory, cores
+from attacks.shadows.simulate import Laboratory
 from fedsim.core.cluster import check_address
 from fedsim.core.errors import FedsimError, InputError, suggestion
 from fedsim.core.models.shapes import LANGUAGE
+from fedsim.core.parallel import cores
 from fedsim.core.run_directory import GameEntry, RunDirectory, runs_in
 from fedsim.engines.settings import EngineOptions
 from fedsim.runs import confidence, integrity, release
@@ -30,7 +31,7 @@ def federate(
     """Run every game that is not finished, then evaluate all of them.
 
     workers: processes for the parties, and cores for the shadows; None: 1 (for a language model
-        `suite.cores`), and `suite.cores`.
+        `parallel.cores`), and `parallel.cores`.
     options: what only some engines heed
 
     Raises:

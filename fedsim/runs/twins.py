@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from attacks.shadows.suite import cores
 from fedsim.core import files
 from fedsim.core.parallel import Workers
 from fedsim.core.run_directory import RunDirectory, new_run_path
@@ -43,39 +42,42 @@ def prepared(run: RunDirectory, switch: str, data_dir: Path | None) -> RunDirect
 
 @contextmanager
 def federated(
-    twins: Sequence[RunDirectory], engine: str, workers: int | None, options: EngineOptions
+    twins: Sequence[RunDirectory],
+    processes: Workers | None,
+    engine: str,
+    workers: int | None,
+    options: EngineOptions,
 ) -> Iterator[Callable[[RunDirectory], None]]:
     """Federate the twins beside what the body does, and yield ``wait(twin)``, which returns when one is done.
 
-    They have as many processes as there are cores beside the body's; with one core, or on another engine than
-    'inprocess', which has processes of its own, `wait` federates the twin itself. The results are the same.
+    Each of k processes federates every k-th twin, one after the other; without any, `wait` federates
+    the twin itself. The results are the same.
 
-    workers, options: as `play.federate` takes them
+    processes: for the engine 'inprocess' alone
+    engine, workers, options: as `play.federate` takes them
     """
-    processes = min(len(twins), (workers or cores()) - 1)
-    if processes == 0 or engine != "inprocess":
+    if processes is None:
         yield lambda twin: play.federate(twin, engine, workers, options)
         return
+    lanes = [twins[number :: processes.count] for number in range(min(processes.count, len(twins)))]
     done: set[int] = set()
-    with Workers(processes) as pool:
-        tasks = [(twin.path, workers) for twin in twins]
-        with contextlib.closing(pool.run(_federate, tasks)) as outcomes:
-            for _ in range(processes):  # all of these are started
-                next(outcomes)
+    tasks = [([twin.path for twin in lane], workers) for lane in lanes]
+    with contextlib.closing(processes.run(_federate, tasks)) as outcomes:
+        for _ in lanes:  # all of them are started
+            next(outcomes)
 
-            def wait(twin: RunDirectory) -> None:
-                number = twins.index(twin)
-                while number not in done:
-                    outcome = next(outcomes)
-                    if outcome.state != "started":
-                        outcome.result()
-                        done.add(outcome.number)
+        def wait(twin: RunDirectory) -> None:
+            while twins.index(twin) % processes.count not in done:
+                outcome = next(outcomes)
+                outcome.result()
+                done.add(outcome.number)
 
-            yield wait
+        yield wait
 
 
-def _federate(path: Path, workers: int | None) -> None:
-    play.federate(RunDirectory.open(path), workers=workers)
+def _federate(paths: Sequence[Path], workers: int | None) -> None:
+    for path in paths:
+        play.federate(RunDirectory.open(path), workers=workers)
 
 
 def check(scenario_path: Path, overrides: Sequence[str], switches: Sequence[str]) -> None:
