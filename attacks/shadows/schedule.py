@@ -106,12 +106,14 @@ def draw_schedule(plan: FederationPlan, streams: Sequence[Streams]) -> Schedule:
     mixes = [k for k in parties if plan.parties[k].defence.mixup]
     drops = [k for k in parties if plan.parties[k].defence.dropout]
     quantises = [k for k in parties if plan.parties[k].defence.quantise]
-    noise = [stream.noise for stream in streams] if plan.private else []
+    shape = len(streams), len(parties), _steps(plan, plan.private)
+    noisy = any(plan.dp(k).noisy for k in plan.private)
+    noise = _raw([stream.noise for stream in streams], shape) if noisy else np.zeros(shape, np.uint64)
     defence = [stream.defence for stream in streams] if mixes or drops or quantises else []
     return Schedule(
         active,
         [batches[k] for k in parties],
-        _raw(noise, (len(streams), len(parties), _steps(plan, plan.private))),
+        noise,
         mixing={k: _mixing(plan, k, batches[k], defence) for k in mixes},
         dropout=_raw(defence, (len(streams), len(parties), _steps(plan, drops))),
         rounding=_raw(defence, (len(streams), len(parties) if quantises else 0)),

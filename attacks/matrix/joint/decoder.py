@@ -65,11 +65,11 @@ class Decoder:
         """
         # The 2 × 2 block of I − H of a shadow and its partner: `own` on the diagonal, `other` beside it.
         left = penalty / (self.square + penalty)  # (r,), the eigenvalues of I − H
-        own = self._beyond(np.arange(len(self.q))) + np.einsum("sr,sr,r->s", self.q, self.q, left)
         met = np.flatnonzero(design.paired)
+        own = self._alone + np.einsum("sr,sr,r->s", self.q, self.q, left)
         other = np.zeros_like(own)
         pairs = np.einsum("sr,sr,r->s", self.q[met], self.q[design.partner[met]], left)
-        other[met] = self._beyond(design.partner)[met] + pairs
+        other[met] = self._beyond(met, design.partner[met]) + pairs
         partners = np.where(design.paired, own[design.partner], 1.0)
         # Bounded below: rounding must not make the block of two mirror images singular.
         determinant = np.maximum(own * partners - other**2, 1e-6 * own * partners)
@@ -77,15 +77,21 @@ class Decoder:
         a, b = ((part / determinant).astype(np.float32)[:, None] for part in (partners, -other))
         return lambda rows: a * rows + b * rows[design.partner]
 
-    def _beyond(self, partner: np.ndarray) -> np.ndarray:
-        """Return I − QQᵀ − 1/S at every row and its ``partner``, (S,) float64, 0 where Q spans all there is.
+    @cached_property
+    def _alone(self) -> np.ndarray:
+        """The same for every row and itself, (S,) float64; no λ changes it."""
+        rows = np.arange(len(self.q))
+        return self._beyond(rows, rows)
+
+    def _beyond(self, rows: np.ndarray, partners: np.ndarray) -> np.ndarray:
+        """Return I − QQᵀ − 1/S at these rows and partners, (b,) float64, 0 where Q spans all there is.
 
         Q spans the contrasts of S shadows unless there are fewer signals.
         """
         if self.q.shape[1] >= len(self.q) - 1:
-            return np.zeros(len(self.q))
-        products = np.einsum("sr,sr->s", self.q, self.q[partner], dtype=np.float64)
-        return np.asarray((partner == np.arange(len(self.q))) - products - 1 / len(self.q))
+            return np.zeros(len(rows))
+        products = np.einsum("sr,sr->s", self.q[rows], self.q[partners], dtype=np.float64)
+        return np.asarray((partners == rows) - products - 1 / len(self.q))
 
 
 def scaled(signals: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:

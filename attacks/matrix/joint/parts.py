@@ -24,6 +24,7 @@ Time and memory are linear in the number of records.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -56,10 +57,8 @@ def weight_decoding(matrix: SignalMatrix, rng: np.random.Generator) -> np.ndarra
     """
     if matrix.shadow_weights is None or matrix.target_weights is None:
         raise ValueError("weight decoding needs the weights of target and shadows")
-    design = Design.of(matrix.member)
-    pairs = zip(matrix.shadow_weights.swapaxes(0, 1), matrix.target_weights, strict=True)
-    predictions = (_decoded(Decoder.of(shadows, target[None]), design) for shadows, target in pairs)
-    return design.likelihood_ratio(max(predictions, key=design.separation))[0]
+    _, ratios = max(_own_by_weights(matrix), key=lambda pair: pair[0])
+    return ratios[0]
 
 
 @attack(
@@ -93,21 +92,47 @@ def factor_adjusted_lira(matrix: SignalMatrix, rng: np.random.Generator) -> np.n
     return design.likelihood_ratio(max(predictions, key=design.separation))[0]
 
 
-def all_parts(matrix: SignalMatrix, phi: np.ndarray, weights: np.ndarray | None) -> Iterator[np.ndarray]:
+def all_parts(matrix: SignalMatrix, rehearsed: SignalMatrix | None = None) -> Iterator[np.ndarray]:
     """Yield each part's log likelihood ratios of T targets, (T, n); LiRA at the last round first.
 
-    phi: (T, R, n); weights: (T, K, P) or None, of the targets
+    rehearsed: whose shadows are the targets; None for the matrix's own target
     """
+    phi = matrix.target[None] if rehearsed is None else rehearsed.shadows  # (T, R, n)
     design, decoder = Design.of(matrix.member), Decoder.of(matrix.shadows, phi)
     yield design.likelihood_ratio(_plain(matrix.shadows[:, -1], phi[:, -1]))
     yield design.likelihood_ratio(_decoded(decoder, design))
     for penalty in FACTOR_PENALTIES:
         yield design.likelihood_ratio(_adjusted(matrix.shadows, phi, decoder, design, penalty))
-    if matrix.shadow_weights is not None and weights is not None:
-        for known, of_targets in zip(
-            matrix.shadow_weights.swapaxes(0, 1), weights.swapaxes(0, 1), strict=True
-        ):
-            yield design.likelihood_ratio(_decoded(Decoder.of(known, of_targets), design))
+    if matrix.shadow_weights is None or matrix.target_weights is None:
+        return
+    if rehearsed is None:
+        yield from (ratios for _, ratios in _own_by_weights(matrix))
+    elif rehearsed.shadow_weights is not None:
+        yield from (ratios for _, ratios in _by_weights(matrix, rehearsed.shadow_weights))
+
+
+_FOUND: WeakKeyDictionary[SignalMatrix, list[tuple[float, np.ndarray]]] = WeakKeyDictionary()
+"""What `_own_by_weights` made of a matrix, as long as it lives: more than one attack asks for it."""
+
+
+def _own_by_weights(matrix: SignalMatrix) -> list[tuple[float, np.ndarray]]:
+    """Return what `_by_weights` yields of the matrix's own target."""
+    if matrix not in _FOUND:
+        assert matrix.target_weights is not None
+        _FOUND[matrix] = list(_by_weights(matrix, matrix.target_weights[None]))
+    return _FOUND[matrix]
+
+
+def _by_weights(matrix: SignalMatrix, targets: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield, of each round's weights, how far they separate left-out shadows, and the ratios (T, n).
+
+    targets: (T, K, P), the weights of the targets
+    """
+    assert matrix.shadow_weights is not None
+    design = Design.of(matrix.member)
+    for known, of_targets in zip(matrix.shadow_weights.swapaxes(0, 1), targets.swapaxes(0, 1), strict=True):
+        prediction = _decoded(Decoder.of(known, of_targets), design)
+        yield design.separation(prediction), design.likelihood_ratio(prediction)
 
 
 def _plain(phi: np.ndarray, of_targets: np.ndarray) -> Prediction:
@@ -127,8 +152,9 @@ def _decoded(decoder: Decoder, design: Design) -> Prediction:
     records = np.flatnonzero(decodable(design.member))
     few_records = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
     few = Design(design.member[:, few_records], design.partner)
-    best = max(PENALTIES, key=lambda penalty: few.separation(_ridge(decoder, few, penalty)))
-    return _ridge(decoder, design, best)
+    found = ((penalty, _ridge(decoder, few, penalty)) for penalty in PENALTIES)
+    best, prediction = max(found, key=lambda pair: few.separation(pair[1]))
+    return prediction if len(few_records) == design.member.shape[1] else _ridge(decoder, design, best)
 
 
 def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:

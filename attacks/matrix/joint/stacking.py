@@ -96,13 +96,7 @@ def _evidence(matrix: SignalMatrix, held: np.ndarray) -> list[Evidence]:
 def _weighed(matrix: SignalMatrix, held: np.ndarray) -> Iterator[Evidence]:
     """Yield what each part makes of the target, and of the shadows ``held`` by fits on the others."""
     others = matrix.subset(np.setdiff1d(np.arange(len(matrix)), held))
-    weights = None if matrix.shadow_weights is None else matrix.shadow_weights[held]
-    of_target = matrix.target_weights if matrix.target_weights is None else matrix.target_weights[None]
-    pairs = zip(
-        all_parts(matrix, matrix.target[None], of_target),
-        all_parts(others, matrix.shadows[held], weights),
-        strict=True,
-    )
+    pairs = zip(all_parts(matrix), all_parts(others, matrix.subset(held)), strict=True)
     return (Evidence(target[0], shadows.astype(np.float32)) for target, shadows in pairs)
 
 

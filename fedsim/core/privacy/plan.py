@@ -65,6 +65,11 @@ class Plan:
             return self.noise_multiplier
         return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
 
+    @property
+    def noisy(self) -> bool:
+        """Whether a step draws any noise."""
+        return self.noise_multiplier > 0 or self.clipping == "adaptive"
+
     def next_clipping_norm(self, norm: float, count: float) -> float:
         """Return C after a step with C = ``norm``: C exp(−η (b̃ − γ)) (Andrew et al. 2021, section 2.2).
 

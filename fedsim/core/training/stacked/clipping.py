@@ -63,6 +63,7 @@ class Clipping:
         self.expected_batch = plans.expected_batch
         self._plans, self._source, self._flat = plans, source, flat
         self._any_adapts = bool(plans.adapts.any())
+        self._any_noise = bool(plans.deviation.any()) or self._any_adapts
         # A number for every parameter, and the last one for the count.
         self._pieces = stack.split(flat[:, :-1])
         self._count = torch.empty(0)
@@ -73,11 +74,14 @@ class Clipping:
         numbers: (n,) uint64, from which the noise is made
         """
         n = len(batches.rows)
+        batches = replace(batches, clipping_norm=self.norm[:n, None].float())
+        if not self._any_noise:  # as where the adversary has the noise in its covariance instead
+            return batches
         signs = self._source.draw(numbers, out=self._flat[:n])
         self._count = self._flat[:n, -1] * signs
         pieces = self._pieces if n == len(self._flat) else [piece[:n] for piece in self._pieces]
         noise = Noise(pieces, signs * (self._plans.deviation[:n] * self.norm[:n]).float())
-        return replace(batches, clipping_norm=self.norm[:n, None].float(), noise=noise)
+        return replace(batches, noise=noise)
 
     def follow(self, gradient: Gradient, weight: Tensor, ended: Tensor) -> None:
         """Move the norms that adapt after a step (Andrew et al. 2021, algorithm 1), see `AdaptiveNorm`.
