@@ -8,7 +8,7 @@ owner's scores holds for the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,11 +24,25 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray, np.random.Generator], Scorer]
 """Features (m, d), membership (m,) bool and a stream → a scorer."""
 
+FitAll = Callable[[Sequence[tuple[np.ndarray, np.ndarray]], np.random.Generator], list[Scorer]]
+"""Features (m, d) and membership (m,) bool of several folds, and a stream → a scorer of each."""
+
 FOLDS = 5
 
 
 def cross_fitted(
     view: ParticipantView, candidates: Records, features: Features, fit: Fit, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the scores (n,) float64 of ``candidates`` by fits on the owner's records, see `all_fitted`."""
+
+    def one_by_one(folds: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> list[Scorer]:
+        return [fit(known, member, rng) for known, member in folds]
+
+    return all_fitted(view, candidates, features, one_by_one, rng)
+
+
+def all_fitted(
+    view: ParticipantView, candidates: Records, features: Features, fit: FitAll, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the scores (n,) float64 of ``candidates`` by fits on the owner's records, see the module.
 
@@ -44,7 +58,8 @@ def cross_fitted(
     if not len(finite) or not np.isfinite(known).all() or member.all() or not member.any():
         return scores
     fold = deal(member, rng)
-    fits = [fit(known[fold != k], member[fold != k], rng) for k in range(max(fold.max() + 1, 1))]
+    others = [fold != k for k in range(max(fold.max() + 1, 1))]
+    fits = fit([(known[kept], member[kept]) for kept in others], rng)
     by_fit = np.array([scorer(values[finite]) for scorer in fits])
     left_out = _fold_of(candidates.take(finite), own, fold)
     rows = np.arange(len(left_out))

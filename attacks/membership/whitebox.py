@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,10 +70,10 @@ def network(view: ParticipantView, candidates: Records, rng: np.random.Generator
         parts = [_seen_at(view, t, modules[t], records) for t in rounds]
         return np.hstack([*parts, np.eye(view.settings.classes)[records.labels]])
 
-    def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator) -> crossfit.Scorer:
-        return attack_network.fit(known, member, rng, len(rounds), view.settings.classes)
+    def fit(folds: Sequence[attack_network.Fold], rng: np.random.Generator) -> list[crossfit.Scorer]:
+        return attack_network.fit(folds, rng, len(rounds), view.settings.classes)
 
-    return crossfit.cross_fitted(view, candidates, features, fit, rng)
+    return crossfit.all_fitted(view, candidates, features, fit, rng)
 
 
 def spread(rounds: list[int], count: int) -> list[int]:

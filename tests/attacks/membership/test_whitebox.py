@@ -84,6 +84,31 @@ def test_kernels_go_over_the_rows_of_the_gradient() -> None:
     torch.testing.assert_close(network(seen, label), expected)
 
 
+def test_stacked_networks_are_as_each_by_itself() -> None:
+    """Training by torch's own modules, one network after the other, on folds of different sizes."""
+    rng, rounds, classes = np.random.default_rng(3), 2, 3
+    folds = [(rng.normal(size=(m, 2 * 11 + 3)), rng.random(m) < 0.4) for m in (30, 27, 30)]
+    asked = rng.normal(size=(9, 25))
+    found = attack_network.fit(folds, np.random.default_rng(4), rounds, classes)
+    seeds = np.random.default_rng(4)
+    for (known, member), scorer in zip(folds, found, strict=True):
+        network = attack_network._initial(rounds, classes, 4, seed=int(seeds.integers(2**63)))
+        step, target = attack_network.adamw(list(network.parameters())), torch.tensor(member).float()
+        mean, deviation = known.mean(axis=0), known.std(axis=0)
+        weight = torch.where(target > 0, 0.5 / target.mean(), 0.5 / (1 - target.mean()))
+
+        def odds(values: np.ndarray, network: AttackNetwork = network) -> torch.Tensor:
+            scaled = torch.tensor((values - mean) / deviation).to(next(network.parameters()).dtype)  # noqa: B023
+            return network(scaled[:, :-3].reshape(len(values), 2, 11), scaled[:, -3:])
+
+        for _ in range(attack_network.STEPS):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(odds(known), target, weight)
+            step(torch.autograd.grad(loss, list(network.parameters())))
+        network.double()
+        with torch.no_grad():
+            np.testing.assert_allclose(scorer(asked), odds(asked).numpy(), rtol=1e-4, atol=1e-5)
+
+
 @given(st.integers(0, 2**32), st.integers(2, 6))
 def test_label_first_is_a_permutation_that_starts_with_the_label(seed: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
@@ -120,7 +145,7 @@ def test_the_network_depends_on_its_stream_and_leaves_torchs_alone() -> None:
     asked = rng.normal(size=(9, known.shape[1]))
 
     def scores(seed: int) -> np.ndarray:
-        return attack_network.fit(known, member, np.random.default_rng(seed), 2, 3)(asked)
+        return attack_network.fit([(known, member)], np.random.default_rng(seed), 2, 3)[0](asked)
 
     torch.manual_seed(1)
     first = scores(1)
@@ -146,14 +171,15 @@ def test_the_network_learns_from_the_gradient_alone() -> None:
         return values
 
     known, unseen = rng.random(1000) < 0.5, rng.random(400) < 0.5
-    fits = [attack_network.fit(drawn(known), known, rng, rounds=1, classes=3) for _ in range(4)]
+    fits = attack_network.fit([(drawn(known), known) for _ in range(4)], rng, rounds=1, classes=3)
     assert roc_auc_score(unseen, np.mean([score(drawn(unseen)) for score in fits], axis=0)) > 0.7
 
 
 def test_both_kinds_weigh_the_same_however_many_there_are() -> None:
     rng = stream()
     known, member = rng.normal(size=(300, 14)), np.arange(300) < 30
-    scores = attack_network.fit(known, member, rng, rounds=1, classes=3)(rng.normal(size=(500, 14)))
+    (score,) = attack_network.fit([(known, member)], rng, rounds=1, classes=3)
+    scores = score(rng.normal(size=(500, 14)))
     assert abs(np.mean(scores)) < 1  # with 30 : 270 unweighted: log 1/9 = −2.2
 
 
@@ -221,7 +247,8 @@ import sys
 import numpy as np
 from attacks.membership import attack_network
 known = np.random.default_rng(0).normal(size=(40, 2 * (2 * 2 + 1 + 3) + 2))
-attack_network.fit(known, np.arange(40) % 2 == 0, np.random.default_rng(1), rounds=2, classes=2)(known)
+folds = [(known, np.arange(40) % 2 == 0)]
+attack_network.fit(folds, np.random.default_rng(1), rounds=2, classes=2)[0](known)
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
