@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fedsim.evaluation.leakage import KEY, joined, measure, over_games, samples_of
+from fedsim.evaluation.estimates import Estimate, auc, tpr_at_fpr
+from fedsim.evaluation.leakage import KEY, Sample, joined, over_games, samples_of
 
 METRICS = ("auc", "tpr_at_fpr_0.01")
 
@@ -22,12 +23,12 @@ def evaluate_by_round(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame
         ValueError: a score is NaN, or a candidate has no truth.
     """
     rows: list[tuple] = []
-    for (observer, attack, t), of_round in scores.groupby([*KEY, "round"], sort=False):
-        part = of_round.drop(columns="round")
-        # No threshold is chosen: both metrics are properties of the score.
-        cut = part[["game", *KEY]].drop_duplicates().assign(threshold=0.0)
-        samples = samples_of(joined(part, cut, truth))
-        by_game = [measure(sample) for sample in samples]
+    # No threshold is chosen: both metrics are properties of the score.
+    cuts = scores[["game", *KEY, "round"]].drop_duplicates().assign(threshold=0.0)
+    judged = joined(scores, cuts, truth)
+    for (observer, attack, t), of_round in judged.groupby([*KEY, "round"], sort=False):
+        samples = samples_of(of_round)
+        by_game = [_measure(sample) for sample in samples]
         games = zip(
             [sample.game for sample in samples], by_game, [[sample] for sample in samples], strict=True
         )
@@ -40,3 +41,9 @@ def evaluate_by_round(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame
                 rows.append((observer, attack, int(str(t)), game, metric, *figures))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values([*KEY, "round"], kind="stable", ignore_index=True)
+
+
+def _measure(sample: Sample) -> dict[str, Estimate]:
+    """Return `METRICS` of one game."""
+    members, nonmembers = sample.members, sample.nonmembers
+    return {"auc": auc(members, nonmembers), "tpr_at_fpr_0.01": tpr_at_fpr(members, nonmembers, 0.01)}

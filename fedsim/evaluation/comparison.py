@@ -62,9 +62,14 @@ def scored(judged: pd.DataFrame, attacks: Sequence[Key]) -> list[Scored]:
 
 
 def _scored(rows: pd.DataFrame, attacks: Sequence[Key]) -> Scored:
-    scores = rows.pivot(index="candidate", columns=KEY, values="score")[list(attacks)]
-    member = rows.drop_duplicates("candidate").set_index("candidate")["member"].loc[scores.index]
-    return Scored(scores.to_numpy(float).T, member.to_numpy(bool))
+    candidates, place = np.unique(rows["candidate"].to_numpy(), return_inverse=True)
+    score, member = rows["score"].to_numpy(float), np.empty(len(candidates), bool)
+    member[place] = rows["member"].to_numpy(bool)
+    scores = np.full((len(attacks), len(candidates)), np.nan)
+    rows_of = rows.groupby(KEY, sort=False).indices
+    for number, attack in enumerate(attacks):
+        scores[number, place[rows_of[attack]]] = score[rows_of[attack]]
+    return Scored(scores, member)
 
 
 def of_attacks(table: pd.DataFrame, attacks: Sequence[Key]) -> pd.DataFrame:
@@ -260,8 +265,10 @@ def compare_table(
     high, p; no row of TPR without α, or where the non-members of all games together are too few for it.
     """
     rows: list[tuple] = []
-    for attack in [key for key in attacks_in(judged) if key != reference]:
-        games = scored(of_attacks(judged, [attack, reference]), [reference, attack])
+    others = [key for key in attacks_in(judged) if key != reference]
+    everyones = scored(judged, [reference, *others])
+    for number, attack in enumerate(others, start=1):
+        games = [Scored(game.scores[[0, number]], game.member) for game in everyones]
         results = {"auc": compare_auc(games)}
         nonmembers = sum(int((~game.member).sum()) for game in games)
         if alpha is not None and bounded_below(nonmembers, alpha):

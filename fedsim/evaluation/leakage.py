@@ -69,12 +69,17 @@ def evaluate(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame
     Raises:
         ValueError: a score is NaN, a candidate has no truth, or an attack has no threshold.
     """
+    return tabled(joined(scores, thresholds, truth))
+
+
+def tabled(judged: pd.DataFrame) -> pd.DataFrame:
+    """Return the leakage table of rows of `joined`; see `evaluate`."""
     rows: list[tuple] = []
-    by_attack = joined(scores, thresholds, truth).groupby([*KEY, "world"], sort=False)
-    for (observer, attack, world), judged in by_attack:
+    for (observer, attack, world), of_attack in judged.groupby([*KEY, "world"], sort=False):
         key = str(observer), str(attack), str(world)
-        for party in ["all", *sorted(judged["party"].unique())]:
-            samples = samples_of(judged if party == "all" else judged[judged["party"] == party])
+        parties = of_attack["party"].to_numpy(object)
+        for party in ["all", *sorted(set(parties))]:
+            samples = samples_of(of_attack, None if party == "all" else parties == party)
             by_game = [measure(sample) for sample in samples]
             for sample, estimates in zip(samples, by_game, strict=True):
                 rows += _rows((*key, party, sample.game), estimates, [sample])
@@ -102,16 +107,17 @@ def measure(sample: Sample) -> dict[str, Estimate]:
 
 
 def over_games(samples: Sequence[Sample], by_game: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
-    """Return every metric's mean over games.
+    """Return every metric's mean over games, of those that were measured, the AUC among them.
 
     Where some game has too few non-members for a TPR at FPR α, the games' ranks are pooled instead: ranks
     within a game need no truth, and make the games' scores comparable.
     """
     means = {metric: mean([estimates[metric] for estimates in by_game]) for metric in by_game[0]}
     means["auc"] = mean_auc([estimates["auc"] for estimates in by_game])
-    means["advantage"] = advantage(means["balanced_accuracy"])
+    if "advantage" in means:
+        means["advantage"] = advantage(means["balanced_accuracy"])
     for alpha in FALSE_POSITIVE_RATES:
-        if pools(samples, alpha):
+        if f"tpr_at_fpr_{alpha}" in means and pools(samples, alpha):
             means[f"tpr_at_fpr_{alpha}"] = _pooled_tpr(samples, alpha)
     return means
 
@@ -196,31 +202,44 @@ def ppv_table(leakage: pd.DataFrame, priors: Sequence[float] = PRIORS) -> pd.Dat
 def joined(scores: pd.DataFrame, thresholds: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """Return scores with threshold, party, member, and the rank within observer, attack, world and game.
 
-    Scores that name no world are of world 'all'. Arguments and errors are those of `evaluate`.
+    Scores that name no world are of world 'all'; those that name a round are ranked within it, and have a
+    threshold for each. Arguments and errors are those of `evaluate`.
     """
     if scores["score"].isna().any():
         raise ValueError("a score is NaN")
     if "world" not in scores:
         scores, thresholds = scores.assign(world="all"), thresholds.assign(world="all")
+    key = [*KEY, "world", *(["round"] if "round" in scores else [])]
     judged = scores.merge(truth, on=["game", "candidate"], how="left", validate="many_to_one")
-    judged = judged.merge(thresholds, on=["game", *KEY, "world"], how="left", validate="many_to_one")
+    judged = judged.merge(thresholds, on=["game", *key], how="left", validate="many_to_one")
     if judged[["member", "threshold"]].isna().any(axis=None):
         raise ValueError("a scored candidate has no truth, or an attack has no threshold")
     judged["member"] = judged["member"].astype(bool)
-    judged["rank"] = judged.groupby([*KEY, "world", "game"])["score"].rank(pct=True)
+    judged["rank"] = judged.groupby([*key, "game"])["score"].rank(pct=True)
     return judged
 
 
-def samples_of(judged: pd.DataFrame) -> list[Sample]:
-    """Return one attack's rows of `joined` as one sample a game, in the order of the games."""
-    return [_sample(str(game), rows) for game, rows in judged.groupby("game")]
+def samples_of(judged: pd.DataFrame, where: np.ndarray | None = None) -> list[Sample]:
+    """Return one attack's rows of `joined` as one sample a game, in the order of the games.
+
+    where: (rows,) bool, those of them; default: all
+    """
+    names = "game", "threshold", "score", "rank", "member"
+    columns = [judged[name].to_numpy() if where is None else judged[name].to_numpy()[where] for name in names]
+    return [_sample(game, *columns) for game in np.unique(columns[0])]
 
 
-def _sample(game: str, rows: pd.DataFrame) -> Sample:
-    score, rank = rows["score"].to_numpy(float), rows["rank"].to_numpy(float)
-    member = rows["member"].to_numpy()
-    threshold = float(rows["threshold"].iloc[0])
-    return Sample(game, threshold, score[member], score[~member], rank[member], rank[~member])
+def _sample(
+    game: object,
+    games: np.ndarray,
+    threshold: np.ndarray,
+    score: np.ndarray,
+    rank: np.ndarray,
+    member: np.ndarray,
+) -> Sample:
+    inside, outside = ((games == game) & side for side in (member, ~member))
+    chosen = float(threshold[games == game][0])
+    return Sample(str(game), chosen, score[inside], score[outside], rank[inside], rank[outside])
 
 
 def _rows(key: tuple[str, ...], estimates: dict[str, Estimate], samples: Sequence[Sample]) -> Iterator[tuple]:

@@ -10,7 +10,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.evaluation import comparison
 from fedsim.evaluation.by_round import evaluate_by_round
 from fedsim.evaluation.ladder import ladder as rungs
-from fedsim.evaluation.leakage import evaluate, joined
+from fedsim.evaluation.leakage import joined
 from fedsim.evaluation.sources import evaluate as evaluate_sources
 from fedsim.evaluation.truth import read_truth
 
@@ -23,7 +23,16 @@ def judged(run: RunDirectory, world: str | None = None) -> pd.DataFrame:
     Raises:
         InputError: a file is missing or corrupt.
     """
-    return in_world(run, joined(*_tables(run)), world)
+    return in_world(run, everyones(run), world)
+
+
+def everyones(run: RunDirectory) -> pd.DataFrame:
+    """Return the scores of all worlds beside the truth, as `judged`, from which the tables below are made.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+    """
+    return joined(*_tables(run))
 
 
 def in_world(run: RunDirectory, table: pd.DataFrame, world: str | None = None) -> pd.DataFrame:
@@ -31,32 +40,25 @@ def in_world(run: RunDirectory, table: pd.DataFrame, world: str | None = None) -
     return table[table["world"] == (world or run.scenario.adversary.ladder[0])]
 
 
-def leakage(run: RunDirectory) -> pd.DataFrame:
-    """Return the leakage table of a run: see `fedsim.evaluation.leakage.evaluate`.
-
-    Raises:
-        InputError: a file is missing or corrupt.
-    """
-    return evaluate(*_tables(run))
-
-
-def strongest(run: RunDirectory) -> pd.DataFrame:
+def strongest(run: RunDirectory, rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return each observer's strongest attack in the headline's world: see `comparison.strongest`.
 
     The participant's for all parties and for each of them; the other observers' for all parties together.
 
+    rows: `everyones`, where they have been read
+
     Raises:
         InputError: a file is missing or corrupt.
     """
-    scores = judged(run)
+    scores = in_world(run, everyones(run) if rows is None else rows)
     parts = []
-    for observer, rows in scores.groupby("observer", sort=False):
+    for observer, own in scores.groupby("observer", sort=False):
         if observer == "participant":
             stream = rng.generator(run.scenario.seed, "report: simultaneous intervals")
         else:
             stream = rng.generator(run.scenario.seed, f"report: simultaneous intervals of {observer}")
-            rows = rows.assign(party="all")
-        table = comparison.strongest(rows, stream)
+            own = own.assign(party="all")
+        table = comparison.strongest(own, stream)
         parts.append(table.iloc[:1] if observer != "participant" else table)
     return pd.concat(parts, ignore_index=True)
 
@@ -70,13 +72,12 @@ def leakage_by_round(run: RunDirectory) -> pd.DataFrame:
     return evaluate_by_round(run.table("scores_by_round"), read_truth(run.path))
 
 
-def ladder(run: RunDirectory) -> pd.DataFrame:
+def ladder(run: RunDirectory, rows: pd.DataFrame) -> pd.DataFrame:
     """Return what the strongest attack finds in each world: see `fedsim.evaluation.ladder`.
 
-    Raises:
-        InputError: a file is missing or corrupt.
+    rows: `everyones`
     """
-    return rungs(joined(*_tables(run)), run.scenario.adversary.ladder, run.scenario.seed)
+    return rungs(rows, run.scenario.adversary.ladder, run.scenario.seed)
 
 
 def sources(run: RunDirectory) -> pd.DataFrame:

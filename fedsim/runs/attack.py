@@ -15,15 +15,17 @@ from fedsim.core.parallel import cores
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.adversary import Observer
 from fedsim.evaluation import results
+from fedsim.evaluation.leakage import tabled
 from fedsim.runs import integrity
 from fedsim.runs.observers import mount, note_attacks, observers_of
 
 
 def evaluate(run: RunDirectory) -> None:
     """Join the scores with the truth; write the tables leakage, strongest, ladder, and sources if asked."""
-    run.write_table("leakage", results.leakage(run))
-    run.write_table("strongest", results.strongest(run))
-    run.write_table("ladder", results.ladder(run))
+    judged = results.everyones(run)
+    run.write_table("leakage", tabled(judged))
+    run.write_table("strongest", results.strongest(run, judged))
+    run.write_table("ladder", results.ladder(run, judged))
     if run.has("scores_by_round"):
         run.write_table("leakage_by_round", results.leakage_by_round(run))
     if run.has("source_scores"):
