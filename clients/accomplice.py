@@ -24,7 +24,7 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
     """Train as asked, and share the answer."""
     answer = participant.train(party, message, context)
     if "arrays" in answer:
-        reply = messages.to_numpy(answer.array_records["arrays"])
+        reply = messages.to_numpy(messages.arrays_in(answer))
         observations.record_reply(_shared(party), messages.server_round(message), reply)
     return answer
 

@@ -24,11 +24,11 @@ def clip(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     if norm is None or reply.has_error() or "arrays" not in reply.content:
         return reply
     sent = messages.global_model(message)
-    weights, clipped = to_norm(messages.to_numpy(reply.content.array_records["arrays"]), sent, norm)
+    weights, clipped = to_norm(messages.to_numpy(messages.arrays_in(reply.content)), sent, norm)
     reply.content["arrays"] = messages.to_arrays(weights)
     central = party_of(context).scenario.federation.central_dp
     if central is not None and central.clipping == "adaptive":
-        reply.content.metric_records["metrics"][messages.NORM_BIT] = int(clipped)
+        messages.metrics_in(reply.content)[messages.NORM_BIT] = int(clipped)
     return reply
 
 

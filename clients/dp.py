@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context
 
-from clients import node
+from clients import messages, node
 from clients.node import BudgetSpent
 from clients.party import Party
 from fedsim.core import rng
@@ -58,7 +58,7 @@ def plan_of(party: Party, context: Context) -> Plan | None:
         node.check_plan(context, plan)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(plan))
         _open_ledger(context)
-    return Plan(**cast(Any, dict(context.state.config_records["plan"])))
+    return Plan(**cast(Any, dict(messages.config_in(context.state, "plan"))))
 
 
 def ledger_of(context: Context) -> Ledger:
@@ -70,14 +70,14 @@ def ledger_of(context: Context) -> Ledger:
     on_disk = node.read_ledger(context)
     if on_disk is not None:
         return on_disk
-    return Ledger.from_config(dict(context.state.config_records["ledger"]))
+    return Ledger.from_config(dict(messages.config_in(context.state, "ledger")))
 
 
 def clipping_norm_of(context: Context) -> float | None:
     """Return C as adaptive clipping left it after the party's last round, None before its first."""
     if "clipping" not in context.state:
         return None
-    return float(cast(float, context.state.config_records["clipping"]["norm"]))
+    return float(cast(float, messages.config_in(context.state, "clipping")["norm"]))
 
 
 def refusal(context: Context, plan: Plan) -> str | None:
@@ -206,17 +206,17 @@ def _plan_of_app(
 ) -> Plan:
     """Return the plan for these arguments, kept in the context; other arguments make another plan."""
     asked = json.dumps([settings.model_dump(), training.model_dump(), n, rounds])
-    if "plan" not in context.state or context.state.config_records["asked"]["for"] != asked:
+    if "plan" not in context.state or messages.config_in(context.state, "asked")["for"] != asked:
         made = make_plan(settings, training, n, rounds)
         context.state["plan"] = ConfigRecord(dataclasses.asdict(made))
         context.state["asked"] = ConfigRecord({"for": asked})
-    return Plan(**cast(Any, dict(context.state.config_records["plan"])))
+    return Plan(**cast(Any, dict(messages.config_in(context.state, "plan"))))
 
 
 def _rounds_of(context: Context) -> int:
     if "rounds" not in context.state:
         return 0
-    return int(cast(int, context.state.config_records["rounds"]["trained"]))
+    return int(cast(int, messages.config_in(context.state, "rounds")["trained"]))
 
 
 def _draws_of_app(context: Context, round: int, seed: int | None) -> PartyDraws:

@@ -16,7 +16,9 @@ def draws_of(party: Party, round: int) -> PartyDraws:
     batches and noise come from the operating system instead.
     """
     seed = party.scenario.seed
-    rounding = rng.generator(seed, "quantisation", game=party.game, party=party.name, round=round)
+    rounding = None
+    if party.defence.quantise is not None:
+        rounding = rng.generator(seed, "quantisation", game=party.game, party=party.name, round=round)
     if party.dp is None:
         return PartyDraws(_stream(party, "training", round), None, rounding)
     if party.dp.secure:

@@ -98,8 +98,8 @@ def train(party: Party, message: Message, context: Context) -> RecordDict:
         act = _ascended if _ascends(party, round) else _separating if _separates(party) else None
         if act:
             sent = messages.global_model(message)
-            answer["arrays"] = act(party, round, sent, answer.array_records["arrays"])
-        reply = messages.to_numpy(answer.array_records["arrays"])
+            answer["arrays"] = act(party, round, sent, messages.arrays_in(answer))
+        reply = messages.to_numpy(messages.arrays_in(answer))
         observations.record_reply(_notebook(party), round, reply)
     return answer
 
@@ -192,9 +192,9 @@ def attack(party: Party, message: Message, cluster: str | None = None) -> Record
     Raises:
         FedsimError: no attack could be run.
     """
-    content, notebook = message.content.array_records, _notebook(party)
-    candidates = Pool.from_arrays(messages.to_numpy(content["candidates"]))
-    owned = worlds.from_arrays(messages.to_numpy(content["worlds"]))
+    content, notebook = message.content, _notebook(party)
+    candidates = Pool.from_arrays(messages.to_numpy(messages.arrays_in(content, "candidates")))
+    owned = worlds.from_arrays(messages.to_numpy(messages.arrays_in(content, "worlds")))
     observations.record_candidates(notebook, candidates)
     record_worlds(notebook, owned)
     view = observations.load_view(notebook)

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -24,10 +24,19 @@ TOO_LARGE = "bytes are more than a reply may hold"
 
 _BESIDE_THE_MODEL = 1024**2
 
+_Kind = TypeVar("_Kind", ArrayRecord, ConfigRecord, MetricRecord)
+
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays, such as a model's weights."""
-    return ArrayRecord({name: _pack(np.asarray(array, order="C")) for name, array in arrays.items()})
+    return record_of({name: _pack(np.asarray(array, order="C")) for name, array in arrays.items()})
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Do what ``ArrayRecord(arrays)`` does, which makes every array a second time."""
+    record = ArrayRecord()
+    record.update(arrays)
+    return record
 
 
 def to_numpy(arrays: ArrayRecord) -> dict[str, np.ndarray]:
@@ -37,16 +46,43 @@ def to_numpy(arrays: ArrayRecord) -> dict[str, np.ndarray]:
 
 def _pack(array: np.ndarray) -> Array:
     """Do what ``Array(array)`` does, with the .npy header of this dtype and shape written only once."""
-    data = _npy_header(array.dtype.str, array.shape) + array.tobytes()
-    return Array(dtype=str(array.dtype), shape=array.shape, stype=_NPY, data=data)
+    packed = Array.__new__(Array)  # whose checks of four arguments take longer than the rest
+    packed.__dict__.update(
+        dtype=_name(array.dtype),
+        shape=array.shape,
+        stype=_NPY,
+        data=_npy_header(array.dtype.str, array.shape) + array.tobytes(),
+    )
+    return packed
 
 
 def _unpack(array: Array) -> np.ndarray:
     """Do what ``array.numpy()`` does, without parsing the header of an array that `_pack` could have made."""
+    view = _view(array)
+    return array.numpy() if view is None else view
+
+
+def _view(array: Array) -> np.ndarray | None:
+    """Return the numbers in the bytes of an array that `_pack` could have made, None of any other."""
     header = _npy_header(np.dtype(array.dtype).str, tuple(array.shape))
     if array.stype != _NPY or not array.data.startswith(header):
-        return array.numpy()
+        return None
     return np.frombuffer(array.data, dtype=array.dtype, offset=len(header)).reshape(array.shape)
+
+
+class Readable(Array):
+    """An array as others packed it, whose ``numpy()`` does not parse its header: a copy, to be written to.
+
+    Flower's strategies read every party's arrays so. Flower does not send a subclass: it stays at the server.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.__dict__.update(array.__dict__)
+
+    def numpy(self) -> np.ndarray:
+        """Return the array."""
+        view = _view(self)
+        return super().numpy() if view is None else view.copy()
 
 
 def payload_flaw(array: Array) -> str:
@@ -61,6 +97,10 @@ def payload_flaw(array: Array) -> str:
         return "has a dtype that is none"
     if array.stype != _NPY or dtype.kind not in "fiu":
         return f"holds {dtype} in the format '{array.stype}', not numbers in '{_NPY}'"
+    promised = math.prod(shape) * dtype.itemsize
+    header = _npy_header(dtype.str, shape)
+    if array.data.startswith(header) and len(array.data) == len(header) + promised:
+        return ""  # as `_pack` writes it
     stream = io.BytesIO(array.data)
     try:
         read_header = _NPY_HEADERS[np.lib.format.read_magic(stream)]
@@ -69,23 +109,18 @@ def payload_flaw(array: Array) -> str:
         return "is no .npy file"
     if (written_shape, written_dtype) != (shape, dtype):
         return f"holds {written_dtype} of shape {written_shape} and says {dtype} of shape {shape}"
-    promised, there = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
+    there = len(array.data) - stream.tell()
     return "" if there == promised else f"holds {there} bytes, not {promised}"
 
 
 def size_of(content: RecordDict) -> int:
     """Return the bytes of arrays, texts and numbers that a message holds, with their names."""
-    parts: list[tuple[str, object]] = []
-    for arrays in content.array_records.values():
-        parts += [(name, array.data) for name, array in arrays.items()]
-    for configured in content.config_records.values():
-        parts += configured.items()
-    for measured in content.metric_records.values():
-        parts += measured.items()
-    return sum(len(name) + _size(value) for name, value in parts)
+    return sum(len(name) + _size(value) for record in content.values() for name, value in record.items())
 
 
 def _size(value: object) -> int:
+    if isinstance(value, Array):
+        return len(value.data)
     if isinstance(value, list):
         return sum(map(_size, value))
     return len(value) if isinstance(value, str | bytes) else 8
@@ -99,6 +134,11 @@ def largest_reply(message: Message) -> float:
     if message.metadata.message_type == ATTACK:
         return math.inf
     return 2 * size_of(message.content) + _BESIDE_THE_MODEL
+
+
+@lru_cache(maxsize=1024)
+def _name(dtype: np.dtype) -> str:
+    return str(dtype)
 
 
 @lru_cache(maxsize=1024)
@@ -116,30 +156,57 @@ _NPY_HEADERS = {
 }
 
 
+def arrays_in(content: RecordDict, name: str = "arrays") -> ArrayRecord:
+    """Return the arrays of this name; see `_record`."""
+    return _record(content, name, ArrayRecord)
+
+
+def config_in(content: RecordDict, name: str = "config") -> ConfigRecord:
+    """Return the settings of this name; see `_record`."""
+    return _record(content, name, ConfigRecord)
+
+
+def metrics_in(content: RecordDict, name: str = "metrics") -> MetricRecord:
+    """Return the metrics of this name; see `_record`."""
+    return _record(content, name, MetricRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[_Kind]) -> _Kind:
+    """Do what ``content.array_records[name]`` and its like do, which copy all records at every look.
+
+    Raises:
+        KeyError: there is no record of this name and kind.
+    """
+    record = content[name]
+    if not isinstance(record, kind):
+        raise KeyError(name)
+    return record
+
+
 def global_model(message: Message) -> dict[str, np.ndarray]:
     """Return the weights that the server sent."""
-    return to_numpy(message.content.array_records["arrays"])
+    return to_numpy(arrays_in(message.content))
 
 
 def server_round(message: Message) -> int:
     """Return the round that the server's message belongs to; 0 before training."""
-    return int(cast(int, message.content.config_records["config"]["server-round"]))
+    return int(cast(int, config_in(message.content)["server-round"]))
 
 
 def proximal_mu(message: Message) -> float:
     """Return FedProx's μ, which its strategy puts into the message; 0 for any other strategy."""
-    return float(cast(float, message.content.config_records["config"].get("proximal-mu", 0.0)))
+    return float(cast(float, config_in(message.content).get("proximal-mu", 0.0)))
 
 
 def clipping_norm(message: Message) -> float | None:
     """Return the norm to which the server asks parties to clip their updates, None where it asks for none."""
-    norm = message.content.config_records["config"].get(CLIPPING_NORM)
+    norm = config_in(message.content).get(CLIPPING_NORM)
     return None if norm is None else float(cast(float, norm))
 
 
 def workers(message: Message) -> int:
     """Return the number of processes that the engine grants a party for heavy work."""
-    return int(cast(int, message.content.config_records["config"].get("workers", 1)))
+    return int(cast(int, config_in(message.content).get("workers", 1)))
 
 
 def numbers(metrics: MetricRecord) -> dict[str, float]:

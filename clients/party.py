@@ -98,7 +98,7 @@ def run_folder(context: Context) -> Path:
     """
     configured = str(context.run_config.get("run", ""))
     if configured:
-        return Path(configured)
+        return _path(configured)
     made = folders.flower_run(context.run_id)
     if not (made / "scenario.toml").is_file():
         raise InputError(
@@ -108,10 +108,20 @@ def run_folder(context: Context) -> Path:
     return made
 
 
+@lru_cache(maxsize=8)
+def _path(folder: str) -> Path:
+    return Path(folder)  # making one takes longer than looking the party up
+
+
+@lru_cache(maxsize=8)
+def _scenario_file(folder: Path) -> Path:
+    return folder / "scenario.toml"
+
+
 def _stamp(folder: Path) -> tuple[int, int]:
     """Return what tells a run from another one that was at the same path before it."""
     try:
-        status = (folder / "scenario.toml").stat()
+        status = _scenario_file(folder).stat()
     except OSError:
         return 0, 0  # `_load` says in a sentence what is missing
     return status.st_ino, status.st_mtime_ns
@@ -144,15 +154,16 @@ def _load(folder: Path, stamp: tuple[int, int], game: int, partition: int) -> Pa
 
 
 def _module(scenario: Scenario, input_shape: tuple[int, ...], classes: int) -> torch.nn.Module:
-    """Return the party's module: one for all parties of this process, which load their weights in turn.
+    """Return the party's module, in evaluation mode: one for all parties of this process, which load their
+    weights in turn.
 
     A person's own may keep more than its weights: each party has one of its own.
     """
     if is_reference(scenario.model.name):
-        return zoo.build(scenario.model, input_shape, classes).to(scenario.device)
+        return zoo.build(scenario.model, input_shape, classes).to(scenario.device).eval()
     return _shared_module(scenario.model.model_dump_json(), input_shape, classes, scenario.device)
 
 
 @lru_cache(maxsize=2)
 def _shared_module(model: str, input_shape: tuple[int, ...], classes: int, device: str) -> torch.nn.Module:
-    return zoo.build(ModelSettings.model_validate_json(model), input_shape, classes).to(device)
+    return zoo.build(ModelSettings.model_validate_json(model), input_shape, classes).to(device).eval()

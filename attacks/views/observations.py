@@ -15,7 +15,7 @@ from attacks.views.settings import PublicSettings, Weights
 from fedsim.core.data.records import Pool, Records
 from fedsim.core.data.store import PartyRecords, arrays_of
 from fedsim.core.errors import InputError
-from fedsim.core.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.core.files import keep_arrays, read_arrays, read_json, write_arrays, write_json
 from fedsim.core.scenario.adversary import AdversarySettings
 
 PROGRESS = "progress.json"
@@ -50,7 +50,7 @@ def record_settings(
 
 def record_model(folder: Path, round: int, weights: Mapping[str, np.ndarray]) -> None:
     """Write w_t of t = ``round`` as it was sent; writing it again changes nothing."""
-    write_arrays(folder / f"round-{round:03d}.safetensors", weights)
+    keep_arrays(folder / f"round-{round:03d}.safetensors", weights)
 
 
 def record_start(folder: Path, weights: Mapping[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from fedsim.core.errors import InputError
+
+_AT_ONCE = 1024**2
+"""Bytes of arrays up to which a second copy costs less than what `save_file` does to spare it."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -51,15 +55,16 @@ def write_atomically(path: Path, write: Callable[[Path], object], private: bool 
     try:
         write(Path(temporary))
         Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
-    finally:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise cannot_write(path, error) from error
+        raise
 
 
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, as private as the one that was there."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
     for folder in reversed(missing):
         folder.mkdir(0o700 if is_private(folder.parent) else 0o777, exist_ok=True)
 
@@ -151,8 +156,22 @@ def write_arrays(
     private: bool = False,
 ) -> None:
     """Write named arrays as safetensors."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})), private)
+    contiguous, notes = _contiguous(arrays), dict(metadata or {})
+    if sum(array.nbytes for array in contiguous.values()) <= _AT_ONCE:
+        write_bytes(path, save(contiguous, notes), private)
+        return
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, notes), private)
+
+
+def keep_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Do what `write_arrays` does, where the file does not hold just these arrays already."""
+    content = save(_contiguous(arrays), {})
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content)
+
+
+def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -230,7 +230,7 @@ class _Game:
         content = RecordDict({"arrays": messages.to_arrays(model), "config": ConfigRecord(dict(config))})
         message = Message(content, party.partition + 1, "train")
         context = _context(self.run, self.played.game, party.partition)
-        return messages.to_numpy(participant.train(party, message, context).array_records["arrays"])
+        return messages.to_numpy(messages.arrays_in(participant.train(party, message, context)))
 
     def _aggregated(self, built: Strategy, model: Weights, answers: Sequence[Weights], round: int) -> Weights:
         replies = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,14 @@ from clients import messages
 from fedsim.core.run_directory import RunDirectory
 from fedsim.server import stopping
 from fedsim.server.central_dp import party_epsilon
-from fedsim.server.federation import Federation, log, send
+from fedsim.server.federation import Federation, Written, log, send
 from fedsim.server.replies import Outcome
+
+WRITE_EVERY = 0.2
+"""Seconds that pass at least between two times that ``rounds.parquet`` and the checkpoint are written."""
+
+WRITING_SHARE = 1 / 20
+"""Of the time, what writing them may take."""
 
 METRICS = ("loss", "accuracy", "auc", "brier")
 """What parties measure of a global model on their held-out records."""
@@ -42,7 +50,10 @@ def note_training(
     shapes: dict[int, tuple[float, float]],
 ) -> None:
     """Add a round's row of each party; shapes: partition id → norm and cosine of its update."""
-    before = {row["party"]: row["epsilon"] for row in federation.rows if row["round"] and "epsilon" in row}
+    before = {
+        party: row["epsilon"] for party, row in _rows_of(federation, round - 1).items() if "epsilon" in row
+    }
+    spent = _party_epsilons(federation, outcomes)
     for partition, outcome in outcomes.items():
         norm, cosine = shapes.get(partition, (math.nan, math.nan))
         name = federation.parties[partition]
@@ -54,7 +65,7 @@ def note_training(
                 "status": outcome.status,
                 "detail": outcome.detail,
                 "epsilon": outcome.metrics.get("epsilon", before.get(name, _at_first(federation, name))),
-                "party_epsilon": _party_epsilon(federation, partition, outcome.status == "ok"),
+                "party_epsilon": spent.get(name, math.inf),
                 "train_loss": outcome.metrics.get("train-loss", math.nan),
                 "seconds": outcome.metrics.get("seconds", math.nan),
                 "update_norm": norm,
@@ -68,14 +79,20 @@ def _at_first(federation: Federation, name: str) -> float:
     return math.inf if federation.scenario.dp_of(name) is None else 0.0
 
 
-def _party_epsilon(federation: Federation, partition: int, takes_part: bool) -> float:
-    """Return what central DP has spent on a party, in rounds so far and this one; infinite without it."""
+def _party_epsilons(federation: Federation, outcomes: dict[int, Outcome]) -> dict[str, float]:
+    """Return what central DP has spent on each party, in rounds so far and this one; nothing without it."""
     central = federation.scenario.federation.central_dp
     if central is None:
-        return math.inf
-    name = federation.parties[partition]
-    rows = [row for row in federation.rows if row["party"] == name and row["round"]]
-    return party_epsilon(central, takes_part + sum(row["status"] == "ok" for row in rows))
+        return {}
+    rounds = Counter(row["party"] for row in federation.rows if row["round"] and row["status"] == "ok")
+    rounds.update(federation.parties[k] for k, outcome in outcomes.items() if outcome.status == "ok")
+    return {name: party_epsilon(central, rounds[name]) for name in federation.parties.values()}
+
+
+def _rows_of(federation: Federation, round: int) -> dict[str, dict[str, Any]]:
+    """Return the rows of a round by party, where it is the last that has any; else nothing."""
+    last = itertools.takewhile(lambda row: row["round"] == round, reversed(federation.rows))
+    return {row["party"]: row for row in last}
 
 
 def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int) -> None:
@@ -86,7 +103,7 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
     content = RecordDict({"arrays": weights, "config": ConfigRecord({"server-round": round})})
     nodes = [federation.nodes[partition] for partition in federation.parties]
     replies = send(federation.grid, content, nodes, MessageType.EVALUATE, federation.scenario)
-    rows = {row["party"]: row for row in federation.rows if row["round"] == round}
+    rows = _rows_of(federation, round)
     measured = []
     for reply in sorted(replies, key=federation.partition_of):
         name = federation.parties[federation.partition_of(reply)]
@@ -110,17 +127,40 @@ def evaluate_everywhere(federation: Federation, weights: ArrayRecord, round: int
     if stopping.looks_at_public(federation):
         overall["public_loss"] = stopping.public_loss(federation, weights)
     federation.rows.append(overall)
-    table = pd.DataFrame(federation.rows)
+
+
+def write_rounds_in_time(federation: Federation) -> None:
+    """Do `write_rounds`, unless that has just been done, or would take more than its share of the time.
+
+    Files are written whole: after every one of small rounds, or of a thousand, that would take longer than
+    the rounds. A run that is killed then repeats what took it less than `WRITE_EVERY`.
+    """
+    written, now = federation.written, time.monotonic()
+    if now - written.at >= max(WRITE_EVERY, written.seconds / WRITING_SHARE):
+        write_rounds(federation)
+
+
+def write_rounds(federation: Federation) -> None:
+    """Write ``rounds.parquet`` with all whole rounds, then the checkpoint after the last of them."""
+    if federation.written.rows == federation.whole:
+        return
+    started = time.monotonic()
+    table = pd.DataFrame(federation.rows[: federation.whole])
     if federation.earlier_games is not None:
         table = pd.concat([federation.earlier_games, table], ignore_index=True)
     federation.run.write_table("rounds", table)
+    if federation.checkpoint is not None:
+        federation.run.write_checkpoint(federation.game, federation.checkpoint)
+    now = time.monotonic()
+    federation.written = Written(federation.whole, now, now - started)
 
 
 def _measures(reply: Message) -> dict[str, float] | None:
     """Return what a party measured, None where it does not say all of it, or not of how many records."""
-    if "metrics" not in reply.content.metric_records:
+    try:
+        metrics = messages.numbers(messages.metrics_in(reply.content))
+    except KeyError:
         return None
-    metrics = messages.numbers(reply.content.metric_records["metrics"])
     if not metrics.keys() >= {*METRICS, "num-examples"} or not 0 < metrics["num-examples"] < math.inf:
         return None
     return metrics

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from clients import messages
-from fedsim.core.run_directory import RunDirectory
+from fedsim.core.run_directory import Checkpoint, RunDirectory
 from fedsim.core.scenario.settings import Scenario
 
 START_SECONDS = 15.0
@@ -40,6 +40,18 @@ class KeepsStates(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Written:
+    """What is on the disk of a federation's whole rounds.
+
+    rows: how many of its rows; at: when it was written, on the monotonic clock; seconds: what that took
+    """
+
+    rows: int = 0
+    at: float = -math.inf
+    seconds: float = 0.0
+
+
 @dataclass
 class Federation:
     """One game's federation as the server sees it."""
@@ -54,6 +66,9 @@ class Federation:
     rows: list[dict[str, Any]]
     earlier_games: pd.DataFrame | None
     round_started: float = 0.0
+    whole: int = 0  # rows of whole rounds
+    checkpoint: Checkpoint | None = None  # after the last of these, where the engine can hand out states
+    written: Written = Written()
 
     @cached_property
     def _partitions(self) -> dict[int, int]:

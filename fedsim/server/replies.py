@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from clients import messages
 from fedsim.core.errors import plainly
@@ -65,25 +65,27 @@ def _judge(reply: Message | None, weights: ArrayRecord, settings: FederationSett
         # A client that runs in a process below Flower's ends it by itself, and says so in time.
         return NO_REPLY if reason.endswith(LATE) else Outcome("failed", reason)
     content = reply.content
-    if "refusal" in content.config_records:
-        return Outcome("refused", plainly(str(content.config_records["refusal"].get("reason", ""))))
-    if "arrays" not in content.array_records or "metrics" not in content.metric_records:
+    refusal = content.get("refusal")
+    if isinstance(refusal, ConfigRecord):
+        return Outcome("refused", plainly(str(refusal.get("reason", ""))))
+    try:
+        arrays, metrics = messages.arrays_in(content), messages.numbers(messages.metrics_in(content))
+    except KeyError:
         return Outcome("invalid", "the reply holds no model")
-    metrics = messages.numbers(content.metric_records["metrics"])
-    flaw = flaw_of(content.array_records["arrays"], weights)
+    flaw = flaw_of(arrays, weights)
     if not flaw and not 0 < metrics.get("num-examples", 0) < math.inf:
         flaw = f"num-examples = {metrics.get('num-examples')}"
     missing = [name for name in strategy.metrics_needed(settings) if name not in metrics]
     if not flaw and missing:
         flaw = f"the metric '{missing[0]}' is missing"
     if not flaw and settings.central_dp is not None and settings.central_dp.where == "server":
-        flaw = _without_direction(content.array_records["arrays"], weights)
+        flaw = _without_direction(arrays, weights)
     return Outcome("invalid", flaw, metrics) if flaw else Outcome("ok", "", metrics)
 
 
 def flaw_of(arrays: ArrayRecord, reference: ArrayRecord) -> str:
     """Return what is wrong with a model beside ``reference``, '' where nothing is."""
-    if set(arrays) != set(reference):
+    if arrays.keys() != reference.keys():
         return "the model has other layers than the global model"
     for name, array in arrays.items():
         if tuple(array.shape) != tuple(reference[name].shape):
@@ -109,11 +111,11 @@ def _for_strategy(reply: Message, outcome: Outcome, weights: ArrayRecord, scenar
     It averages every metric, and ε or seconds have no mean. Under central DP all parties weigh the same: a
     weight by records would let a large party move the mean by more than the noise covers.
     """
-    federation, arrays = scenario.federation, reply.content.array_records["arrays"]
+    federation, arrays = scenario.federation, messages.arrays_in(reply.content)
     metrics = {name: outcome.metrics[name] for name in strategy.metrics_needed(federation)}
     if federation.central_dp is not None:
         metrics["num-examples"] = 1.0
-    ordered = ArrayRecord({name: arrays[name] for name in weights})
+    ordered = messages.record_of({name: messages.Readable(arrays[name]) for name in weights})
     reply.content = RecordDict({"arrays": ordered, "metrics": messages.metrics(metrics)})
     return reply
 
@@ -140,7 +142,7 @@ def update_shapes(
     sent = _flat(weights)
 
     def update_of(reply: Message) -> np.ndarray:
-        return _flat(reply.content.array_records["arrays"]) - sent
+        return _flat(messages.arrays_in(reply.content)) - sent
 
     total = np.zeros_like(sent)  # one update at a time: all of them take twice as much as the replies
     for reply in usable:

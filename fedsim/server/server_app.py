@@ -26,7 +26,14 @@ from fedsim.core.models import zoo
 from fedsim.core.models.weights import weights_of
 from fedsim.core.run_directory import Checkpoint, RunDirectory, by_round_table, not_run_table, scores_table
 from fedsim.server import central_dp, stopping, strategy
-from fedsim.server.bookkeeping import earlier_games, evaluate_everywhere, json_number, note_training
+from fedsim.server.bookkeeping import (
+    earlier_games,
+    evaluate_everywhere,
+    json_number,
+    note_training,
+    write_rounds,
+    write_rounds_in_time,
+)
 from fedsim.server.federation import Federation, KeepsStates, ask, log, ordered, send
 from fedsim.server.replies import flaw_of, sort_out, too_few, update_shapes
 from fedsim.server.strategy import Drawn
@@ -50,6 +57,17 @@ def federate(grid: Grid, run: RunDirectory, game: int) -> None:
         FedsimError: too few parties are left.
     """
     federation = _introduce(grid, run, game)
+    try:
+        _run_rounds(federation)
+    finally:
+        write_rounds(federation)
+    stopping.note_released(federation)
+    if not run.manifest.get("deployed"):  # no organisation has the others' candidates to be asked about
+        _collect_findings(federation)
+
+
+def _run_rounds(federation: Federation) -> None:
+    run, game = federation.run, federation.game
     weights, start = _initialise(federation)
     for round in range(start, federation.scenario.federation.rounds + 1):
         if stopping.is_over(federation):
@@ -63,10 +81,7 @@ def federate(grid: Grid, run: RunDirectory, game: int) -> None:
             weights = trained
         run.write_model(game, round, messages.to_numpy(weights))
         evaluate_everywhere(federation, weights, round)
-        _checkpoint(federation, round)
-    stopping.note_released(federation)
-    if not run.manifest.get("deployed"):  # no organisation has the others' candidates to be asked about
-        _collect_findings(federation)
+        _end_round(federation, round)
 
 
 def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
@@ -86,7 +101,7 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
     for reply in replies:
         if reply.has_error():
             raise FedsimError(f"a party failed before round 1: {reply.error.reason}")
-        introduction: dict[str, Any] = dict(reply.content.config_records["introduction"])
+        introduction: dict[str, Any] = dict(messages.config_in(reply.content, "introduction"))
         partition, name = int(introduction.pop("partition-id")), str(introduction.pop("party"))
         parties[partition], node_of[partition] = name, reply.metadata.src_node_id
         plans[name] = {key: json_number(value) for key, value in sorted(introduction.items())}
@@ -144,6 +159,7 @@ def _initialise(federation: Federation) -> tuple[ArrayRecord, int]:
         before = run.table("rounds")
         finished = before[(before["game"] == game) & (before["round"] <= checkpoint.round)]
         federation.rows.extend(cast(list[dict[str, Any]], finished.to_dict("records")))
+        federation.whole = len(federation.rows)
         return ordered(run.read_model(game, checkpoint.round)), checkpoint.round + 1
     pretrained = run.read_initial()
     if pretrained is not None:
@@ -212,24 +228,25 @@ def _observe(federation: Federation, round: int, usable: list[Message]) -> None:
         return
     folder = federation.run.server_observations(federation.game)
     answers = {
-        federation.partition_of(reply): messages.to_numpy(reply.content.array_records["arrays"])
+        federation.partition_of(reply): messages.to_numpy(messages.arrays_in(reply.content))
         for reply in usable
     }
     if settings.secure_aggregation:
-        sizes = [messages.numbers(m.content.metric_records["metrics"])["num-examples"] for m in usable]
+        sizes = [messages.numbers(messages.metrics_in(m.content))["num-examples"] for m in usable]
         server.record_sum(folder, round, list(answers.values()), sizes)
         return
     for partition, weights in answers.items():
         server.record_answer(folder, round, partition, weights)
 
 
-def _checkpoint(federation: Federation, round: int) -> None:
+def _end_round(federation: Federation, round: int) -> None:
     """Keep what it takes to go on after this round, where the parties' states are here or theirs to keep."""
-    grid, deployed = federation.grid, federation.run.manifest.get("deployed", False)
-    if isinstance(grid, KeepsStates) or deployed:
+    grid = federation.grid
+    if isinstance(grid, KeepsStates) or federation.run.manifest.get("deployed", False):
         states = grid.states() if isinstance(grid, KeepsStates) else {}
-        checkpoint = Checkpoint(round, states, strategy.state_of(federation.strategy))
-        federation.run.write_checkpoint(federation.game, checkpoint)
+        federation.checkpoint = Checkpoint(round, states, strategy.state_of(federation.strategy))
+    federation.whole = len(federation.rows)
+    write_rounds_in_time(federation)
 
 
 def _collect_findings(federation: Federation) -> None:
@@ -256,23 +273,23 @@ def _collect_findings(federation: Federation) -> None:
         reason = replies[0].error.reason if replies else "no reply within adversary.timeout"
         raise FedsimError(f"the malicious party {adversary} brought no scores: {reason}")
     content = replies[0].content
-    scores = messages.to_numpy(content.array_records["scores"])
-    thresholds = messages.numbers(content.metric_records["thresholds"])
-    reasons = {str(key): str(reason) for key, reason in content.config_records["not-run"].items()}
+    scores = messages.to_numpy(messages.arrays_in(content, "scores"))
+    thresholds = messages.numbers(messages.metrics_in(content, "thresholds"))
+    reasons = {str(key): str(reason) for key, reason in messages.config_in(content, "not-run").items()}
     parts = [
         scores_table("participant", name, world.asked, _of(name, scores), _of(name, thresholds))
         for name, world in owned.items()
     ]
     run.write_game("scores", game, pd.concat(parts, ignore_index=True))
     first = next(iter(owned.values())).asked
-    _keep_by_round(run, game, first, messages.to_numpy(content.array_records["by-round"]))
+    _keep_by_round(run, game, first, messages.to_numpy(messages.arrays_in(content, "by-round")))
     if reasons:
         tables = [not_run_table("participant", name, _of(name, reasons)) for name in owned]
         run.write_game("not_run", game, pd.concat(tables, ignore_index=True))
-    seconds = messages.numbers(content.metric_records["seconds"])
+    seconds = messages.numbers(messages.metrics_in(content, "seconds"))
     run.update_manifest(
         world_seconds={**run.manifest.get("world_seconds", {}), str(game): seconds},
-        shadow_path=str(content.config_records["shadows"]["path"]),
+        shadow_path=str(messages.config_in(content, "shadows")["path"]),
     )
 
 

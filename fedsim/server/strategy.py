@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import Strategy
 
@@ -171,11 +171,14 @@ def aggregate(
 ) -> ArrayRecord | None:
     """Return the new global model, None where the strategy gave none; ``replies`` by partition id.
 
-    Central DP draws its noise from NumPy's global functions, and scales it to the replies that there are.
+    Central DP draws its noise from NumPy's global functions, and scales it to the replies that there are;
+    Flower's other strategies draw nothing.
     """
     if is_central(strategy):
         cast(Any, strategy).num_sampled_clients = len(replies)
-    with rng.numpy_global(seed, "central dp noise", game=game, round=round):
+    draws = type(strategy) not in CLASSES.values()  # one of the user's own, or central DP around one
+    stream = rng.numpy_global(seed, "central dp noise", game=game, round=round)
+    with stream if draws else nullcontext():
         return strategy.aggregate_train(round, replies)[0]
 
 
@@ -233,11 +236,9 @@ def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
 
     The adaptive strategies multiply by a NumPy float64 and would double the model's precision.
     """
-    return ArrayRecord(
-        {
-            name: Array(arrays[name].numpy().astype(array.dtype, copy=False))
-            for name, array in reference.items()
-        }
+    given = messages.to_numpy(arrays)
+    return messages.to_arrays(
+        {name: given[name].astype(array.dtype, copy=False) for name, array in reference.items()}
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from fedsim.core import files
 from fedsim.core.errors import InputError
@@ -129,3 +130,24 @@ def test_a_file_is_as_private_as_its_folder(tmp_path: Path) -> None:
 
 def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("n", [3, 300_000], ids=["small", "large"])
+def test_arrays_of_any_size_are_safetensors_own_file(tmp_path: Path, n: int) -> None:
+    arrays = {"b": np.arange(n, dtype=np.float64)[::-1], "a": np.ones((2, 3), np.float32).T}
+    files.write_arrays(tmp_path / "ours", arrays, {"round": "3"})
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(whole, tmp_path / "theirs", {"round": "3"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_arrays_are_kept_once_and_replaced_by_others(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "w", {"a": np.arange(3.0)}
+    files.keep_arrays(path, arrays)
+    first = path.stat()
+    files.keep_arrays(path, arrays)
+    assert path.stat().st_ino == first.st_ino, "it was there"
+    files.write_arrays(tmp_path / "again", arrays)
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+    files.keep_arrays(path, {"a": np.arange(3.0) + 1})
+    np.testing.assert_array_equal(files.read_arrays(path)["a"], np.arange(3.0) + 1)

@@ -84,7 +84,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> N
     assert 20 <= stopped_at < 100, "it was killed in the middle"
     again = RunDirectory.open(run.path)
     checkpoint = again.read_checkpoint(0)
-    assert checkpoint is not None and checkpoint.round >= stopped_at - 1
+    assert checkpoint is not None and 0 < checkpoint.round <= stopped_at
     play.federate(again)
     assert final_sha(again) == final_sha(whole)
     columns = ["round", "party", "status", "epsilon", "loss"]

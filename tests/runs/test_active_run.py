@@ -263,15 +263,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     settings = {"adversary": adversary(acts), "federation": {"rounds": 6}}
     whole = finished_run(tmp_path, out="whole", **settings)
     run = prepared_run(tmp_path, out="stopped", **settings)
-    checkpoint = server_app._checkpoint
+    end_round = server_app._end_round
 
     def stop(federation: Federation, round: int) -> None:
         if round == 4:  # after the answers of round 4 were noted, before they count
             raise KeyboardInterrupt
-        checkpoint(federation, round)
+        end_round(federation, round)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(server_app, "_checkpoint", stop)
+        patch.setattr(server_app, "_end_round", stop)
         play.federate(run)
     play.federate(RunDirectory.open(run.path))
     assert final_sha(run) == final_sha(whole)

@@ -23,6 +23,8 @@ from fedsim.core.scenario.settings import Scenario
 from fedsim.engines import inprocess
 from fedsim.runs import integrity, play, prepare
 from fedsim.runs.attack import attack_again
+from fedsim.server import server_app
+from fedsim.server.federation import Federation
 from fedsim.terminal import run_tables
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "experiments" / "own"
@@ -250,15 +252,15 @@ def test_the_examples_run_and_resume_to_the_same_bits(
     assert set(whole.table("scores")["attack"]) == {"loss", "confidence-rise"}
 
     def stop_after_two(run: RunDirectory, game: int, workers: int) -> None:
-        original = RunDirectory.write_checkpoint
+        original = server_app._end_round
 
-        def write(self: RunDirectory, game: int, checkpoint: Any) -> None:
-            original(self, game, checkpoint)
-            if checkpoint.round == 2:
+        def end_round(federation: Federation, round: int) -> None:
+            original(federation, round)
+            if round == 2:
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunDirectory, "write_checkpoint", write)
+            patch.setattr(server_app, "_end_round", end_round)
             inprocess.run_game(run, game, workers)
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_ins_message as gone
 from support.runs import BRIEF, final_sha, finished_run, prepared_run
 
@@ -18,10 +19,11 @@ from clients import client_app, messages
 from clients.party import party_of
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.privacy import gaussian
-from fedsim.core.run_directory import RunDirectory
+from fedsim.core.run_directory import Checkpoint, RunDirectory
 from fedsim.engines.inprocess import InProcessGrid
 from fedsim.runs import play
-from fedsim.server import server_app
+from fedsim.server import bookkeeping, server_app
+from fedsim.server.federation import Federation
 
 Twist = Callable[[Message], Message]
 
@@ -491,3 +493,40 @@ def test_updates_looked_at_one_by_one_are_those_of_all_at_once(tmp_path: Path) -
 def flattened(weights: dict[str, np.ndarray], sent: dict[str, np.ndarray]) -> np.ndarray:
     parts = [np.ravel(weights[name].astype(float) - sent[name]) for name in sorted(sent)]
     return np.concatenate(parts)
+
+
+def test_how_often_rounds_are_written_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin writes its table and checkpoint after every round; this one at the first and in the end."""
+    settings = {"federation": {"rounds": 6, "strategy": "fedadam"}, "adversary": BRIEF}
+    monkeypatch.setattr(bookkeeping, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(bookkeeping, "WRITING_SHARE", math.inf)
+    twin = finished_run(tmp_path, out="twin", **settings)
+    monkeypatch.setattr(bookkeeping, "WRITE_EVERY", math.inf)
+    written: list[int] = []
+    write = RunDirectory.write_checkpoint
+
+    def count(self: RunDirectory, game: int, checkpoint: Checkpoint) -> None:
+        written.append(checkpoint.round)
+        write(self, game, checkpoint)
+
+    monkeypatch.setattr(RunDirectory, "write_checkpoint", count)
+    run = prepared_run(tmp_path, out="rare", **settings)
+    evaluate = server_app.evaluate_everywhere
+
+    def stop(federation: Federation, weights: ArrayRecord, round: int) -> None:
+        if round == 4:
+            raise KeyboardInterrupt
+        evaluate(federation, weights, round)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(server_app, "evaluate_everywhere", stop)
+        play.federate(run)
+    assert written == [0, 3] and run.table("rounds")["round"].max() == 3, "the last whole round is kept"
+    play.federate(RunDirectory.open(run.path))
+    assert written == [0, 3, 4, 6]
+    assert final_sha(run) == final_sha(twin)
+    pd.testing.assert_frame_equal(
+        run.table("rounds").drop(columns="seconds"), twin.table("rounds").drop(columns="seconds")
+    )

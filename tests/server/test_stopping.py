@@ -61,15 +61,15 @@ def test_an_interrupted_run_stops_where_the_whole_one_does(
 ) -> None:
     run = prepared_run(tmp_path, federation={"rounds": 30, "patience": 3}, **LONG)
     for interrupted_after in (2, stopped.last_round(0)):
-        checkpoint = server_app._checkpoint
+        end_round = server_app._end_round
 
-        def interrupted(federation, round, last=interrupted_after, write=checkpoint) -> None:
+        def interrupted(federation, round, last=interrupted_after, write=end_round) -> None:
             write(federation, round)
             if round == last:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(server_app, "_checkpoint", interrupted)
+            patch.setattr(server_app, "_end_round", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 play.federate(run)
     play.federate(run)

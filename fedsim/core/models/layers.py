@@ -27,10 +27,15 @@ def linear_stack(module: nn.Module) -> list[nn.Linear] | None:
         and all(type(layer) is nn.ReLU for layer in layers[1::2])
         and all(below.out_features == above.in_features for below, above in pairwise(linear))
         and all(_is_plain(layer) for layer in linear)
-        and len(list(module.parameters())) == 2 * len(linear)  # none shared
-        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+        and _has_nothing_else(module, linear)
     )
     return linear if plain else None
+
+
+def move(module: nn.Module, device: str) -> nn.Module:
+    """Move the module to ``device`` where it is not there, and return it."""
+    first = next(module.parameters(), None)
+    return module if first is not None and first.device == torch.device(device) else module.to(device)
 
 
 # Elementwise activations: what they put out are the hidden units.
@@ -71,5 +76,19 @@ def hooked(layers: Iterable[nn.Module], hook: Callable[..., torch.Tensor]) -> It
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    parameters = list(layer.parameters())
+    parameters = [p for p in (layer.weight, layer.bias) if p is not None]
     return len(parameters) == 2 and all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
+
+
+def _has_nothing_else(module: nn.Sequential, linear: list[nn.Linear]) -> bool:
+    """Whether there are no parameters but the linear layers' own, no layers within layers, and no hooks.
+
+    ``module.parameters()`` and ``module.modules()`` would say it, and take as long as a step of training.
+    """
+    layers = list(module)
+    parameters = [p for part in (module, *layers) for p in part._parameters.values() if p is not None]
+    return (
+        len({id(p) for p in parameters}) == len(parameters) == 2 * len(linear)
+        and not any(layer._modules for layer in layers)
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in (module, *layers))
+    )

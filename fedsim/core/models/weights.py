@@ -47,4 +47,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray | Tensor]) 
     with torch.no_grad():
         for name, value in state.items():
             new = weights[name]
-            value.copy_(new if isinstance(new, Tensor) else torch.tensor(new))
+            if isinstance(new, np.ndarray) and value.device.type == "cpu":
+                np.copyto(value.numpy(), new)  # no tensor between, of which a read-only array allows none
+            else:
+                value.copy_(new if isinstance(new, Tensor) else torch.tensor(new))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.models.language import LanguageModel
+from fedsim.core.models.layers import linear_stack
 from fedsim.core.models.private import ghost_problem
 from fedsim.core.training import losses
 from fedsim.core.training.draws import Draws
@@ -60,7 +61,7 @@ class WrittenOut:
     """A linear stack: see `LinearStack`."""
 
     def __init__(self, module: nn.Module, local: LocalTraining, draws: Draws) -> None:
-        self._stack = LinearStack(module, local.defence.dropout)
+        self._stack = LinearStack(linear_stack(module) or (), local.defence.dropout)
         self._local, self._draws = local, draws
         self._start = self._stack.flat.clone()
         self._update = flat_optimizer(self._stack.flat, local.settings)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.data.records import Records
-from fedsim.core.models.layers import dropout, linear_stack
+from fedsim.core.models.layers import dropout, linear_stack, move
 from fedsim.core.models.private import constant_buffers
 from fedsim.core.privacy.plan import Plan
 from fedsim.core.training.clipping import ByOpacus, ClippedSum, WrittenOut, takes_ghost
@@ -101,7 +101,7 @@ def train_private(
         raise ValueError("a party without records cannot train")
     if local.defence.mixes_records:
         raise ValueError(f"{local.defence.mixes_records[0]}: no gradient would be of one record alone")
-    module.to(local.device).train()
+    move(module, local.device)
     norm = AdaptiveNorm(plan, clipping_norm or plan.clipping_norm)
     round = _Round(local, plan, draws, norm, watch, epoch=-(-len(records) // local.settings.batch))
     data = tensors(records, local.device)
@@ -110,6 +110,7 @@ def train_private(
         data = for_stack(*data, layers[-1].out_features, local.defence.smoothing_of(layers[-1].out_features))
         steps = _stack_steps(module, data, round)
     else:
+        module.train()
         ghost = takes_ghost(module, records.shape, plan.expected_batch, local.gradients)
         data = data[0], targets_for(module, data, local.defence)
         with constant_buffers(module):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedsim.core.models.layers import linear_stack
 from fedsim.core.training.draws import Draws
 from fedsim.core.training.losses import soft_targets
 
@@ -34,16 +33,17 @@ class LinearStack:
     dropout: probability with which a hidden unit is left out of a step
     """
 
-    def __init__(self, module: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], dropout: float = 0.0) -> None:
         self._dropout = dropout
-        self._layers = linear_stack(module) or []
-        self.flat = self.in_layout([p.detach() for p in module.parameters()])
+        self._layers = layers
+        self.flat = self.in_layout([p.detach() for layer in layers for p in (layer.weight, layer.bias)])
         self.gradient = torch.zeros_like(self.flat)
         self._matrices = self._views(self.flat)  # (out, in + 1) each, as are the gradients
         self._gradients = self._views(self.gradient)
         # Views cost as much as a small product: these are made once.
         self._transposed = [matrix.t() for matrix in self._matrices]  # (in + 1, out)
         self._weights = [matrix[:, :-1] for matrix in self._matrices]  # (out, in)
+        self._biases = [matrix[:, -1] for matrix in self._matrices]  # (out,)
         self.classes = len(self._matrices[-1])
         self._buffers: list[Tensor] = []  # (most rows so far, width + 1), the last column all ones
         self._hidden: list[tuple[Tensor, Tensor]] = []  # (with the column of ones, without), a layer each
@@ -56,7 +56,7 @@ class LinearStack:
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         shapes = [(layer.out_features, layer.in_features + 1) for layer in self._layers]
-        pieces = flat.split([rows * columns for rows, columns in shapes])
+        pieces = flat.split_with_sizes([rows * columns for rows, columns in shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def masks(self, draws: Draws, step: int, rows: int) -> list[Tensor]:
@@ -121,10 +121,16 @@ class LinearStack:
 
     def parameters(self) -> list[Tensor]:
         """Return views of the parameters as they are now, in the order of ``module.parameters()``."""
-        return [view for matrix in self._matrices for view in (matrix[:, :-1], matrix[:, -1])]
+        return [view for views in zip(self._weights, self._biases, strict=True) for view in views]
+
+    def load(self) -> None:
+        """Copy the parameters from the layers anew."""
+        for layer, weight, bias in zip(self._layers, self._weights, self._biases, strict=True):
+            weight.copy_(layer.weight)
+            bias.copy_(layer.bias)
 
     def store(self) -> None:
-        """Copy the parameters back into the module."""
-        for layer, matrix in zip(self._layers, self._matrices, strict=True):
-            layer.weight.copy_(matrix[:, :-1])
-            layer.bias.copy_(matrix[:, -1])
+        """Copy the parameters back into the layers."""
+        for layer, weight, bias in zip(self._layers, self._weights, self._biases, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedsim.core.data.records import Records
 from fedsim.core.models.language import LanguageModel, token_accuracy
+from fedsim.core.models.layers import move
 from fedsim.core.training import losses
 
 
@@ -67,26 +68,33 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
 def logits(module: nn.Module, records: Records, *, device: str = "cpu", batch: int = 4096) -> np.ndarray:
     """Return the module's logits (n, k) float64 on ``records``, in evaluation mode."""
     training = module.training
-    module.to(device).eval()
+    move(module, device)
+    if training:
+        module.eval()
     features, _ = tensors(records, device)
     with torch.no_grad():
-        parts = [module(x).cpu() for x in features.split(batch)]
-    module.train(training)
-    return torch.cat(parts).double().numpy()
+        if len(features) <= batch:
+            scores = module(features)
+        else:
+            scores = torch.cat([module(x).cpu() for x in features.split(batch)])
+    if training:
+        module.train()
+    return scores.cpu().double().numpy()
 
 
 def auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the ROC AUC of class probabilities (n, k) for labels (n,); see `evaluate`."""
     k = probabilities.shape[1]
-    if len(np.unique(labels)) < max(k, 2) or not np.isfinite(probabilities).all():
+    of_class = labels == np.arange(k)[:, None]  # (k, n)
+    if k < 2 or not of_class.any(1).all() or not np.isfinite(probabilities).all():
         return math.nan
-    classes = [1] if k == 2 else range(k)
-    return float(np.mean([_binary_auc(probabilities[:, c], labels == c) for c in classes]))
+    if k == 2:
+        return _binary_auc(probabilities[:, 1], of_class[1])
+    return float(np.mean([_binary_auc(probabilities[:, c], of_class[c]) for c in range(k)]))
 
 
 def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
     """Mann–Whitney's U over the number of pairs; ties count one half."""
-    _, position, count = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[position]
-    n = int(positive.sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+    own, others = np.sort(score[positive]), np.sort(score[~positive])
+    below = others.searchsorted(own, "left").sum() + others.searchsorted(own, "right").sum()  # twice U
+    return float(below / 2 / (len(own) * len(others)))

@@ -8,6 +8,9 @@ regularisation included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -47,13 +50,15 @@ def train(
     """
     if len(records) == 0:
         raise ValueError("a party without records cannot train")
-    module.to(local.device).train()
+    layers.move(module, local.device)
     epoch = -(-len(records) // local.settings.batch)
     stop = early_stopping(module, local.stop_on, local.defence, epoch, local.device)
-    run = _train_any if linear_stack(module) is None else _train_stack
     features, labels = tensors(records, local.device)
     target = labels if soft is None else torch.from_numpy(soft).to(local.device)
-    return run(module, (features, target), local, draws, stop)
+    stack = linear_stack(module)
+    if stack is None:
+        return _train_any(module, (features, target), local, draws, stop)
+    return _train_stack(stack, (features, target), local, draws, stop)
 
 
 def minibatches(data: tuple[Tensor, Tensor], settings: TrainingSettings, draws: Draws) -> Batches:
@@ -61,7 +66,7 @@ def minibatches(data: tuple[Tensor, Tensor], settings: TrainingSettings, draws: 
     for batches in draws.permuted(len(data[0]), settings):
         order, sizes = torch.cat(list(batches)).to(data[0].device), [len(batch) for batch in batches]
         # Gathered once an epoch: the batches are then views.
-        yield from zip(*(part[order].split(sizes) for part in data), strict=True)
+        yield from zip(*(part[order].split_with_sizes(sizes) for part in data), strict=True)
 
 
 def _train_any(
@@ -72,6 +77,7 @@ def _train_any(
     stop: EarlyStopping | None,
 ) -> TrainingReport:
     settings, defence = local.settings, local.defence
+    module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters]
     optimizer = torch_optimizer(settings, parameters)
@@ -101,7 +107,7 @@ def _train_any(
 
 
 def _train_stack(
-    module: nn.Module,
+    layers: Sequence[nn.Linear],
     data: tuple[Tensor, Tensor],
     local: LocalTraining,
     draws: Draws,
@@ -109,7 +115,8 @@ def _train_stack(
 ) -> TrainingReport:
     settings, defence = local.settings, local.defence
     with torch.inference_mode():
-        stack = LinearStack(module, defence.dropout)
+        stack = _stack_of(tuple(layers), defence.dropout, layers[0].weight.device)
+        stack.load()
         start = stack.flat.clone()
         update = flat_optimizer(stack.flat, settings)
         outputs, targets = [], []
@@ -130,3 +137,12 @@ def _train_stack(
         steps = make_steps(mixed(batches, defence.mixup, draws), step, stop, store=stack.store)
         loss = losses.mean(torch.cat(outputs), torch.cat(targets))
     return TrainingReport(steps, loss.item())
+
+
+@lru_cache(maxsize=2)
+def _stack_of(layers: tuple[nn.Linear, ...], dropout: float, device: torch.device) -> LinearStack:
+    """Return the stack of these layers, made once for all parties that train the same module in turn.
+
+    Whoever takes it has to `load` it.
+    """
+    return LinearStack(layers, dropout)

@@ -102,7 +102,7 @@ def frozen(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def hooked(layer: nn.Linear) -> nn.Linear:
+def hooked(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda _module, _inputs, output: output * 2)
     return layer
 
@@ -118,10 +118,23 @@ def tied() -> nn.Module:
     return stack(first, nn.ReLU(), second)
 
 
+def with_more(part: nn.Module, more: nn.Module | nn.Parameter) -> nn.Module:
+    """The part with a parameter or a layer of its own, which its forward pass may not even use."""
+    if isinstance(more, nn.Parameter):
+        part.register_parameter("more", more)
+    else:
+        part.add_module("more", more)
+    return part
+
+
 @pytest.mark.parametrize(
     "module",
     [
         stack(nn.Linear(4, 3), nn.ReLU(), ScaledLinear(3, 2)),
+        stack(with_more(nn.Linear(4, 3), nn.Linear(1, 1)), nn.ReLU(), nn.Linear(3, 2)),
+        stack(nn.Linear(4, 3), with_more(nn.ReLU(), nn.Parameter(torch.ones(1))), nn.Linear(3, 2)),
+        with_more(stack(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), nn.Parameter(torch.ones(1))),
+        hooked(stack(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))),
         stack(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)),
         stack(nn.Linear(4, 3), nn.ReLU()),
         stack(nn.Linear(4, 3), nn.Linear(3, 2)),

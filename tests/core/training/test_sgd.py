@@ -17,8 +17,9 @@ from torch.nn import functional
 from fedsim.core.data.records import Records
 from fedsim.core.models import zoo
 from fedsim.core.models.layers import linear_stack
-from fedsim.core.models.weights import weights_of
+from fedsim.core.models.weights import load_weights, weights_of
 from fedsim.core.privacy import plan
+from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
 from fedsim.core.training import metrics, optimizers, sgd
 from fedsim.core.training.steps import LocalTraining
@@ -141,3 +142,23 @@ def test_training_learns() -> None:
 def test_nobody_trains_without_records() -> None:
     with pytest.raises(ValueError, match="without records"):
         sgd.train(mlp(), some_records(0), LocalTraining(TrainingSettings()), draws())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_parties_that_train_one_module_in_turn_train_as_with_one_of_their_own(dropout: float) -> None:
+    settings, defence = TrainingSettings(batch=16, epochs=2, momentum=0.9), DefenceSettings(dropout=dropout)
+    records = [some_records(), some_records().take(np.arange(37))]
+    scratch = mlp()
+    sent = [weights_of(zoo.build(ModelSettings(hidden=[8, 6]), (10,), 3, seed=seed)) for seed in (1, 2)]
+    local = LocalTraining(settings, defence)
+    for _ in range(2):  # the second time all that is kept between parties is there
+        for own, weights in zip(records, sent, strict=True):
+            alone = mlp()
+            answers = []
+            for module in (scratch, alone):
+                load_weights(module, weights)
+                report = sgd.train(module, own, local, draws())
+                answers.append((report, weights_of(module)))
+            assert answers[0][0] == answers[1][0]
+            for name, array in answers[1][1].items():
+                np.testing.assert_array_equal(answers[0][1][name], array)
