@@ -22,7 +22,7 @@ from fedsim.core.training.updates import shape_answer
 
 def introduce(party: Party, context: Context) -> RecordDict:
     """Say which party this is, and plan its privacy for the whole run before round 1."""
-    introduction: dict[str, Any] = {"partition-id": party.partition, "party": party.name}
+    introduction: dict[str, Any] = {"partition-id": party.partition, "party": party.name, "path": party.path}
     plan = dp.plan_of(party, context)
     if plan is not None:
         private.check_dp_ready(party.module, party.records.train.shape)
@@ -68,6 +68,7 @@ def _local_training(party: Party, message: Message) -> LocalTraining:
         stop_on=party.stop_on,
         gradients="auto" if party.dp is None else party.dp.gradients,
         transfer=party.transfer,
+        path=party.path,
     )
 
 

@@ -19,6 +19,7 @@ from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings, DPSettings
 from fedsim.core.scenario.settings import Scenario
 from fedsim.core.scenario.training import ModelSettings, TrainingSettings
+from fedsim.core.training.paths import TrainingPath, training_path
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ class Party:
     def training(self) -> TrainingSettings:
         """How the party trains, with its own weight decay and epochs."""
         return self.scenario.training_of(self.name)
+
+    @property
+    def path(self) -> TrainingPath:
+        """How its rounds without DP are computed; 'reference' under DP."""
+        if self.dp is not None:
+            return "reference"
+        rounds, n = self.scenario.federation.rounds, len(self.records.train)
+        return training_path(self.module, self.training, self.defence, n, rounds, self.scenario.device)
 
     @property
     def stop_on(self) -> Records | None:

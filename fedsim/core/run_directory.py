@@ -107,6 +107,7 @@ class Manifest(TypedDict, total=False):
     games: number of a finished game → what came of it
     twins: names of runs beside this one, of the same scenario under other DP-SGD; tags: words of a person's
     world_seconds: number of a game → world → seconds that the participant's attacks took in it
+    training_path: party → how its rounds without DP are computed, see `fedsim.core.training.paths`
     shadow_path: how shadow federations are trained: 'fused', 'stacked' or 'one by one'; 'none' can be
     versions: package → version; machine: system, processor, cores
     released: number of a game → the round whose model it releases, where that is not the last
@@ -138,6 +139,7 @@ class Manifest(TypedDict, total=False):
     twins: list[str]
     tags: list[str]
     world_seconds: dict[str, dict[str, float]]
+    training_path: dict[str, str]
     shadow_path: str
     versions: dict[str, str]
     machine: dict[str, Any]

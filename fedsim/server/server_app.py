@@ -97,17 +97,21 @@ def _introduce(grid: Grid, run: RunDirectory, game: int) -> Federation:
     replies = send(grid, query, nodes, "query.introduce", scenario)
     parties: dict[int, str] = {}
     node_of: dict[int, int] = {}
-    plans = {}
+    plans, paths = {}, {}
     for reply in replies:
         if reply.has_error():
             raise FedsimError(f"a party failed before round 1: {reply.error.reason}")
         introduction: dict[str, Any] = dict(messages.config_in(reply.content, "introduction"))
         partition, name = int(introduction.pop("partition-id")), str(introduction.pop("party"))
         parties[partition], node_of[partition] = name, reply.metadata.src_node_id
+        paths[name] = str(introduction.pop("path", "reference"))
         plans[name] = {key: json_number(value) for key, value in sorted(introduction.items())}
     if len(parties) < len(nodes):
         raise FedsimError(f"only {len(parties)} of {len(nodes)} parties answered before round 1")
-    run.update_manifest(dp={name: plan for name, plan in sorted(plans.items()) if plan})
+    run.update_manifest(
+        dp={name: plan for name, plan in sorted(plans.items()) if plan},
+        training_path=dict(sorted(paths.items())),
+    )
     known = dict(sorted(parties.items()))
     built = _strategy(run, len(parties))
     return Federation(grid, run, game, scenario, known, node_of, built, [], earlier_games(run, game))

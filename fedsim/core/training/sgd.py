@@ -3,7 +3,8 @@
 Plain stacks of linear layers and ReLU, which most tabular models are, take a path with the forward and the
 backward pass written out on one flat parameter vector; every other module takes torch.nn and torch.optim.
 Which path is taken depends on the module's type alone. `fedsim.core.training.updates` defines what a step is,
-regularisation included.
+regularisation included. Where a run makes many steps a third path does the same in a kernel of numba's
+(`fedsim.core.training.paths`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def train(
     """
     if len(records) == 0:
         raise ValueError("a party without records cannot train")
+    if local.path == "fused":
+        from fedsim.core.training.fused import party  # numba takes a third of a second
+
+        return party.train(module, records, local, draws)
     layers.move(module, local.device)
     epoch = -(-len(records) // local.settings.batch)
     stop = early_stopping(module, local.stop_on, local.defence, epoch, local.device)

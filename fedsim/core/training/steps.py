@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.core.data.records import Records
 from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings
 from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.training.paths import TrainingPath
 from fedsim.core.training.stopping import EarlyStopping
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -29,6 +30,7 @@ class LocalTraining:
         entry
     device: torch's name of where the arithmetic is done
     stop_on: the records that early stopping looks at, where the defence has a patience
+    path: see `core.training.paths`; of training without DP
     transfer: public records on which a student is trained, where the defence distils on such
     gradients: under DP, 'per-sample' takes Opacus' per-sample gradients whatever the module; 'ghost' and
         'auto' see `DPSettings`
@@ -41,6 +43,7 @@ class LocalTraining:
     stop_on: Records | None = None
     gradients: Gradients = "auto"
     transfer: Records | None = None
+    path: TrainingPath = "reference"
 
 
 @dataclass(frozen=True)

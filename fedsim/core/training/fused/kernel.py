@@ -251,20 +251,26 @@ def _exp(x):  # type: ignore
 
 
 @compiled
-def _slope(error, classes, pool, batches, m, t, n, width, scratch):  # type: ignore
-    """Turn logits (classes, width) into softmax − target; scratch: (2 · width,)."""
+def _slope(error, classes, pool, batches, m, t, n, width, scratch, losses):  # type: ignore
+    """Turn logits (classes, width) into softmax − target; scratch: (2 · width,); losses: see `train`."""
     largest, total = scratch[:width], scratch[width : 2 * width]
     _copy(error[:width], largest)
     for c in range(1, classes):
         logits = error[c * width :][:width]
         for b in range(width):
             largest[b] = logits[b] if logits[b] > largest[b] else largest[b]
+    if len(losses):
+        for b in range(n):
+            losses[m] += largest[b] - error[pool.labels[batches.rows[t, m, b]] * width + b]
     _fill(total, ZERO)
     for c in range(classes):
         row = error[c * width :][:width]
         for b in range(width):
             row[b] = _exp(row[b] - largest[b])
             total[b] += row[b]
+    if len(losses):
+        for b in range(n):
+            losses[m] += np.log(total[b])
     hit = ONE - batches.smoothing[m]
     others = batches.smoothing[m] / np.float32(classes)
     for c in range(classes):
@@ -431,8 +437,12 @@ def _clip(private, m, norms, factors):  # type: ignore
 
 
 @njit(fastmath={"contract", "nsz"}, nogil=True, error_model="numpy", cache=True)
-def train(models, layers, pool, batches, optimizer, dropout, private):  # type: ignore
-    """Train models (M, parameters) in place, as `FusedLayers.train` says."""
+def train(models, layers, pool, batches, optimizer, dropout, private, losses):  # type: ignore
+    """Train models (M, parameters) in place, as `FusedLayers.train` says.
+
+    losses: (M,) float64, to which each record's cross-entropy with its label is added, in every step and
+        before it; or empty
+    """
     size, last, lr = models.shape[1], len(layers) - 1, optimizer.lr
     hidden, inputs, outputs, longest = 0, 0, 0, 0
     for layer in layers:
@@ -468,7 +478,7 @@ def train(models, layers, pool, batches, optimizer, dropout, private):  # type: 
                 _draw_scales(scales, dropout, m, t, n, width, hidden)
             _load(x, layers, pool, batches, m, t, n, width)
             _forward(w, x, layers, scales, drops, errors, width)
-            _slope(errors, layers[last].above, pool, batches, m, t, n, width, scratch)
+            _slope(errors, layers[last].above, pool, batches, m, t, n, width, scratch, losses)
             _backward(w, x, layers, scales, drops, errors, width)
             if clips:
                 _norms(x, errors, layers, turned, scratch, norms[:width], width)

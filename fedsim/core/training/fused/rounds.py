@@ -78,11 +78,14 @@ class FusedLayers:
         penalties: Penalties,
         regularisation: Regularisation,
         private: tuple[StackedPlans, Tensor, NoiseSource] | None,
+        losses: np.ndarray | None = None,
     ) -> None:
         """Train the models of which `buffers` returned the memory, in place.
 
         private: of models with DP-SGD their plans, C of the next step, (M,) float64, which moves in place
             where it adapts, and what makes their noise
+        losses: (M,) float64, to which each record's cross-entropy with its label is added, in every step and
+            before it
         """
         models = len(flat)
         rows = drawn.rows.numpy()
@@ -116,6 +119,7 @@ class FusedLayers:
             ),
             dropout,
             _private(private, drawn.noise, models, none),
+            np.empty(0) if losses is None else losses,
         )
 
 
