@@ -25,28 +25,6 @@ _KNOCKS, _FIRST_KNOCKS, _KNOCK_SECONDS = 40, 10, 3.0
 """How often, and how far apart, a node that was let in once asks to be let in again, and one that never was:
 a server that has just started answers before it knows all keys."""
 
-APP = """\
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "fedsim-deployment"
-version = "1.0.0"
-
-[tool.flwr.app]
-publisher = "fedsim"
-
-[tool.flwr.app.components]
-serverapp = "fedsim.deploy.server_app:app"
-clientapp = "clients.client_app:app"
-
-[tool.flwr.app.config]
-run = ""
-game = 0
-"""
-"""The app that the server sends along; what runs is the fedsim that is installed on each machine."""
-
 Say = Callable[[str], object]
 
 
@@ -78,14 +56,14 @@ def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
     run.update_manifest(node_patience=settings.wait)
     with flower_cli.private_home(folder / LOG, {}) as home:
         options = [*tls.options, "--enable-supernode-auth"]
-        with flower_cli.superlink(home, options, tls.authority, settings.host, settings.port) as (_, server):
+        with flower_cli.superlink(
+            home, options, tls.authority, settings.host, settings.port, on_disk=True
+        ) as (_, server):
             superlink.register(home, publics)
             say(f"listening on {settings.host}:{settings.port} for {len(publics)} nodes{_so_far(run)}")
-            app = home.path / "app"
-            app.mkdir()
-            (app / "pyproject.toml").write_text(APP, encoding="utf-8")
+            app = flower_cli.write_app(home, "fedsim.deploy.server_app:app")
             config = f"run={json.dumps(str(run.path))} game=0"
-            flower_cli.run_app(home, config, watched={"the SuperLink": server}, app=app)
+            flower_cli.run_app(home, app, config, watched={"the SuperLink": server})
     run.update_manifest(complete=True)
     integrity.note(run, "models", "rounds.parquet")
     return run
@@ -109,6 +87,7 @@ def join(folder: Path, say: Say = lambda text: None) -> None:
     settings, scenario = read_node(folder), scenario_of(folder)
     with flower_cli.private_home(folder / LOG, isolation(scenario)) as home:
         clients = superlink.start_clients(home, "node", folder)
+        superlink.await_clients(home, clients)
         say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")
         try:
             attempts = _FIRST_KNOCKS
@@ -127,10 +106,8 @@ def _work(home: FlowerHome, clients: subprocess.Popen[bytes], folder: Path) -> b
         FedsimError: the node's own process ended.
     """
     settings, said_before = read_node(folder), home.log.stat().st_size
-    node = superlink.start_node(
-        home, settings.server, folder / AUTHORITY, folder / KEY,
-        " ".join(f"{key}={json.dumps(value)}" for key, value in _configuration(folder).items()),
-    )  # fmt: skip
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in _configuration(folder).items())
+    node = superlink.start_nodes(home, settings.server, folder / AUTHORITY, {folder / KEY: config})
     try:
         while node.poll() is None:
             if clients.poll() is not None:
@@ -140,6 +117,7 @@ def _work(home: FlowerHome, clients: subprocess.Popen[bytes], folder: Path) -> b
             time.sleep(0.2)
     finally:
         flower_cli.end(node)
+        superlink.forget_nodes(home)
     with home.log.open("rb") as log:
         log.seek(said_before)
         return superlink.LET_IN in log.read()

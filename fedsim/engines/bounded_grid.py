@@ -1,7 +1,9 @@
-"""The server's grid on Flower's deployment engine, which takes no more of a reply than a reply may hold."""
+"""The server's grid on Flower's own engines: it looks for replies often, and takes what one may hold."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
@@ -9,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from clients.messages import largest_reply
+from fedsim.core.patience import Patience
 from fedsim.engines import flower_internals
 from fedsim.server.federation import too_large
 
@@ -16,8 +19,12 @@ from fedsim.server.federation import too_large
 class BoundedGrid(Grid):
     """Another grid, on which a reply is given up as soon as it is larger than `clients.messages` allows.
 
-    Flower's own takes the pieces of a reply from the SuperLink, where they lie on the disk, until it has all.
+    Flower's own takes the pieces of a reply from the SuperLink, where they lie on the disk, until it has all,
+    and looks for replies every three seconds.
     """
+
+    SHORTEST, LONGEST = 0.05, 3.0
+    """Seconds between two looks for replies; the second is Flower's."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -61,9 +68,23 @@ class BoundedGrid(Grid):
         sent = list(messages)
         largest = max(map(largest_reply, sent), default=0.0)
         with flower_internals.pulling_at_most(largest):
-            replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+            replies = self._replies(sent, math.inf if timeout is None else timeout)
         by_id = {message.metadata.message_id: message for message in sent}
         return [_named(reply, by_id, largest) for reply in replies]
+
+    def _replies(self, sent: list[Message], timeout: float) -> list[Message]:
+        waiting, replies = set(self._grid.push_messages(sent)), list[Message]()
+        deadline, patience = time.monotonic() + timeout, Patience(self.SHORTEST, self.LONGEST)
+        while waiting:
+            late = time.monotonic() >= deadline
+            came = list(self._grid.pull_messages(waiting))
+            replies += came
+            waiting -= {reply.metadata.reply_to_message_id for reply in came}
+            if late:
+                break
+            if waiting:
+                patience.wait(deadline - time.monotonic())
+        return replies
 
 
 def _named(reply: Message, sent: dict[str, Message], largest: float) -> Message:

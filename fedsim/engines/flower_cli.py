@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fedsim
 from fedsim.core.errors import FedsimError, plainly
 
 CONNECTION = "fedsim"
@@ -38,6 +37,27 @@ CONNECTION = "fedsim"
 
 MARK = "FEDSIM_ENGINE"
 """Environment variable that all processes of one game share, and no others."""
+
+APP = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "fedsim-engine"
+version = "1.0.0"
+
+[tool.flwr.app]
+publisher = "fedsim"
+
+[tool.flwr.app.components]
+serverapp = "{server_app}"
+clientapp = "clients.client_app:app"
+
+[tool.flwr.app.config]
+run = ""
+game = 0
+"""
 
 _STARTUP_SECONDS = 120.0
 _GRACE_SECONDS = 10.0
@@ -62,7 +82,7 @@ class FlowerHome:
             return subprocess.Popen(
                 [tool(command[0]), *command[1:]], env={**self.environment, **variables}, cwd=self.path,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
     def call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -77,15 +97,14 @@ class FlowerHome:
         return done
 
 
-def app_folder() -> Path:
-    """Return the folder that is the Flower App: the one with fedsim's pyproject.toml.
+def write_app(home: FlowerHome, server_app: str = "fedsim.runs.flower_app:app") -> Path:
+    """Write the Flower App of fedsim's own engines into the home; return its folder.
 
-    Raises:
-        FedsimError: fedsim was installed without it.
+    Flower sends it along with every message: it names what is installed and brings no code of its own.
     """
-    folder = Path(fedsim.__file__).resolve().parent.parent
-    if not (folder / "pyproject.toml").is_file():
-        raise FedsimError(f"{folder} has no pyproject.toml: Flower's own engines need fedsim's own checkout")
+    folder = home.path / "app"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(APP.format(server_app=server_app), encoding="utf-8")
     return folder
 
 
@@ -104,6 +123,7 @@ def private_home(log: Path, variables: Mapping[str, str]) -> Iterator[FlowerHome
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
         MARK: mark,
@@ -123,11 +143,14 @@ def superlink(
     authority: Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
+    on_disk: bool = False,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run a guarded SuperLink; yield its address here and its process, and configure ``flwr`` for it.
 
     authority: certificate by which its TLS is checked; None where it has none
     host, port: where nodes reach it; default: a free port of the loopback
+    on_disk: whether messages lie on the disk until they are fetched, at twice the cost of a round, so that no
+        node can fill the memory
 
     Raises:
         FedsimError: it did not start; the text names the log and its last error.
@@ -135,10 +158,11 @@ def superlink(
     tool("flower-superlink")  # where Flower's commands are missing this says so
     free, control_port = free_ports(2)
     port = port or free
+    database = ["--database", str(home.path / "state.db")] if on_disk else []
     process = home.start([
         sys.executable, "-m", "fedsim.engines.guarded_superlink", *options, "--isolation", "subprocess",
         "--host", host, "--port", str(port),
-        "--control-api-address", f"127.0.0.1:{control_port}", "--database", str(home.path / "state.db"),
+        "--control-api-address", f"127.0.0.1:{control_port}", *database,
     ])  # fmt: skip
     try:
         address = f"127.0.0.1:{port}"
@@ -151,20 +175,21 @@ def superlink(
 
 def run_app(
     home: FlowerHome,
+    app: Path,
     config: str,
     federation: str = "",
     watched: Mapping[str, subprocess.Popen[bytes]] = {},
-    app: Path | None = None,
 ) -> None:
-    """Run a Flower App, by default fedsim's, on the home's SuperLink, until it ends.
+    """Run a Flower App on the home's SuperLink, until it ends.
 
+    app: its folder
     config, federation: as for ``flwr run --run-config`` and ``--federation-config``
     watched: processes that have to live as long, by what they are called
 
     Raises:
         FedsimError: the run did not complete, or one of ``watched`` ended before it.
     """
-    command = ["flwr", "run", str(app or app_folder()), CONNECTION, "--stream"]
+    command = ["flwr", "run", str(app), CONNECTION, "--stream"]
     command += ["--run-config", config] if config else []
     running = home.start([*command, *(["--federation-config", federation] if federation else [])])
     try:
@@ -261,8 +286,8 @@ def marked(mark: str) -> list[int]:
     return pids
 
 
-def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent is gone, however that ends; runs in the child before exec."""
+def end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent is gone, however that ends; runs in the child."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

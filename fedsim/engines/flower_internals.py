@@ -2,8 +2,9 @@
 
 A custom ``Grid`` cannot do without them (flwr 1.41 and 1.42): a message takes its sender from the
 process-wide task identity, a reply copies the id of the message it answers, and ``Context.state`` has no
-public serialisation. Nor can a node that is to run its own app, not the one that a run brings; nor a
-SuperLink that is to refuse a request before it reads it, and a server a reply before it holds all of it.
+public serialisation. Nor can a node that is to run its own app, not the one that a run brings, and to look
+for work more than every three seconds; nor a SuperLink that is to refuse a request before it reads it, and a
+server a reply before it holds all of it.
 `tests/engines/test_flower_internals.py` fails loudly when an upgrade changes one.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 # Set before flwr is imported: nothing is sent anywhere and nothing is looked up.
@@ -27,8 +29,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.core.errors import plainly
+from fedsim.core.patience import Patience
 
 SERVER_NODE_ID = 1
+
+_FIRST_BACKOFF = 0.02  # seconds, doubled with each look
 
 GIVEN_UP = "fedsim: larger than a reply may be"
 """In the reason of the error that Flower's grid puts in place of a reply; see `pulling_at_most`."""
@@ -70,6 +75,54 @@ def import_client_runtime() -> None:
     """Import what `run_client_app` needs, before the process forks."""
     import flwr.supernode.cli.flwr_clientapp  # noqa: F401
 
+    pull_soon()
+
+
+def pull_soon() -> None:
+    """Let Flower's functions in this process look sooner again for a piece of a message that is on its way.
+
+    A message is announced before its pieces arrive, and whoever looks in between would wait for a second.
+    """
+    from flwr.supercore.inflatable import inflatable_utils
+
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        defaults = function.__kwdefaults__ or {}
+        if "initial_backoff" not in defaults:
+            raise ImportError(f"{function.__name__} of flwr has no initial_backoff any more")
+        defaults["initial_backoff"] = _FIRST_BACKOFF
+
+
+class TasksOfNode:
+    """What a SuperNode on this machine has to be done, as Flower's SuperExec asks for it; port: its own."""
+
+    def __init__(self, port: int) -> None:
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        from flwr.supercore.runtime import RuntimeHttpClient
+
+        self.address = f"127.0.0.1:{port}"
+        self._client = RuntimeHttpClient.from_server_address(
+            self.address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+        )
+
+    def take(self) -> str | None:
+        """Return the token of a message to a ClientApp; None where there is none, or no SuperNode (yet).
+
+        Other tasks are left alone. A run may ask for an AgentApp, for which SuperExec would start code that
+        came with the run.
+        """
+        import httpx
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.constant import TaskType
+
+        try:
+            answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.TransportError:
+            return None
+        return answer.token or None
+
 
 def run_client_app(app: ClientApp) -> None:
     """Do what the command ``flwr-clientapp`` does with ``sys.argv``, but answer with ``app``.
@@ -102,6 +155,7 @@ def pulling_at_most(largest: float) -> Iterator[None]:
     """
     from flwr.superlink.grid import http_grid
 
+    pull_soon()
     pull_objects = http_grid.pull_objects
 
     def bounded(
@@ -138,3 +192,38 @@ def run_superlink(guard: Callable[[Any], Any]) -> None:
         raise ImportError("flwr.superlink.extensions has no get_middleware any more")
     extensions.get_middleware = lambda: (Middleware(guard),)
     flower_superlink()
+
+
+def import_supernode() -> None:
+    """Import what `run_supernode` needs, before the process forks."""
+    import flwr.supernode.cli.flower_supernode
+    import flwr.supernode.main  # noqa: F401
+
+
+def run_supernode() -> None:
+    """Do what the command ``flower-supernode`` does with ``sys.argv``, but look for work more often.
+
+    Flower's sleeps for three seconds whenever its server had no message, and for half a second whenever there
+    was no reply yet: most of a round. Here that is the longest that it sleeps (`Patience`).
+
+    Raises:
+        SystemExit: always, with the command's exit code.
+    """
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    patience: dict[float, Patience] = {}
+
+    def sleep(seconds: float) -> None:
+        if seconds not in patience:  # it waits for something else than before
+            patience.clear()
+            patience[seconds] = Patience(seconds / 30, seconds)
+        patience[seconds].wait()
+
+    runtime: Any = start_client_internal
+    if not hasattr(runtime, "time"):
+        raise ImportError("flwr.supernode.start_client_internal has no time any more")
+    runtime.time = SimpleNamespace(sleep=sleep)
+    pull_soon()
+    flower_supernode()
+    raise SystemExit(0)

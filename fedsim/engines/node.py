@@ -1,41 +1,33 @@
 """A node's own process: it answers with the ClientApp installed here, never with code that came with a run.
 
-Flower sends a run's app along, and a SuperNode executes it: whoever starts the run decides what a party's
-machine does. Here the command that a SuperNode starts for every message (``flwr-clientapp``, found on its
-PATH) hands its call to this process, which has imported the party's own fedsim and forks: each message has a
+Flower sends a run's app along, and the SuperExec beside a SuperNode executes it: whoever starts the run
+decides what a party's machine does. Here no SuperExec is started. This process, which has imported the
+party's own fedsim, asks the machine's SuperNodes for messages to its ClientApp and forks: each message has a
 process of its own, which ends with it, and waits for no import.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shlex
 import signal
-import socket
 import sys
 from pathlib import Path
 
+from fedsim.core.patience import Patience
 from fedsim.engines import flower_internals
+from fedsim.engines.flower_internals import ClientApp, TasksOfNode
 
-SOCKET = "node.sock"
-READY = "node.ready"
+READY = "clients.ready"
+NODES = "nodes"
+"""Folder with an empty file for each SuperNode that is asked, named after its port."""
 
-
-def write_launcher(folder: Path) -> Path:
-    """Write the ``flwr-clientapp`` that asks the process in ``folder``; return its folder, for the PATH."""
-    bin_folder = folder / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    command = bin_folder / "flwr-clientapp"
-    asks = [sys.executable, "-I", "-S", str(Path(__file__).with_name("ask_node.py")), str(folder / SOCKET)]
-    command.write_text(f'#!/bin/sh\nexec {shlex.join(asks)} "$@"\n', encoding="utf-8")
-    command.chmod(0o700)
-    return bin_folder
+_SHORTEST, _LONGEST = 0.02, 1.0
+"""Seconds between two looks for messages; the second is SuperExec's."""
 
 
 def serve(folder: Path, run: Path | None = None, deployed: Path | None = None) -> None:
-    """Answer calls at the socket in ``folder`` until this process is asked to end.
+    """Answer messages to the SuperNodes named in ``folder`` until this process is asked to end.
 
     run: whose model and privacy decide what is imported beforehand; None to leave it to the first message
     deployed: folder of the one party whose node this is; its records are read here, once
@@ -53,36 +45,50 @@ def serve(folder: Path, run: Path | None = None, deployed: Path | None = None) -
         warm_up(load(deployed).scenario)
     flower_internals.import_client_runtime()
     os.chdir(folder)
-    Path(SOCKET).unlink(missing_ok=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends is not waited for
-    with socket.socket(socket.AF_UNIX) as server:
-        previous = os.umask(0o077)
-        server.bind(SOCKET)
-        os.umask(previous)
-        server.listen(64)
-        Path(READY).touch()
-        while True:
-            connection, _ = server.accept()
-            if os.fork() == 0:
-                server.close()
-                _answer(connection, app)
-            connection.close()
+    Path(READY).touch()
+    _answer_all(Path(NODES), app)
 
 
-def _answer(connection: socket.socket, app: flower_internals.ClientApp) -> None:
-    """In a process of its own: do what ``flwr-clientapp`` does with this command line, and end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _answer_all(nodes: Path, app: ClientApp) -> None:
+    tasks: dict[int, TasksOfNode] = {}
+    at_work: dict[int, int] = {}  # process → the port of whose message it answers
+    patience = Patience(_SHORTEST, _LONGEST)
+    while True:
+        ports = {int(file.name) for file in nodes.iterdir()}
+        tasks = {port: tasks.get(port) or TasksOfNode(port) for port in ports}
+        for port, of_node in tasks.items():
+            if token := of_node.take():
+                at_work[_fork(of_node.address, token, app)] = port
+                patience.renew()
+        _end_orphans(at_work, ports)
+        patience.wait()
+
+
+def _end_orphans(at_work: dict[int, int], ports: set[int]) -> None:
+    """Forget processes that have ended, and kill those whose SuperNode is gone: nobody takes their answer."""
+    for process, port in list(at_work.items()):
+        if os.waitpid(process, os.WNOHANG) != (0, 0):
+            del at_work[process]
+        elif port not in ports:
+            os.kill(process, signal.SIGKILL)
+
+
+def _fork(address: str, token: str, app: ClientApp) -> int:
+    """Answer a message in a process of its own, as ``flwr-clientapp`` does; return that process's id."""
+    parent = str(os.getpid())
+    process = os.fork()
+    if process:
+        return process
     code = 1
     try:
-        sys.argv = ["flwr-clientapp", *json.loads(connection.makefile().readline())]
+        options = ["--runtime-api-address", address, "--token", token, "--insecure", "--parent-pid", parent]
+        sys.argv = ["flwr-clientapp", *options]
         flower_internals.run_client_app(app)
-        code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     finally:
         with contextlib.suppress(OSError):
-            connection.sendall(f"{code}\n".encode())
-        sys.stdout.flush()
+            sys.stdout.flush()
         os._exit(code)
 
 

@@ -28,7 +28,7 @@ def run_game(run: RunDirectory, game: int, workers: int = 1, options: EngineOpti
         flower_cli.superlink(home, ["--insecure", "--simulation"]),
     ):
         config = f"run={json.dumps(str(run.path))} game={game}"
-        flower_cli.run_app(home, config, _federation(run, workers, options))
+        flower_cli.run_app(home, flower_cli.write_app(home), config, _federation(run, workers, options))
 
 
 def _federation(run: RunDirectory, workers: int, options: EngineOptions) -> str:

@@ -9,10 +9,10 @@ starts again from round 1 (to the same result).
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedsim.core.errors import FedsimError
@@ -38,30 +38,31 @@ def run_game(run: RunDirectory, game: int) -> None:
     run.forget_checkpoint(game)
     parties = list(run.manifest["parties"])
     with flower_cli.private_home(run.path / f"flower-{game:03d}.log", environment(run)) as home:
+        clients = start_clients(home, "run", run.path)
         tls = credentials.write_server(home.path, ["127.0.0.1", "localhost"], _VALID_DAYS)
         options = [*tls.options, "--enable-supernode-auth"]
-        keys = {name: home.path / f"node-{partition}" for partition, name in enumerate(parties)}
-        publics = [credentials.write_node_key(key) for key in keys.values()]
+        keys = [home.path / f"node-{partition}" for partition in range(len(parties))]
+        publics = [credentials.write_node_key(key) for key in keys]
         with flower_cli.superlink(home, options, tls.authority) as (address, server):
-            clients = start_clients(home, "run", run.path)
             register(home, publics)
-            nodes = {
-                f"the SuperNode of {name}": start_node(
-                    home,
-                    address,
-                    tls.authority,
-                    key,
-                    f"partition-id={partition} num-partitions={len(parties)}",
-                )
-                for partition, (name, key) in enumerate(keys.items())
-            }
-            watched = {"the SuperLink": server, "the clients' process": clients, **nodes}
+            nodes = start_nodes(
+                home,
+                address,
+                tls.authority,
+                {
+                    key: f"partition-id={partition} num-partitions={len(parties)}"
+                    for partition, key in enumerate(keys)
+                },
+            )
+            watched = {"the SuperLink": server, "the clients' process": clients, "a SuperNode": nodes}
             try:
-                flower_cli.run_app(home, f"run={json.dumps(str(run.path))} game={game}", watched=watched)
+                await_clients(home, clients)
+                config = f"run={json.dumps(str(run.path))} game={game}"
+                flower_cli.run_app(home, flower_cli.write_app(home), config, watched=watched)
             finally:
-                for process in (*nodes.values(), clients):
-                    process.terminate()  # all at once: each takes its time
-                for process in (*nodes.values(), clients):
+                for process in (nodes, clients):
+                    process.terminate()  # at once: each takes its time
+                for process in (nodes, clients):
                     flower_cli.end(process)
 
 
@@ -90,33 +91,50 @@ def register(home: FlowerHome, public_keys: list[Path]) -> None:
 
 
 def start_clients(home: FlowerHome, kind: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the process from which every message's own is forked, for all parties of this machine.
+    """Start the process from which every message's own is forked, for all SuperNodes of this machine.
+
+    It reads and imports for seconds, while others can be started: `await_clients` before they are asked.
 
     kind: 'run', of whose folder the parties are, or 'node', of whose folder the one party is
+    """
+    (home.path / node.NODES).mkdir()
+    return home.start([sys.executable, "-m", "fedsim.engines.node", str(home.path), kind, str(folder)])
+
+
+def await_clients(home: FlowerHome, clients: subprocess.Popen[bytes]) -> None:
+    """Wait until the clients' process takes messages.
 
     Raises:
         FedsimError: it did not come up.
     """
-    node.write_launcher(home.path)
-    process = home.start([sys.executable, "-m", "fedsim.engines.node", str(home.path), kind, str(folder)])
     deadline = time.monotonic() + _START_SECONDS
     while not (home.path / node.READY).exists():
-        if process.poll() is not None or time.monotonic() > deadline:
+        if clients.poll() is not None or time.monotonic() > deadline:
             raise FedsimError(
                 f"the clients' process did not start: {flower_cli.last_error(home.log)} (see {home.log})"
             )
         time.sleep(_POLL_SECONDS)
-    return process
 
 
-def start_node(
-    home: FlowerHome, address: str, authority: Path, key: Path, config: str
+def start_nodes(
+    home: FlowerHome, address: str, authority: Path, nodes: Mapping[Path, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the SuperNode of one party; config: as for ``flower-supernode --node-config``."""
-    [port] = flower_cli.free_ports(1)
-    path = os.pathsep.join([str(home.path / "bin"), home.environment["PATH"]])
-    return home.start([
-        "flower-supernode", "--root-certificates", str(authority), "--superlink", address,
-        "--host", "127.0.0.1", "--port", str(port), "--auth-supernode-private-key", str(key),
-        "--node-config", config,
-    ], PATH=path)  # fmt: skip
+    """Start SuperNodes, for which the clients' process answers; return what ends as soon as one of them does.
+
+    nodes: by its private key, what ``flower-supernode --node-config`` takes
+    """
+    commands = []
+    for (key, config), port in zip(nodes.items(), flower_cli.free_ports(len(nodes)), strict=True):
+        commands.append([
+            "--isolation", "process", "--root-certificates", str(authority), "--superlink", address,
+            "--host", "127.0.0.1", "--port", str(port), "--auth-supernode-private-key", str(key),
+            "--node-config", config,
+        ])  # fmt: skip
+        (home.path / node.NODES / str(port)).touch()
+    return home.start([sys.executable, "-m", "fedsim.engines.supernodes", json.dumps(commands)])
+
+
+def forget_nodes(home: FlowerHome) -> None:
+    """Let the clients' process end what it does for SuperNodes that are gone."""
+    for file in (home.path / node.NODES).iterdir():
+        file.unlink()

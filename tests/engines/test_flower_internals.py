@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+import threading
+import time
 from importlib.metadata import version
 
 import pytest
+import uvicorn
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedsim.engines import flower_internals
+from fedsim.engines import flower_cli, flower_internals
 
 
 def test_what_a_grid_of_ones_own_needs_from_flower() -> None:
@@ -57,3 +61,61 @@ def test_a_node_can_put_its_own_app_in_place_of_the_one_that_came(monkeypatch: p
     assert load("fab", "1.0", "hash") is own
     source = inspect.getsource(runtime.run_clientapp)  # which calls them by these names, and no others
     assert all(f"{name}(" in source for name in names)
+
+
+def test_a_node_can_look_for_work_more_often() -> None:
+    from flwr.supernode import start_client_internal
+
+    calls = set(re.findall(r"\btime\.\w+\([^)]*\)", inspect.getsource(start_client_internal)))
+    assert calls == {"time.sleep(3)", "time.sleep(0.5)"}  # which `run_supernode` puts its own in place of
+
+
+def test_a_piece_that_is_not_there_yet_is_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.inflatable import inflatable_utils as utils
+
+    for function in (utils.pull_objects, utils.pull_and_inflate_object_from_tree):
+        monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__ or {}))
+    flower_internals.pull_soon()
+    asked: list[str] = []
+
+    def pull(object_id: str) -> bytes:
+        asked.append(object_id)
+        if len(asked) < 3:
+            raise utils.ObjectUnavailableError(object_id)
+        return b"there"
+
+    started = time.monotonic()
+    assert utils.pull_objects(["piece"], pull) == {"piece": b"there"}
+    assert time.monotonic() - started < 0.9, "Flower's own waits for a second, then for two"
+
+
+def test_a_node_takes_messages_to_its_client_app_and_no_app_that_a_run_brings() -> None:
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.main import create_app
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    factory = NodeStateFactory(ObjectStoreFactory())
+    [port] = flower_cli.free_ports(1)
+    tasks = flower_internals.TasksOfNode(port)
+    assert tasks.take() is None  # no SuperNode is there yet
+    server = uvicorn.Server(uvicorn.Config(create_app(factory), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        state = factory.state()
+        state.create_task(TaskType.AGENT_APP, run_id=1, fab_hash="brought along")
+        assert tasks.take() is None
+        number = state.create_task(TaskType.CLIENT_APP, run_id=1, fab_hash="brought along")
+        token = tasks.take()
+        assert token
+        task = state.get_task_by_token(token)
+        assert task is not None and task.task_id == number
+        assert tasks.take() is None  # each is taken once
+    finally:
+        server.should_exit = True
+        thread.join()

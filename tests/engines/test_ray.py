@@ -123,8 +123,7 @@ def test_what_is_no_address_is_refused_with_the_nearest_that_is() -> None:
 
 
 def test_the_folder_is_a_flower_app() -> None:
-    folder = flower_cli.app_folder()
-    assert folder == Path(fedsim.__file__).parents[1]
+    folder = Path(fedsim.__file__).parents[1]
     app = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["components"] == {
         "serverapp": "fedsim.runs.flower_app:app",
@@ -144,7 +143,12 @@ def test_flwr_run_with_no_run_named_runs_the_default_scenario_to_its_end(
         flower_cli.private_home(tmp_path / "flower.log", {}) as home,
         flower_cli.superlink(home, ["--insecure", "--simulation"]),
     ):
-        flower_cli.run_app(home, f"set={json.dumps('; '.join(changes))}", "num-supernodes=3")
+        flower_cli.run_app(
+            home,
+            Path(fedsim.__file__).parents[1],
+            f"set={json.dumps('; '.join(changes))}",
+            "num-supernodes=3",
+        )
     [made] = (tmp_path / "fedsim" / "flower").iterdir()
     run = RunDirectory.open(made)
     assert run.manifest["complete"] and list(run.manifest["parties"]) == [f"hospital-{k}" for k in (1, 2, 3)]
