@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -28,13 +27,17 @@ ISOLATE = "FEDSIM_ISOLATE"
 """Environment variable: '1' where clients need processes of their own."""
 
 
+def wanted() -> bool:
+    """Return whether clients need processes of their own here."""
+    return os.environ.get(ISOLATE) == "1"
+
+
 def contained(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
     """Call the client; whatever it raises, SystemExit too, becomes its error reply (a Flower mod)."""
     try:
-        isolated = os.environ.get(ISOLATE) == "1"
-        return _answer_apart(message, context) if isolated else call_next(message, context)
+        return _answer_apart(message, context) if wanted() else call_next(message, context)
     except (Exception, SystemExit) as error:
         logging.getLogger("fedsim").debug("client %s raised", context.node_config, exc_info=error)
         reason = plainly(error)
@@ -46,19 +49,26 @@ def _answer_apart(message: Message, context: Context) -> Message:
     scenario = RunDirectory.open(folder).scenario
     attacks = message.metadata.message_type == ATTACK
     timeout = scenario.adversary.timeout if attacks else scenario.federation.timeout
-    [(reply, state)] = _worker(folder).map(_answer, [(message, context)], timeout)
+    if folder not in _workers:
+        start_worker(folder)
+    [(reply, state)] = _workers[folder].map(_answer, [(message, context)], timeout)
     context.state = state
     answer: Message = reply
     return answer
 
 
-@lru_cache(maxsize=1)
-def _worker(folder: Path) -> Workers:
-    """Return this process's worker, which ends with it."""
-    return Workers(1, functools.partial(_start_worker, folder)).__enter__()
+_workers: dict[Path, Workers] = {}
 
 
-def _start_worker(folder: Path) -> None:
+def start_worker(folder: Path, forked: bool = False) -> None:
+    """Have a worker for the parties of a run, which ends with this process.
+
+    forked: whether it is a copy of this process, which has no threads yet
+    """
+    _workers[folder] = Workers(1, functools.partial(_begin, folder), forked).__enter__()
+
+
+def _begin(folder: Path) -> None:
     os.environ.pop(ISOLATE)
     from clients import client_app  # noqa: F401
 

@@ -9,12 +9,14 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
@@ -200,3 +202,26 @@ def _may_exist(path: Path) -> bool:
         return path.is_symlink() or path.exists()
     except OSError:  # such as a name too long for a file; the first error says so itself
         return True
+
+
+@contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Keep other processes out of what is done in ``folder``; the lock ends with the process.
+
+    Raises:
+        InputError: ``taken``; another process holds the lock.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(taken) from error
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

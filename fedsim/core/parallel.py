@@ -1,4 +1,4 @@
-"""The one way to have processes: spawned, single-threaded workers that may die without harm.
+"""The one way to have processes: single-threaded workers that may die without harm.
 
 What the standard pools do not give, and a federation of other people's code needs: a task has a timeout of
 its own, which starts when its worker is ready; a worker that hangs, exits or is killed costs its own task
@@ -83,12 +83,13 @@ class Workers:
 
     count: processes at most
     start: called once in each, such as an import, before its first task; its time is not the task's
+    forked: whether the first is a copy of this process, which must have no threads; it waits for no import
     """
 
-    def __init__(self, count: int, start: Callable[[], object] | None = None) -> None:
+    def __init__(self, count: int, start: Callable[[], object] | None = None, forked: bool = False) -> None:
         self.count = max(1, count)
         self._start = start
-        self._idle: list[_Worker] = []
+        self._idle: list[_Worker] = [_Worker(start, "fork")] if forked else []
         self._busy: list[_Worker] = []
 
     def __enter__(self) -> Workers:
@@ -190,8 +191,10 @@ class Workers:
 class _Worker:
     """A process that does one task after another."""
 
-    def __init__(self, start: Callable[[], object] | None) -> None:
-        context = get_context("spawn")
+    def __init__(
+        self, start: Callable[[], object] | None, method: Literal["spawn", "fork"] = "spawn"
+    ) -> None:
+        context: Any = get_context(method)
         self.connection, theirs = context.Pipe()
         # Not a daemon, which could have no processes of its own, as a party that trains shadows has.
         self.process = context.Process(target=_serve, args=(theirs,), daemon=False)

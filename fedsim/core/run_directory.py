@@ -56,7 +56,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import safe_open
 from typing_extensions import TypedDict, Unpack
@@ -280,20 +279,8 @@ class RunDirectory:
         Raises:
             InputError: another process is running it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise InputError(f"{self.path} is being run by another process; wait until it is done") from error
-        except NotImplementedError:  # a file system without locks
+        with files.locked(self.path, f"{self.path} is being run by another process; wait until it is done"):
             yield
-            return
-        except OSError as error:
-            raise files.cannot_write(self.path, error) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _dealt(self) -> list[Path]:
         names = ("candidates", "persons", "worlds")

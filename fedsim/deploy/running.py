@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clients import node as switches
 from clients.deployed import FOLDER, LEDGER, read_node, scenario_of
+from fedsim.core import files
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario import reading
@@ -45,7 +46,7 @@ def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
     Returns: the run, complete.
 
     Raises:
-        FedsimError: the run failed, or was complete already.
+        FedsimError: the run failed, was complete already, or is under way.
     """
     folder = folder.resolve()
     settings, run = read_server(folder), RunDirectory.open(folder / RUN)
@@ -53,8 +54,11 @@ def serve(folder: Path, say: Say = lambda text: None) -> RunDirectory:
         raise InputError(f"{run.path}: this federation has been trained; make new folders for another one")
     tls = credentials.ServerFiles(folder / AUTHORITY, folder / "server.pem", folder / "server.key")
     publics = sorted((folder / "nodes").glob("*.pub"))
-    run.update_manifest(node_patience=settings.wait)
-    with flower_cli.private_home(folder / LOG, {}) as home:
+    with (
+        files.locked(folder, f"{folder}: this server is running already"),
+        flower_cli.private_home(folder / LOG, {}, owner=folder) as home,
+    ):
+        run.update_manifest(node_patience=settings.wait)
         options = [*tls.options, "--enable-supernode-auth"]
         with flower_cli.superlink(
             home, options, tls.authority, settings.host, settings.port, on_disk=True
@@ -81,11 +85,14 @@ def join(folder: Path, say: Say = lambda text: None) -> None:
     another is in its place, which knows it by its key alone, and is started anew.
 
     Raises:
-        FedsimError: its process ended, or its SuperNode did and was not let in (again).
+        FedsimError: its process ended, or its SuperNode did and was not let in (again); or it runs already.
     """
     folder = folder.resolve()
     settings, scenario = read_node(folder), scenario_of(folder)
-    with flower_cli.private_home(folder / LOG, isolation(scenario)) as home:
+    with (
+        files.locked(folder, f"{folder}: this node is running already"),
+        flower_cli.private_home(folder / LOG, isolation(scenario), owner=folder) as home,
+    ):
         clients = superlink.start_clients(home, "node", folder)
         superlink.await_clients(home, clients)
         say(f"{settings.party}: asking {settings.server} for work; stop it with Ctrl-C or SIGTERM")

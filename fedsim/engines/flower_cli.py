@@ -109,12 +109,17 @@ def write_app(home: FlowerHome, server_app: str = "fedsim.runs.flower_app:app") 
 
 
 @contextmanager
-def private_home(log: Path, variables: Mapping[str, str]) -> Iterator[FlowerHome]:
+def private_home(log: Path, variables: Mapping[str, str], owner: Path | None = None) -> Iterator[FlowerHome]:
     """Give Flower a home of its own, switches that keep it quiet and offline, and ``variables``.
 
     Whatever was started from it, and all that this started, is gone when it ends.
+
+    owner: folder whose lock this process holds. What an earlier owner left running when it was killed ends
+        first: its ServerApp goes on for seconds, keeps the run's folder and speaks to whoever has its port.
     """
-    home, mark = Path(tempfile.mkdtemp(prefix="fedsim-flower-")), uuid.uuid4().hex
+    mark = uuid.uuid4().hex if owner is None else uuid.uuid5(uuid.NAMESPACE_URL, owner.as_uri()).hex
+    end_all(mark, [signal.SIGKILL])
+    home = Path(tempfile.mkdtemp(prefix="fedsim-flower-"))
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -261,9 +266,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def end_all(mark: str) -> None:
-    """End every process whose environment holds this mark: asked first, then killed."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
+def end_all(mark: str, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGKILL)) -> None:
+    """End every process whose environment holds this mark, by one signal after the other."""
+    for how in signals:
         deadline = time.monotonic() + _GRACE_SECONDS
         for pid in marked(mark):
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -46,10 +46,10 @@ def serve(folder: Path, run: Path | None = None, deployed: Path | None = None) -
     flower_internals.import_client_runtime()
     os.chdir(folder)
     Path(READY).touch()
-    _answer_all(Path(NODES), app)
+    _answer_all(Path(NODES), app, run)
 
 
-def _answer_all(nodes: Path, app: ClientApp) -> None:
+def _answer_all(nodes: Path, app: ClientApp, run: Path | None) -> None:
     tasks: dict[int, TasksOfNode] = {}
     at_work: dict[int, int] = {}  # process → the port of whose message it answers
     patience = Patience(_SHORTEST, _LONGEST)
@@ -58,7 +58,7 @@ def _answer_all(nodes: Path, app: ClientApp) -> None:
         tasks = {port: tasks.get(port) or TasksOfNode(port) for port in ports}
         for port, of_node in tasks.items():
             if token := of_node.take():
-                at_work[_fork(of_node.address, token, app)] = port
+                at_work[_fork(of_node.address, token, app, run)] = port
                 patience.renew()
         _end_orphans(at_work, ports)
         patience.wait()
@@ -73,14 +73,18 @@ def _end_orphans(at_work: dict[int, int], ports: set[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _fork(address: str, token: str, app: ClientApp) -> int:
+def _fork(address: str, token: str, app: ClientApp, run: Path | None) -> int:
     """Answer a message in a process of its own, as ``flwr-clientapp`` does; return that process's id."""
+    from clients import isolation
+
     parent = str(os.getpid())
     process = os.fork()
     if process:
         return process
     code = 1
     try:
+        if run is not None and isolation.wanted():
+            isolation.start_worker(run, forked=True)  # while it has no threads
         options = ["--runtime-api-address", address, "--token", token, "--insecure", "--parent-pid", parent]
         sys.argv = ["flwr-clientapp", *options]
         flower_internals.run_client_app(app)

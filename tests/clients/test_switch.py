@@ -176,7 +176,7 @@ def test_the_example_app_runs_under_flwr_run(tmp_path: Path) -> None:
         flower_cli.private_home(log, {}) as home,
         flower_cli.superlink(home, ["--insecure", "--simulation"]),
     ):
-        flower_cli.run_app(home, "", "num-supernodes=3 init-args-num-cpus=2", app=APP)
+        flower_cli.run_app(home, APP, "", "num-supernodes=3 init-args-num-cpus=2")
     said = log.read_text(encoding="utf-8", errors="replace")
     means = dict(re.findall(r"round (\d): mean ε of the clinics that trained ([\d.]+)", said))
     assert set(means) == {"1", "2", "3", "4"}
