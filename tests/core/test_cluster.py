@@ -1,4 +1,7 @@
-"""Shadow federations on a cluster of two nodes, simulated on one machine."""
+"""Shadow federations on a cluster of two nodes, simulated on one machine.
+
+Whoever joins a cluster may be ended with it: each test does so in a process of its own (`apart`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +26,13 @@ from support.shadow_plans import members_of, small_plan, some_pool, w_0
 from attacks.shadows.simulate import Laboratory, ShadowRequest, train_shadows
 from fedsim.core.cluster import ATTEMPTS, joined
 from fedsim.core.errors import InputError
+from fedsim.core.parallel import Workers
 from fedsim.engines import flower_cli
 from fedsim.engines.settings import EngineOptions
 from fedsim.runs import play
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test` installs it")
-pytestmark = [pytest.mark.slow, LONG, pytest.mark.xdist_group("flower")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 
 def commands() -> dict[int, str]:
@@ -74,6 +79,12 @@ def two_nodes() -> Iterator[str]:
             time.sleep(0.2)
 
 
+def apart(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of this module in a process of its own; what it raises is raised here."""
+    with Workers(1) as workers:
+        list(workers.map(function, [arguments], timeout=180))
+
+
 def wait_for_two(address: str) -> None:
     deadline = time.monotonic() + 60
     while True:
@@ -113,6 +124,10 @@ def request(private: bool) -> ShadowRequest:
 
 
 def test_a_block_whose_worker_is_killed_is_done_again_and_shadows_are_the_same_bits(two_nodes: str) -> None:
+    apart(train_while_a_worker_is_killed, two_nodes)
+
+
+def train_while_a_worker_is_killed(two_nodes: str) -> None:
     wait_for_two(two_nodes)
     asked, killed = request(private=True), []
     expected = train_shadows(asked, Laboratory(2))
@@ -139,7 +154,12 @@ def test_a_block_whose_worker_is_killed_is_done_again_and_shadows_are_the_same_b
     assert told == list(range(9)), "each block of one shadow counts once, whatever became of its worker"
 
 
+@LONG
 def test_ctrl_c_ends_the_blocks_of_a_cluster(two_nodes: str) -> None:
+    apart(train_until_ctrl_c, two_nodes)
+
+
+def train_until_ctrl_c(two_nodes: str) -> None:
     wait_for_two(two_nodes)
 
     def interrupt(done: int, of: int) -> None:
@@ -154,31 +174,40 @@ def test_ctrl_c_ends_the_blocks_of_a_cluster(two_nodes: str) -> None:
         time.sleep(0.2)
 
 
-def test_a_run_of_the_default_engine_has_its_shadows_trained_there(
-    two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@LONG
+def test_a_run_of_the_default_engine_has_its_shadows_trained_there(two_nodes: str, tmp_path: Path) -> None:
+    apart(run_with_shadows_there, two_nodes, tmp_path)
+
+
+def run_with_shadows_there(two_nodes: str, folder: Path) -> None:
     settings = {"federation": {"rounds": 2}, "adversary": {"attacks": ["lira"], "shadows": 16}}
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache-a"))
-    alone = finished_run(tmp_path, out="a", **settings)
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache-b"))
-    monkeypatch.setattr("attacks.shadows.simulate._run_block", None)  # here nothing can be trained
-    run = prepared_run(tmp_path, out="b", **settings)
-    play.federate(run, options=EngineOptions(ray_address=two_nodes))
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("FEDSIM_CACHE", str(folder / "cache-a"))
+        alone = finished_run(folder, out="a", **settings)
+        here.setenv("FEDSIM_CACHE", str(folder / "cache-b"))
+        here.setattr("attacks.shadows.simulate._run_block", None)  # here nothing can be trained
+        run = prepared_run(folder, out="b", **settings)
+        play.federate(run, options=EngineOptions(ray_address=two_nodes))
     assert not run.has("not_run")
     pd.testing.assert_frame_equal(run.table("scores"), alone.table("scores"))
 
 
+@LONG
 def test_only_what_was_lost_is_done_again_and_not_for_ever(two_nodes: str, tmp_path: Path) -> None:
+    apart(lose_workers, two_nodes, str(tmp_path))
+    assert len((tmp_path / "a").read_text()) == 2
+    assert (tmp_path / "raising").read_text() == "."
+    assert len((tmp_path / "killing").read_text()) == ATTEMPTS
+
+
+def lose_workers(two_nodes: str, folder: str) -> None:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
-    folder = str(tmp_path)
     with joined(two_nodes) as cluster:
         started, done = cluster.run(kill_once, [("a", folder)])
         assert (started.state, done.value) == ("started", "a")
         _, raised = cluster.run(raising, [(folder,)])
         _, lost = cluster.run(killing, [(folder,)])
-    assert len((tmp_path / "a").read_text()) == 2
-    assert isinstance(raised.error, InputError) and (tmp_path / "raising").read_text() == "."
+    assert isinstance(raised.error, InputError)
     assert "a worker of the cluster was lost" in str(lost.error)
-    assert len((tmp_path / "killing").read_text()) == ATTEMPTS

@@ -15,7 +15,7 @@ from support.long import LONG
 
 from fedsim.core.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, LONG, pytest.mark.xdist_group("flower")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 SECONDS = 300
 ROUNDS = 3
@@ -55,6 +55,7 @@ def steps_of(ledger: Path) -> int:
     return int(sum(json.loads(ledger.read_text())["steps"])) if ledger.exists() else 0
 
 
+@LONG
 def test_the_model_is_that_of_a_server_that_was_never_killed(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "parties": {"count": 2}, "federation": {"rounds": ROUNDS, "strategy": "fedadam"},

@@ -201,7 +201,7 @@ def test_each_fault_at_once_costs_one_reply_and_the_model_is_that_of_the_others(
 @pytest.mark.parametrize("engine", ["ray", "superlink"])
 def test_on_flowers_engines_it_is_the_same(tmp_path: Path, engine: str) -> None:
     pytest.importorskip("ray")
-    run = run_of_all_faults(tmp_path, timeout=20, sites=(0, 3, 5, 6))
+    run = run_of_all_faults(tmp_path, timeout=10, sites=(0, 3, 5, 6))
     play.federate(run, engine=engine, workers=2)
     assert_others_are_unhurt(run)
 
