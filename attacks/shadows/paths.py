@@ -1,7 +1,8 @@
 """Which of two quick paths trains the shadows of a plan.
 
 It depends on the plan alone, neither on how many shadows there are nor on what is cached: one seed gives one
-result, bit for bit, and later shadows join those of an earlier request.
+result, bit for bit, and later shadows join those of an earlier request. Only where numba is broken are all
+stacked, with a warning.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def quick_path(plan: FederationPlan, stack: Stack) -> Path:
     epoch, or follows another slope than the cross-entropy's. All others are 'stacked'
     (`fedsim.core.training.stacked`).
     """
+    from fedsim.core.training import fused
     from fedsim.core.training.stacked import noise
     from fedsim.core.training.stacked.layers import StackedLayers
 
@@ -37,7 +39,8 @@ def quick_path(plan: FederationPlan, stack: Stack) -> Path:
     defences = [party.defence for party in plan.parties]
     if any(defence.patience is not None or defence.shapes_slope for defence in defences):
         return "stacked"
-    return "fused" if _work(plan, stack.widths) >= LEAST_WORK else "stacked"
+    worth_it = _work(plan, stack.widths) >= LEAST_WORK
+    return "fused" if worth_it and fused.available() else "stacked"
 
 
 def _work(plan: FederationPlan, widths: list[int]) -> float:

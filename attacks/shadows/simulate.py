@@ -139,7 +139,7 @@ class ShadowRequest:
         """Return a hash of all that decides the result: what is shared, and the first shadow's members."""
         plan = TypeAdapter(FederationPlan).dump_python(self.plan, mode="json")
         observed = [self.rounds, self.logit_rounds, self.weight_rounds]
-        settings = [VERSION, plan, *observed, self.seed, self.game]
+        settings = [VERSION, path_of(self.plan), plan, *observed, self.seed, self.game]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         named = {
             **self.initial,

@@ -1,6 +1,7 @@
 """Which of two paths trains a party without DP: written out in torch, or the kernel that trains shadows.
 
 It depends on the plan of the run alone, neither on the engine nor on the machine: one seed gives one result.
+Only where numba is broken are all trained by torch, with a warning.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from fedsim.core.models.layers import linear_stack
 from fedsim.core.privacy.plan import steps_per_round
 from fedsim.core.scenario.protection import DefenceSettings
 from fedsim.core.scenario.training import TrainingSettings
+from fedsim.core.training import fused
 
 TrainingPath = Literal["fused", "reference"]
 
@@ -42,4 +44,4 @@ def training_path(
     stops_or_distils = defence.patience is not None or defence.distil is not None
     softens = defence.mixup > 0 or defence.smoothing_of(layers[-1].out_features) > 0
     follows = not (stops_or_distils or softens or defence.dropout or defence.shapes_slope)
-    return "fused" if follows else "reference"
+    return "fused" if follows and fused.available() else "reference"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 from support.open_training import draws, some_records
 from support.runs import final_sha, finished_run, prepared_run
+from support.shadow_plans import small_plan
 from support.training import Hidden, mlp
 from torch import nn
 
+from attacks.shadows.simulate import path_of as path_of_shadows
 from fedsim.core.models.weights import weights_of
 from fedsim.core.scenario.protection import NO_DEFENCE, DefenceSettings
 from fedsim.core.scenario.training import TrainingSettings
-from fedsim.core.training import paths, sgd
+from fedsim.core.training import fused, paths, sgd
 from fedsim.core.training.steps import LocalTraining
 from fedsim.runs import play
 
@@ -35,14 +38,14 @@ ENOUGH = TrainingSettings(steps=paths.LEAST_STEPS, batch=16)
 def test_a_round_is_the_reference_s_to_float_tolerance(options: dict, mu: float, l1: float) -> None:
     settings = TrainingSettings(**{"batch": 16, "epochs": 3, "lr": 0.1, **options})
     local = LocalTraining(settings, DefenceSettings(l1=l1), proximal_mu=mu)
-    fused = mlp()
-    reference, records = copy.deepcopy(fused), some_records()
+    trained = mlp()
+    reference, records = copy.deepcopy(trained), some_records()
     expected = sgd.train(reference, records, local, draws())
-    report = sgd.train(fused, records, replace(local, path="fused"), draws())
+    report = sgd.train(trained, records, replace(local, path="fused"), draws())
     assert report.steps == expected.steps
     assert report.loss == pytest.approx(expected.loss, rel=1e-4)
     for name, array in weights_of(reference).items():
-        np.testing.assert_allclose(weights_of(fused)[name], array, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(weights_of(trained)[name], array, rtol=1e-3, atol=1e-4)
 
 
 def test_a_round_moves_and_repeats_itself_bit_for_bit() -> None:
@@ -95,3 +98,16 @@ def test_a_run_of_many_steps_takes_it_and_gives_the_same_bits_in_any_number_of_p
     assert final_sha(alone) == final_sha(shared)
     brief = finished_run(tmp_path, out="brief", **settings | {"training": {"steps": 3}})
     assert set(brief.manifest["training_path"].values()) == {"reference"}
+
+
+def test_where_numba_is_broken_all_is_trained_by_torch_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = small_plan(hidden=(64,), training={"epochs": 4000})
+    assert path_of_shadows(plan) == path_of(mlp(), ENOUGH) == "fused"
+    fused.available.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setitem(sys.modules, "numba", None)
+        assert path_of(mlp(), ENOUGH) == "reference" and path_of_shadows(plan) == "stacked"
+    fused.available.cache_clear()
+    assert caplog.text.count("numba cannot be imported (ModuleNotFoundError: import of numba halted") == 1
