@@ -103,5 +103,8 @@ def test_an_embedded_set_needs_scikit_learn_and_nothing_else(tmp_path: Path) -> 
 
 def test_dp_is_checked_with_what_trains_it(tmp_path: Path) -> None:
     """The twin of the tests above: where torch and Opacus are needed, they are there."""
-    path = _saved(tmp_path, dp={"all": {"epsilon": 8.0}})
+    private = {"all": {"epsilon": 8.0}}
+    path = _saved(tmp_path, dp=private, data={"name": "digits"}, model={"name": "cnn", "hidden": [4]})
     assert {"torch", "opacus"} <= imported("scenario", "check", path)
+    found = imported("scenario", "check", _saved(tmp_path, dp=private))
+    assert "torch" in found and "opacus" not in found, "its accountants alone, without its optimizers"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +168,22 @@ def _resolutions(results: Findings) -> dict[str, int]:
 
 def render(results: Findings, drawn: Mapping[str, str]) -> str:
     """Return the page as HTML."""
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(_set_up(results) | _first_screen(results) | _measured(results) | _pictures(results, drawn))
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    """Return what keeps the compiled templates: a run and its twins have a page each."""
     environment = Environment(
         loader=PackageLoader("fedsim.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "cell": cell}
-    return environment.get_template("page.html.j2").render(
-        _set_up(results) | _first_screen(results) | _measured(results) | _pictures(results, drawn)
-    )
+    return environment
 
 
 def _set_up(results: Findings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedsim.core.privacy.opacus_parts import accounting
 from fedsim.core.privacy.rdp import Entry, rdp_epsilon
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def prv_epsilon(entries: tuple[Entry, ...], delta: float, error: float) -> float
 
 def _compose(entries: tuple[Entry, ...], size: int, mesh: float) -> DiscretePRV:
     """Return the privacy loss of all entries together: the convolution of its steps' privacy losses."""
-    from opacus.accountants.analysis.prv import DiscretePRV
     from scipy.fft import irfft
 
     spectrum, shift = np.ones(1), 0.0
@@ -54,7 +54,7 @@ def _compose(entries: tuple[Entry, ...], size: int, mesh: float) -> DiscretePRV:
     # The sum of k grid indices, each relative to the grid's zero, is off by k − 1 times the zero's index.
     repeats = sum(steps for _, _, steps in entries)
     density = np.roll(irfft(spectrum, size), -(repeats - 1) * _zero_index(size) % size)
-    return DiscretePRV(density, _prv_domain(size, mesh).shift_right(shift))
+    return accounting("prv").DiscretePRV(density, _prv_domain(size, mesh).shift_right(shift))
 
 
 def _power(base: np.ndarray, exponent: int) -> np.ndarray:
@@ -82,17 +82,15 @@ def _zero_index(size: int) -> int:
 
 
 def _prv_domain(size: int, mesh: float) -> Domain:
-    from opacus.accountants.analysis.prv import Domain
-
-    return Domain(-_zero_index(size) * mesh, (_zero_index(size) + 1) * mesh, size)
+    return accounting("prv").Domain(-_zero_index(size) * mesh, (_zero_index(size) + 1) * mesh, size)
 
 
 @lru_cache(maxsize=16)
 def _prv_transform(noise: float, rate: float, size: int, mesh: float) -> tuple[np.ndarray, float]:
     """Return (Fourier transform of one step's discretised privacy loss, shift that keeps its mean)."""
-    from opacus.accountants.analysis import prv
     from scipy.fft import rfft
 
+    prv = accounting("prv")
     domain = _prv_domain(size, mesh)
     loss = prv.PoissonSubsampledGaussianPRV(rate, noise)
     discrete = prv.discretize(prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedsim.core.privacy.opacus_parts import accounting
+
 Entry = tuple[float, float, int]  # noise multiplier σ, sample rate q, steps
 """A number of equal steps of DP-SGD."""
 
@@ -32,8 +34,6 @@ def rdp_epsilon(entries: Sequence[Entry], delta: float) -> float:
 @lru_cache(maxsize=256)
 def rdp_of_one_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
     """Return the Rényi divergence of one step at every order; it adds up over steps."""
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    return np.asarray(
-        compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS), float
-    )
+    compute = accounting("rdp").compute_rdp
+    found = compute(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS)
+    return np.asarray(found, float)
