@@ -73,6 +73,8 @@ class Products:
     @staticmethod
     def total(parts: Sequence[Products]) -> Products:
         """Return the products of rows that are joined end to end, round after round."""
+        if len(parts) == 1:
+            return parts[0]
         each = zip(*(part._parts() for part in parts), strict=True)
         return Products(*(np.sum(arrays, axis=0) for arrays in each))
 

@@ -144,14 +144,17 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
     rows = drawn_rows(experiment, effort.rows)
     targets = np.setdiff1d(np.arange(known.candidates), rows)
     weights = min(effort.weights, max(1024, ENTRIES // (len(known) + effort.sets)))
-    products: dict[str, list[Products]] = {kind: [] for kind in kinds}
+    gathered = {kind: Gathered([]) for kind in kinds}
     for t in rounds:
         start = view.initial if t == 1 else view.models[t - 1]
         update = others_update(view, plan, t, parameter_names(plan)) * len(plan.parties) / plan.participants
         for kind, evidence in simulated.observe(experiment, start, update, t, kinds, weights).items():
-            products[kind].append(simulated.products(experiment, evidence, rows, targets))
+            products = simulated.products(experiment, evidence, rows, targets)
+            gathered[kind] = gathered[kind].with_round(experiment, products, len(rows))
     readings = {
-        kind: readings_of(experiment, kind, parts, rows, targets) for kind, parts in products.items() if parts
+        kind: readings_of(experiment, kind, found, rows, targets)
+        for kind, found in gathered.items()
+        if found.parts
     }
     ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
     scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
@@ -208,21 +211,39 @@ def drawn_rows(experiment: Experiment, most: int) -> np.ndarray:
     return np.sort(stream.choice(rows, most, replace=False))
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """The products of rounds by one kind of signature, scaled to signatures of a mean square of about 1.
+
+    parts: one for all rounds, added up as they come, since each takes as much memory as a covariance; one a
+        round where parties come and go
+    scale: by which the first was multiplied
+    """
+
+    parts: list[Products]
+    scale: float = 1.0
+
+    def with_round(self, experiment: Experiment, products: Products, signatures: int) -> Gathered:
+        """Return them with another round's, the first ``signatures`` of whose rows are signatures."""
+        scale = _factor(products, signatures)
+        if self.parts and experiment.noise:  # the same in every round, and so must be the scale
+            scale = self.scale
+        parts = [*self.parts, products.scaled(scale)]
+        if experiment.active == 1:
+            parts = [Products.total(parts)]
+        return Gathered(parts, self.scale if self.parts else scale)
+
+
 def readings_of(
-    experiment: Experiment, kind: str, parts: list[Products], rows: np.ndarray, targets: np.ndarray
+    experiment: Experiment, kind: str, gathered: Gathered, rows: np.ndarray, targets: np.ndarray
 ) -> list[tuple[Reading, float]]:
     """Return the candidates' reading and its tempering, in all rounds at once.
 
     In each round alone where parties come and go.
     """
-    factors = [_factor(part, len(rows)) for part in parts]
-    if experiment.noise:  # the same in every round, and so must be the scale
-        factors = [factors[0]] * len(factors)
-    noise = experiment.noise * factors[0]
-    scaled = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
-    together = [Products.total(scaled)] if experiment.active == 1 else scaled
+    noise = experiment.noise * gathered.scale
     centres = simulated.intercepts(experiment, kind, rows, targets)
-    return [_best(experiment, part, centres, rows, targets, noise) for part in together]
+    return [_best(experiment, part, centres, rows, targets, noise) for part in gathered.parts]
 
 
 def _factor(products: Products, signatures: int) -> float:

@@ -113,7 +113,8 @@ def read(experiment: Experiment, kind: str, evidence: Evidence) -> Reading:
     rows = decoding.drawn_rows(experiment, decoding.Effort().rows)
     targets = np.setdiff1d(np.arange(experiment.knowledge.candidates), rows)
     products = simulated.products(experiment, evidence, rows, targets)
-    return decoding.readings_of(experiment, kind, [products], rows, targets)[0][0]
+    gathered = decoding.Gathered([]).with_round(experiment, products, len(rows))
+    return decoding.readings_of(experiment, kind, gathered, rows, targets)[0][0]
 
 
 def _plain(view: ParticipantView) -> bool:
