@@ -64,10 +64,10 @@ def _unpack(array: Array) -> np.ndarray:
 
 def _view(array: Array) -> np.ndarray | None:
     """Return the numbers in the bytes of an array that `_pack` could have made, None of any other."""
-    header = _npy_header(np.dtype(array.dtype).str, tuple(array.shape))
+    dtype, header = _layout(array.dtype, tuple(array.shape))
     if array.stype != _NPY or not array.data.startswith(header):
         return None
-    return np.frombuffer(array.data, dtype=array.dtype, offset=len(header)).reshape(array.shape)
+    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(array.shape)
 
 
 class Readable(Array):
@@ -139,6 +139,13 @@ def largest_reply(message: Message) -> float:
 @lru_cache(maxsize=1024)
 def _name(dtype: np.dtype) -> str:
     return str(dtype)
+
+
+@lru_cache(maxsize=1024)
+def _layout(name: str, shape: tuple[int, ...]) -> tuple[np.dtype, bytes]:
+    """Return the dtype of this name, and how a .npy file of such an array begins."""
+    dtype = np.dtype(name)
+    return dtype, _npy_header(dtype.str, shape)
 
 
 @lru_cache(maxsize=1024)
