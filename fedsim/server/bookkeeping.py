@@ -151,8 +151,8 @@ def write_rounds(federation: Federation) -> None:
     federation.run.write_table("rounds", table)
     if federation.checkpoint is not None:
         federation.run.write_checkpoint(federation.game, federation.checkpoint)
-    now = time.monotonic()
-    federation.written = Written(federation.whole, now, now - started)
+    now, first = time.monotonic(), federation.written.rows == 0  # which also imports what writes Parquet
+    federation.written = Written(federation.whole, now, 0.0 if first else now - started)
 
 
 def _measures(reply: Message) -> dict[str, float] | None:
