@@ -28,6 +28,7 @@ from fedsim.core import rng
 from fedsim.core.data.records import Records
 from fedsim.core.errors import FedsimError
 from fedsim.core.imports import short
+from fedsim.core.memory import give_back
 from fedsim.core.scenario.adversary import Observer
 
 CALIBRATION = 1000
@@ -119,6 +120,8 @@ def run(observer: Observer, sight: Sight, attacks: Sequence[Attack], task: Task)
             log.warning("%s: attack '%s' is left out: %s", observer, attack.name, reason)
             log.debug("attack '%s'", attack.name, exc_info=error)
             results.not_run[attack.name] = reason
+    del memo
+    give_back()
     return results
 
 

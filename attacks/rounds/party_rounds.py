@@ -16,10 +16,6 @@ from attacks.shadows.plan import FederationPlan
 from attacks.views.settings import Weights
 from fedsim.core.data.records import Records
 
-BLOCK_BYTES = 4 * 2**20
-"""Bytes of parameters that are trained together; more fall out of the cache."""
-BLOCK_MODELS = 1280
-"""Models that are trained together, at most."""
 MODULE_BLOCK = 4
 """Models other than stacks of linear layers that are trained together."""
 
@@ -101,6 +97,7 @@ def _blocks(
     plan: FederationPlan, start: Weights, pool: Records, sets: MemberSets, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield places among the sets and their updates w^k − w_{t−1}, (b, p) float32, block by block."""
+    from attacks.shadows.simulate import quick_block
     from fedsim.core.models import zoo
     from fedsim.core.training.stacked.stack import stack_of
 
@@ -112,10 +109,10 @@ def _blocks(
     names = [name for name, _ in module.named_parameters()]
     before = np.concatenate([np.ravel(start[name]) for name in names]).astype(np.float32)
     # Stacked layers round alike in every block; of other modules a block must not depend on the machine.
-    quick = max(1, min(BLOCK_MODELS, BLOCK_BYTES // (4 * len(before))))
-    size = quick if stack is not None and stack.rounds_alike else MODULE_BLOCK
+    together = stack if stack is not None and stack.rounds_alike else None
     for k, places in _by_training(plan, sets.party):
         alone = trained_alone(plan, k)
+        size = MODULE_BLOCK if together is None else quick_block(alone, together)
         for some in np.split(places, range(size, len(places), size)):
             answers = _train(alone, stack, start, pool, sets, some, seed)
             flat = np.concatenate([answers[name].reshape(len(some), -1) for name in names], axis=1)

@@ -104,7 +104,7 @@ def draw_members(
         else:
             orders, common = [order[::-1] for order in orders], common[::-1]
         dealt = np.split(common[: sum(from_any)], np.cumsum(from_any)[:-1])
-        filling = rng.generator(seed, f"shadow/{s}/spare", game=game)
+        filling = rng.generator(seed, f"shadow/{s}/spare", game=game) if any(unknown) else stream
         for k, count in enumerate(counts):
             filled = filling.choice(others[k], unknown[k], replace=False) if unknown[k] else others[k][:0]
             members[s, k, :count] = np.concatenate([held[k], orders[k][: from_own[k]], dealt[k], filled])

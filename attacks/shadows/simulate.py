@@ -412,6 +412,8 @@ BLOCK_BYTES = 4 * 2**20
 """Bytes of parameters in a block, beyond which steps get slower, for want of cache (measured)."""
 BLOCK_MODELS = 1280
 """Models in a block, beyond which the fixed cost of a step is spread thin enough (measured)."""
+STEP_BYTES = 32 * 2**20
+"""Bytes of a block's step, inputs and errors of all layers: more are no quicker (measured)."""
 MODULE_BLOCK = 4
 """Shadows of other modules in a block: more are no quicker alone, and slow each other down on four cores,
 whose activations no longer fit into the cache (measured)."""
@@ -426,13 +428,25 @@ def block_size(plan: FederationPlan, records: int, shadows: int, workers: int, m
     stack = _stack(plan)
     if stack is None:
         return 1
-    quick = min(BLOCK_MODELS, BLOCK_BYTES // (4 * stack.parameters)) // plan.participants
+    quick = quick_block(plan, stack) // plan.participants
     fit = max_bytes // bytes_per_shadow(plan, stack, records)
     if not stack.rounds_alike:
         return max(1, min(quick, fit // 8, MODULE_BLOCK))
     largest = max(1, min(quick, fit // workers))
     turns = -(-shadows // (largest * workers))
     return -(-shadows // (turns * workers))  # blocks of one size, rather than a small last one
+
+
+def quick_block(plan: FederationPlan, stack: Stack) -> int:
+    """Return how many models are trained together the quickest, at least 1."""
+    step = stack.floats(_width(plan), bool(plan.private))
+    return max(1, min(BLOCK_MODELS, BLOCK_BYTES // (4 * stack.parameters), STEP_BYTES // (4 * step)))
+
+
+def _width(plan: FederationPlan) -> int:
+    """Return the records of a step at most, or nearly."""
+    poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
+    return max(plan.training.batch if plan.plain else 1, *poisson, 1)
 
 
 def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
@@ -447,8 +461,7 @@ def bytes_per_shadow(plan: FederationPlan, stack: Stack, records: int) -> int:
         defence.l1 or defence.l2 for defence in defences
     )
     copies += 12 * any(defence.changes_update for defence in defences)  # float64, sorted
-    poisson = [poisson_width(plan.parties[k].size, plan.dp(k).sample_rate) for k in plan.private]
-    width = max(plan.training.batch if plan.plain else 1, *poisson, 1)
+    width = _width(plan)
     step = stack.floats(width, bool(plan.private))
     step += 3 * width * sum(stack.hidden_widths) * any(defence.dropout for defence in defences)
     step += 4 * width * plan.classes * any(defence.mixup or defence.label_smoothing for defence in defences)

@@ -23,7 +23,7 @@ Time and memory are linear in the number of records.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -151,13 +151,25 @@ def _decoded(decoder: Decoder, design: Design) -> Prediction:
     """
     records = np.flatnonzero(decodable(design.member))
     few_records = records[:: max(1, -(-len(records) // CHOOSING))] if len(records) else np.zeros(1, np.int64)
-    few = Design(design.member[:, few_records], design.partner)
-    found = ((penalty, _ridge(decoder, few, penalty)) for penalty in PENALTIES)
+    all_of_them = len(few_records) == design.member.shape[1]
+    few = design if all_of_them else Design(design.member[:, few_records], design.partner)
+    projected = list(_projected(decoder, few))
+    found = ((penalty, _ridge(decoder, few, penalty, projected)) for penalty in PENALTIES)
     best, prediction = max(found, key=lambda pair: few.separation(pair[1]))
-    return prediction if len(few_records) == design.member.shape[1] else _ridge(decoder, design, best)
+    return prediction if all_of_them else _ridge(decoder, design, best, _projected(decoder, design))
 
 
-def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
+Projected = Iterable[tuple[slice, np.ndarray, np.ndarray]]
+"""Some columns of Y, these themselves (S, b), and QᵀY (r, b), which are the same for every λ."""
+
+
+def _projected(decoder: Decoder, design: Design) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    for block in chunks(design.member.shape[1], len(design.member)):
+        y = design.centred(block)
+        yield block, y, decoder.q.T @ y
+
+
+def _ridge(decoder: Decoder, design: Design, penalty: float, projected: Projected) -> Prediction:
     """Return X (XᵀX + λ)⁻¹ XᵀY of left-out shadows and of the targets."""
     penalty = penalty * decoder.unit
     inverse = (1 / (decoder.square + penalty)).astype(np.float32)  # (r,)
@@ -165,9 +177,7 @@ def _ridge(decoder: Decoder, design: Design, penalty: float) -> Prediction:
     targets = (decoder.along * inverse).astype(np.float32)  # (T, r)
     left_out = decoder.leaving_out(penalty, design)
     prediction = empty_prediction(len(design.member), len(targets), design.member.shape[1])
-    for block in chunks(design.member.shape[1], len(design.member)):
-        y = design.centred(block)
-        along = decoder.q.T @ y  # (r, b)
+    for block, y, along in projected:
         # (S, b): what a fit without the shadow predicts is y less that fit's residual.
         prediction.shadows[:, block] = y - left_out(y - inside @ along)
         prediction.targets[:, block] = targets @ along
