@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.core import files
-from fedsim.core.parallel import Workers
+from fedsim.core.parallel import Workers, cores
 from fedsim.core.run_directory import RunDirectory, new_run_path
 from fedsim.core.scenario import reading
 from fedsim.engines.settings import EngineOptions
@@ -60,8 +60,10 @@ def federated(
         yield lambda twin: play.federate(twin, engine, workers, options)
         return
     lanes = [twins[number :: processes.count] for number in range(min(processes.count, len(twins)))]
+    # Where there is no core to spare, a second thread for shadows would only take memory.
+    own = workers if (workers or cores()) > processes.count + 1 else 1
     done: set[int] = set()
-    tasks = [([twin.path for twin in lane], workers) for lane in lanes]
+    tasks = [([twin.path for twin in lane], own) for lane in lanes]
     with contextlib.closing(processes.run(_federate, tasks)) as outcomes:
         for _ in lanes:  # all of them are started
             next(outcomes)

@@ -122,7 +122,7 @@ def test_ridge_is_scikit_learns_with_the_shadow_and_its_partner_left_out(
     y = matrix.member.astype(float)
     x, t = scaled(matrix)
     for penalty in PENALTIES:
-        found = parts._ridge(decoder, design, penalty)
+        found = parts._ridge(decoder, design, penalty, parts._projected(decoder, design))
         ridge = Ridge(alpha=penalty * decoder.unit, solver="svd")
         twin = ridge.fit(x, y).predict(t[None])[0]
         assert np.allclose(found.targets[0], twin - y.mean(axis=0), atol=2e-3)
@@ -144,7 +144,7 @@ def test_left_out_shadows_are_not_told_by_many_signals_that_say_nothing(
     decoder, design = Decoder.of(signals[1:], signals[:1]), Design.of(member)
     x = joint_decoder.scaled(signals[1:], signals[:1], signals.shape[1]).astype(float)[:-1]
     for penalty in PENALTIES[:3]:
-        found = parts._ridge(decoder, design, penalty).shadows
+        found = parts._ridge(decoder, design, penalty, parts._projected(decoder, design)).shadows
         assert abs(np.mean([roc_auc_score(m, f) for m, f in zip(member, found, strict=True)]) - 0.5) < 0.05
         kept = np.arange(2, shadows)
         ridge = Ridge(alpha=penalty * decoder.unit, solver="svd").fit(x[kept], member[kept].astype(float))
