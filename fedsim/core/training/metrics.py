@@ -85,12 +85,12 @@ def logits(module: nn.Module, records: Records, *, device: str = "cpu", batch: i
 def auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the ROC AUC of class probabilities (n, k) for labels (n,); see `evaluate`."""
     k = probabilities.shape[1]
-    of_class = labels == np.arange(k)[:, None]  # (k, n)
-    if k < 2 or not of_class.any(1).all() or not np.isfinite(probabilities).all():
+    present = np.bincount(labels, minlength=k).all()
+    if k < 2 or not present or not np.isfinite(probabilities).all():
         return math.nan
     if k == 2:
-        return _binary_auc(probabilities[:, 1], of_class[1])
-    return float(np.mean([_binary_auc(probabilities[:, c], of_class[c]) for c in range(k)]))
+        return _binary_auc(probabilities[:, 1], labels == 1)
+    return float(np.mean([_binary_auc(probabilities[:, c], labels == c) for c in range(k)]))
 
 
 def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
