@@ -21,6 +21,7 @@ import torch
 from support.federation import Federation, federate, initial, noise
 
 from attacks.views.participant import ParticipantView
+from fedsim.core import parallel
 from fedsim.core.data.records import Records
 
 # A first call that imports a package, or a busy machine, is no failure of a property.
@@ -30,6 +31,9 @@ hypothesis.settings.load_profile("no deadline")
 # When uvicorn configures logging, absl's handler closes its stream unless that is one of Python's own. What
 # pytest captures with, which stood for stderr when absl was imported, would be gone for all later tests.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+# The workers of all tests are forked from one server, which so imports once what most of them need.
+parallel.PRELOADED += ["clients.client_app", "torch._dynamo"]
 
 # A shell's background jobs are deaf to Ctrl-C, and so would be the commands that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

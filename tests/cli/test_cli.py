@@ -319,7 +319,7 @@ def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
-    path = write_scenario(tmp_path, federation={"rounds": 150})
+    path = write_scenario(tmp_path, federation={"rounds": 60})
     command = [sys.executable, "-m", "fedsim.cli", "run", path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = tmp_path / "runs" / "tiny"
@@ -335,7 +335,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
     result = fedsim("run", path, "--resume", "--workers", "2")
     assert result.exit_code == 0, result.output
     run = RunDirectory.open(folder)
-    assert run.last_round(0) == 150 and run.manifest["complete"]
+    assert run.last_round(0) == 60 and run.manifest["complete"]
 
 
 def test_a_table_nobody_has_seen(tmp_path: Path) -> None:
