@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 # Set before flwr is imported: nothing is sent anywhere and nothing is looked up.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -200,7 +200,7 @@ def import_supernode() -> None:
     import flwr.supernode.main  # noqa: F401
 
 
-def run_supernode() -> None:
+def run_supernode() -> NoReturn:
     """Do what the command ``flower-supernode`` does with ``sys.argv``, but look for work more often.
 
     Flower's sleeps for three seconds whenever its server had no message, and for half a second whenever there

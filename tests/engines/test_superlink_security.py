@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.engines import credentials, flower_cli, superlink
+from fedsim.engines import credentials, flower_cli, node, superlink
 from fedsim.engines.flower_cli import FlowerHome
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
@@ -40,7 +40,7 @@ def joining(
     home: FlowerHome, log: Path, address: str, *options: str, seconds: float = 40.0
 ) -> Iterator[tuple[bool, str]]:
     """Start a node with these options; yield whether it was let in before it gave up, and what it said."""
-    node = replace(home, log=log).start([
+    process = replace(home, log=log).start([
         "flower-supernode", "--superlink", address, "--max-retries", "1", "--max-wait-time", "5",
         "--port", str(flower_cli.free_ports(1)[0]), *options,
     ])  # fmt: skip
@@ -48,14 +48,14 @@ def joining(
     try:
         while time.monotonic() < deadline and CONNECTED not in log.read_text(errors="replace"):
             try:
-                node.wait(timeout=0.2)
+                process.wait(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
                 continue
         said = log.read_text(errors="replace")
         yield CONNECTED in said, said
     finally:
-        flower_cli.end(node)
+        flower_cli.end(process)
 
 
 def join(home: FlowerHome, log: Path, address: str, *options: str) -> tuple[bool, str]:
@@ -96,6 +96,24 @@ def test_a_key_that_is_in_use_is_not_let_in_again(
         assert first, said
         again, said = join(home, tmp_path / "again.log", address, *own)
         assert not again, said
+
+
+def test_a_node_that_was_stopped_may_come_back_at_once(
+    deployment: tuple[FlowerHome, str, Path], tmp_path: Path
+) -> None:
+    """It tells the server that it leaves, which would else take its key to be in use for a minute."""
+    home, address, authority = deployment
+    (home.path / node.NODES).mkdir()
+    key, log = home.path / "node-0", tmp_path / "first.log"
+    process = superlink.start_nodes(replace(home, log=log), address, authority, {key: "partition-id=0"})
+    deadline = time.monotonic() + 60
+    while CONNECTED not in log.read_text(errors="replace"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    flower_cli.end(process)
+    own = ("--root-certificates", str(authority), "--auth-supernode-private-key", str(key))
+    let_in, said = join(home, tmp_path / "again.log", address, *own)
+    assert let_in, said
 
 
 def test_a_node_refuses_an_expired_certificate(
