@@ -2,9 +2,10 @@
 
     python experiments/studies/frontier.py --workers 4 [--data-dir data] [--out runs/frontier] [--quick]
 
-Runs the sweeps `epsilon`, `own_dp` and `defences` (65 points, 57 cells), which share their cells, and makes
-the tables, `frontier.parquet` (all games together) and `frontier.svg` from them. About 40 minutes on 4 cores;
-stopped in whatever way, it goes on with the same command. --quick: a few minutes, to see that it works.
+Runs the sweeps `epsilon`, `epsilon_large`, `own_dp` and `defences` (56 points), which share their cells, and
+makes the tables, `frontier.parquet` (all games together) and `frontier.svg` from them. About 50 minutes of
+CPU, in as many processes as --workers; stopped in whatever way, it goes on with the same command. --quick: a
+few minutes, to see that it works.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from fedsim.sweeps.points import plan, run
 from fedsim.terminal import live
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-SWEEPS = ("epsilon", "own_dp", "defences")
+ALONG_EPSILON = {
+    "epsilon": "## ε: what leaks, and what it costs",
+    "epsilon_large": "## ε on larger data sets",
+}
+SWEEPS = (*ALONG_EPSILON, "own_dp", "defences")
 QUICK = (
     "games=2", "adversary.shadows=16", "federation.rounds=4", "data.max_records=300",
     "adversary.candidates=120", "training.epochs=1",
@@ -121,7 +126,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str
 
 # ------------------------------------------------------------------------- ε
 def epsilon_section(found: pd.DataFrame, headline: Sequence[str]) -> list[str]:
-    lines = ["## ε: what leaks, and what it costs"]
+    lines = [ALONG_EPSILON[str(found["sweep"].iloc[0])]]
     for scenario, mine in reversed(list(cells_of(found, "scenario"))):  # the sweep runs the largest first
         attacks = [name for name in headline if name in set(mine["attack"])]
         cells = [(epsilon_words(float(str(e))), rows) for e, rows in cells_of(mine, EPSILON)]
@@ -497,7 +502,12 @@ def main(
     out: Path, data_dir: Path | None, workers: int, only: tuple[str, ...], quick: bool, results: Path
 ) -> None:
     results = out / "results" if quick else results
-    sections = {"epsilon": epsilon_section, "own_dp": own_dp_section, "defences": defences_section}
+    sections = {
+        "epsilon": epsilon_section,
+        "epsilon_large": epsilon_section,
+        "own_dp": own_dp_section,
+        "defences": defences_section,
+    }
     parts: list[str] = []
     tables: dict[str, pd.DataFrame] = {}
     failures: dict[str, str] = {}
@@ -512,10 +522,9 @@ def main(
     whole = pd.concat(tables.values(), ignore_index=True)
     parts += ["", *guarantee_section(whole, next(iter(headlines.values())))]
     files.write_table(results / "frontier.parquet", whole[whole["game"] == "all"])
-    if "epsilon" in tables:
-        files.write_text(
-            results / "frontier.svg", svg.standalone(picture(tables["epsilon"], headlines["epsilon"]))
-        )
+    if along := [tables[name] for name in ALONG_EPSILON if name in tables]:
+        drawn = picture(pd.concat(along, ignore_index=True), next(iter(headlines.values())))
+        files.write_text(results / "frontier.svg", svg.standalone(drawn))
         parts = ["", "![Leakage against accuracy](frontier.svg)", *parts]
     head = [
         "# The frontier: leakage, utility, ε",
