@@ -248,7 +248,7 @@ BUGS = (
         [
             Edit(
                 f"{PARTY}:ledger_of",
-                'return Ledger.from_config(dict(context.state.config_records["ledger"]))',
+                'return Ledger.from_config(dict(messages.config_in(context.state, "ledger")))',
                 "return Ledger()",
             )
         ],
