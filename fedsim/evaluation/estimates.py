@@ -60,7 +60,9 @@ def auc(members: np.ndarray, nonmembers: np.ndarray, error: float = ERROR) -> Es
 
     members, nonmembers: (n,) scores. error: two-sided error of the interval.
     Where DeLong's variance is 0 (a perfect or a constant score) the interval is Clopper–Pearson's for as many
-    member–non-member pairs as share no record: exact, and wide.
+    member–non-member pairs as share no record, wide since these vary more than all pairs do (Hoeffding 1963,
+    section 5a). No interval is wider: of one pair in the wrong order, Student's t has hardly a degree of
+    freedom.
 
     Sources: DeLong, DeLong & Clarke-Pearson 1988; by ranks and with Student's t at Satterthwaite's degrees of
     freedom, Brunner & Munzel 2000; logit, Pepe 2003 §5.2.
@@ -74,12 +76,14 @@ def auc(members: np.ndarray, nonmembers: np.ndarray, error: float = ERROR) -> Es
     losses = 1 - below(nonmembers, members) / n  # (m,) share of the members above each non-member
     value = float(wins.mean())
     parts = np.array([wins.var(ddof=1) / n, losses.var(ddof=1) / m]) if min(n, m) > 1 else np.zeros(2)
+    of_pairs = clopper_pearson(value * min(n, m), min(n, m), error)
     if parts.sum() < 1e-18 or value in (0, 1):
-        return Estimate(value, *clopper_pearson(value * min(n, m), min(n, m), error))
+        return Estimate(value, *of_pairs)
     freedom = parts.sum() ** 2 / np.sum(parts**2 / (np.array([n, m]) - 1))
     deviation = math.sqrt(parts.sum() + (FLOOR / min(n, m)) ** 2)
     reach = -stdtrit(freedom, error / 2) * deviation / (value * (1 - value))
-    return Estimate(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)))
+    low, high = float(expit(logit(value) - reach)), float(expit(logit(value) + reach))
+    return Estimate(value, max(low, of_pairs[0]), min(high, of_pairs[1]))
 
 
 def rate(hits: int, n: int) -> Estimate:

@@ -91,11 +91,25 @@ def draw(results: Findings) -> dict[str, str]:
     return drawn
 
 
+_TOGETHER = {
+    "all": "together, all owned",
+    "half": "together, half unknown",
+    "few": "together, few owned",
+    "none": "together, none owned",
+    "own": "together, own alone",
+}
+"""All parties in each world, beside one party after another in the headline's."""
+
+
 def _parties(results: Findings) -> list[tuple[str, float, float, float, float | None]]:
-    return [
+    rows = [
         (party.name, party.leak.value, party.leak.low, party.leak.high, party.bound)
         for party in results.parties
         if party.leak is not None
+    ]
+    worlds = results.ladder if len(results.ladder) > 1 else []
+    return rows + [
+        (_TOGETHER[rung.world], rung.leak.value, rung.leak.low, rung.leak.high, None) for rung in worlds
     ]
 
 

@@ -56,7 +56,18 @@ def test_auc_interval_is_delongs_on_the_logit_scale(members: np.ndarray, nonmemb
     floor = (estimates.FLOOR / min(len(members), len(nonmembers))) ** 2
     reach = student.ppf(0.975, freedom) * math.sqrt(variance + floor) / (value * (1 - value))
     expected = [1 / (1 + math.exp(min(-odds + sign * reach, 700))) for sign in (1, -1)]
+    k = min(len(members), len(nonmembers))  # pairs without a record in common, at most
+    widest = estimates.clopper_pearson(value * k, k)
+    expected = [max(expected[0], widest[0]), min(expected[1], widest[1])]
     np.testing.assert_allclose([found.low, found.high], expected, atol=1e-9)
+
+
+def test_an_auc_with_one_pair_in_the_wrong_order_has_an_interval_that_says_something() -> None:
+    members, nonmembers = np.arange(44) + 43.5, np.arange(44.0)
+    nonmembers[-1] = 43.7  # above the lowest member
+    found = estimates.auc(members, nonmembers, error=0.05 / 35)
+    assert found.value == pytest.approx(1 - 1 / 44**2)
+    assert 0.8 < found.low < 0.9 < found.high < 1
 
 
 @given(SCORES, SCORES)
