@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +66,7 @@ def read_cache(file: Place, membership: Membership, shapes: Mapping[str, tuple[i
     if not _fits(members, arrays, membership, shapes):
         return {}
     if isinstance(file, Path):
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            file.touch()  # used now: see `_forget_oldest`
+        _note_use(file)
     n = min(len(members), len(membership))
     same = (members[:n] == membership.members[:n]).all(axis=(1, 2))
     first = n if same.all() else int(np.argmin(same))
@@ -99,11 +100,19 @@ def write_cache(file: Place, membership: Membership, arrays: Block) -> None:
         kept = {**arrays, "members": members, "digest": _digest(members, arrays)}
         if isinstance(file, Path):
             write_arrays(file, kept)
+            _note_use(file)
             _forget_oldest(file)
         else:
             file.write(kept)
     except InputError as error:
         warnings.warn(f"the shadows are not kept for next time: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _note_use(file: Path) -> None:
+    """Write down that ``file`` is used now, to the nanosecond; the system stamps by its ticks alone."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        os.utime(file, ns=(now, now))
 
 
 def _forget_oldest(newest: Path) -> None:
