@@ -23,7 +23,7 @@ import numpy as np
 from attacks.declaration import ALIKE_SHADOWS, FINAL_MODEL, attack
 from attacks.matrix.lira import blocks
 from attacks.matrix.signal_matrix import SignalMatrix
-from fedsim.core.ranks import below
+from fedsim.core.ranks import auc
 
 # Pr_in ≈ a Pr_out + (1 − a): the values of a to try, and the one where there is no shadow to try them on.
 SLOPES = np.linspace(0, 1, 11)
@@ -133,7 +133,8 @@ def best_slope(matrix: SignalMatrix, outside: Reference, rng: np.random.Generato
     for j, member in games:
         phi = matrix.shadows[j, -1]
         others = _without(outside, phi, ~member)
-        gains += [_auc(_log_ratio(phi, _extrapolated(others, a)), member) for a in SLOPES]
+        ratios = [_log_ratio(phi, _extrapolated(others, a)) for a in SLOPES]
+        gains += [auc(ratio[member], ratio[~member]) for ratio in ratios]
     return float(SLOPES[gains.argmax()])
 
 
@@ -203,9 +204,3 @@ def _log_ratio(phi: np.ndarray, general: Reference) -> np.ndarray:
         general.q < 0.5, np.log1p(-np.minimum(general.q, 0.5)), np.log(np.maximum(general.p, tiny))
     )
     return np.where(known, log_target - log_general, 0.0)
-
-
-def _auc(scores: np.ndarray, member: np.ndarray) -> float:
-    """Mann & Whitney's statistic: how often a member is above a non-member, ties counting half."""
-    members, others = scores[member], scores[~member]
-    return float(below(members, others).sum() / (len(members) * len(others)))

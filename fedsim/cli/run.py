@@ -234,12 +234,12 @@ def _track(directory: RunDirectory, tensorboard: Path | None, mlflow: str | None
 
 
 def _time_of_superlink(directory: RunDirectory) -> str:
-    """Say what a deployment costs before its first round: Flower's nodes ask for work every three seconds."""
-    scenario = directory.scenario
-    seconds = scenario.games * (20 + 7 * scenario.federation.rounds)
+    """Say what a deployment costs before its first round: each piece of a message is a request of its own."""
+    scenario, parties = directory.scenario, len(directory.manifest["parties"])
+    seconds = scenario.games * (20 + scenario.federation.rounds * parties / 2)
     return (
-        f"Starting a SuperLink and {scenario.parties.count} SuperNodes with TLS and keys of their own; "
-        f"at about 7 s a round this takes {max(1, round(seconds / 60))} min or more."
+        f"Starting a SuperLink and {parties} SuperNodes with TLS and keys of their own; "
+        f"at about .5 s a round and party this takes {max(1, round(seconds / 60))} min or more."
     )
 
 

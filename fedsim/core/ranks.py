@@ -14,3 +14,8 @@ def below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     ordered = np.sort(others)
     first, last = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
     return np.asarray((first + last) / 2)
+
+
+def auc(scores: np.ndarray, others: np.ndarray) -> float:
+    """Return how often one of ``scores`` is above one of ``others``, ties counting half (Mann & Whitney)."""
+    return float(below(scores, others).sum() / (len(scores) * len(others)))

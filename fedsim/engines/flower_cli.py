@@ -293,7 +293,8 @@ def marked(mark: str) -> list[int]:
 
 def end_with_parent() -> None:
     """Ask Linux for a SIGTERM when the parent is gone, however that ends; runs in the child."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:

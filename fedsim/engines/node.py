@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from fedsim.core.patience import Patience
-from fedsim.engines import flower_internals
+from fedsim.engines import flower_cli, flower_internals
 from fedsim.engines.flower_internals import ClientApp, TasksOfNode
 
 READY = "clients.ready"
@@ -83,6 +83,7 @@ def _fork(address: str, token: str, app: ClientApp, run: Path | None) -> int:
         return process
     code = 1
     try:
+        flower_cli.end_with_parent()
         if run is not None and isolation.wanted():
             isolation.start_worker(run, forked=True)  # while it has no threads
         options = ["--runtime-api-address", address, "--token", token, "--insecure", "--parent-pid", parent]

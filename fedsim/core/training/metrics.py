@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.core import ranks
 from fedsim.core.data.records import Records
 from fedsim.core.models.language import LanguageModel, token_accuracy
 from fedsim.core.models.layers import move
@@ -89,12 +90,7 @@ def auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     if k < 2 or not present or not np.isfinite(probabilities).all():
         return math.nan
     if k == 2:
-        return _binary_auc(probabilities[:, 1], labels == 1)
-    return float(np.mean([_binary_auc(probabilities[:, c], labels == c) for c in range(k)]))
-
-
-def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Mann–Whitney's U over the number of pairs; ties count one half."""
-    own, others = np.sort(score[positive]), np.sort(score[~positive])
-    below = others.searchsorted(own, "left").sum() + others.searchsorted(own, "right").sum()  # twice U
-    return float(below / 2 / (len(own) * len(others)))
+        return ranks.auc(probabilities[labels == 1, 1], probabilities[labels != 1, 1])
+    return float(
+        np.mean([ranks.auc(probabilities[labels == c, c], probabilities[labels != c, c]) for c in range(k)])
+    )
