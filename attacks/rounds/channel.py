@@ -56,9 +56,8 @@ class Products:
 
         Formed from a part of the coordinates at a time: in float64 all of them would take twice the memory.
         """
-        columns = range(0, max(1, len(x)), COLUMNS)
-        parts = [(array[..., start : start + COLUMNS] for array in (rows, x, targets)) for start in columns]
-        return Products.total([Products._of_few(*part) for part in parts])
+        columns = [slice(start, start + COLUMNS) for start in range(0, max(1, len(x)), COLUMNS)]
+        return Products.total([Products._of_few(rows[:, some], x[some], targets[:, some]) for some in columns])
 
     @staticmethod
     def _of_few(rows: np.ndarray, x: np.ndarray, targets: np.ndarray) -> Products:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.rounds.channel import Intercepts, Products, Reading, Variances, read_rows, read_targets
+from attacks.rounds.channel import COLUMNS, Intercepts, Products, Reading, Variances, read_rows, read_targets
 
 PRIOR = 0.5
 
@@ -50,6 +50,16 @@ def test_rows_are_read_as_by_explicit_refits_without_them(seed: int, ridge: floa
     expected = np.array([slow(rows, x, rows[i], variances, ridge, i) for i in range(7)])
     for i, part in enumerate((reading.amplitude, reading.gain, reading.deviation)):
         np.testing.assert_allclose(part, expected[:, i], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [COLUMNS - 1, COLUMNS, COLUMNS + 1, 2 * COLUMNS + 100])
+def test_products_are_of_all_coordinates_however_many_are_formed_at_a_time(size: int) -> None:
+    rows, x, targets, _ = example(0, size=size)
+    products = Products.of(rows.astype(np.float32), x, targets)
+    rows = rows.astype(np.float32).astype(np.float64)
+    expected = (rows @ rows.T, rows @ x, rows @ targets.T, np.square(targets).sum(axis=1), targets @ x)
+    for found, whole in zip(products._parts(), expected, strict=True):
+        np.testing.assert_allclose(found, whole, rtol=1e-9, atol=1e-9 * size)
 
 
 @settings(max_examples=25, deadline=None)
