@@ -18,6 +18,7 @@ from attacks.membership import crossfit
 from attacks.signals import outputs
 from attacks.views.participant import ParticipantView
 from fedsim.core.data.records import Records
+from fedsim.core.ranks import auc
 
 Oracle = Callable[[np.ndarray], np.ndarray]
 """Features (n, …) float32 → classes (n,) int64, −1 where the model gives no answer."""
@@ -56,7 +57,7 @@ def noise_robustness(view: ParticipantView, candidates: Records, rng: np.random.
         return np.column_stack([kept_label(answer, records, noise * scale * unit) for scale in SCALES])
 
     def fit(known: np.ndarray, member: np.ndarray, rng: np.random.Generator) -> crossfit.Scorer:
-        best = int(np.argmax([separation(share[member], share[~member]) for share in known.T]))
+        best = int(np.argmax([auc(share[member], share[~member]) for share in known.T]))
         return lambda shares: shares[:, best]
 
     return crossfit.cross_fitted(view, candidates, features, fit, rng)
@@ -77,14 +78,6 @@ def kept_label(answer: Oracle, records: Records, shifts: np.ndarray) -> np.ndarr
     for shift in shifts:
         counts += answer(records.features + shift) == records.labels
     return np.where(answer(records.features) < 0, np.nan, counts / len(shifts))
-
-
-def separation(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the AUC of scores of members (m,) against others (k,), ties counting one half."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
-    return float((ranks.sum() / len(members) - (len(members) + 1) / 2) / len(others))
 
 
 @attack("boundary-distance", sees=FINAL_LABELS, assumes=FITTED, source="Choquette-Choo et al. 2021")

@@ -56,8 +56,8 @@ class Products:
 
         Formed from a part of the coordinates at a time: in float64 all of them would take twice the memory.
         """
-        columns = [slice(start, start + COLUMNS) for start in range(0, max(1, len(x)), COLUMNS)]
-        return Products.total([Products._of_few(rows[:, some], x[some], targets[:, some]) for some in columns])
+        some = [slice(start, start + COLUMNS) for start in range(0, max(1, len(x)), COLUMNS)]
+        return Products.total([Products._of_few(rows[:, at], x[at], targets[:, at]) for at in some])
 
     @staticmethod
     def _of_few(rows: np.ndarray, x: np.ndarray, targets: np.ndarray) -> Products:

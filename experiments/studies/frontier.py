@@ -189,6 +189,9 @@ def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
     rows = rows.drop_duplicates(["cell", "attack", "world", "party", "metric"])
     rows = rows.join(guarantees, on=["cell", "party"])
     rows = rows[np.isfinite(rows["epsilon"]) & rows["delta"].notna()]
+    # Two sweeps' cells may hold the same games, attacked by other attacks beside this one.
+    same = ["scenario", "attack", "world", "party", "rate", "epsilon", "delta", "value", "low", "high"]
+    rows = rows.drop_duplicates(same)
     arguments = list(zip(rows["rate"], rows["epsilon"], rows["delta"], strict=True))
     rows = rows.assign(
         allowed=[region(*each) for each in arguments],

@@ -139,6 +139,8 @@ def test_what_exceeds_a_guarantee_is_said(frontier: ModuleType) -> None:
     judged = frontier.against_guarantee(found)
     assert list(judged["party"]) == ["j"], "only who has DP has a guarantee"
     assert "1 intervals lie above" in frontier.verdict_on_guarantee(judged)
+    twice = pd.concat([found, found.assign(cell="d")])
+    assert len(frontier.against_guarantee(twice)) == 1, "one game's figure, though two sweeps have it"
     within = judged.assign(value=0.02, low=0.0)
     said = frontier.verdict_on_guarantee(within)
     assert said.startswith("No: of 1 rates") and "where 0.027 is allowed" in said

@@ -5,10 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
 
 from attacks.membership import label_only
 from attacks.views.participant import ParticipantView
@@ -96,16 +93,6 @@ def test_the_noise_is_of_the_scale_that_tells_the_own_records_apart(monkeypatch:
     monkeypatch.setattr(label_only, "SCALES", np.array([2.0**-6]))
     blind = label_only.noise_robustness(view, Records.concatenate([at(30, 2.0), at(30, 1.0)]), stream())
     assert np.ptp(blind) == 0
-
-
-SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12).map(np.array)
-
-
-@given(SCORES, SCORES)
-def test_separation_is_scikit_learns_auc(members: np.ndarray, others: np.ndarray) -> None:
-    truth = np.arange(len(members) + len(others)) < len(members)
-    expected = roc_auc_score(truth, np.concatenate([members, others]))
-    assert label_only.separation(members, others) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("d", "loose"), [(2, 1.02), (6, 1.05), (30, 1.25)])
