@@ -147,8 +147,21 @@ class Reading:
         Over the records A² is on average σ'² + π(1 − π)H², whoever is a member. Where the variance σ'² is
         larger than σ² the channel is not all true, and a Gaussian ratio is inversely proportional to it.
         """
+        seen, told = self._squares(prior)
+        return 1 / max(1.0, seen - told)
+
+    def stretching(self, prior: float | np.ndarray) -> float:
+        """Return γ ≥ 1, how many times its gain A has if what it spreads beyond σ² + π(1 − π)H² is gain.
+
+        As where σ² leaves nothing out: then log likelihood ratios are multiplied by γ, and not tempered.
+        """
+        seen, told = self._squares(prior)
+        return float(np.sqrt((seen - 1) / told)) if seen > 1 + told > 1 else 1.0
+
+    def _squares(self, prior: float | np.ndarray) -> tuple[float, float]:
+        """Return the mean of A²/σ², and of what members add to it where the channel is true."""
         told = np.mean(prior * (1 - prior) * self.separation**2)
-        return float(1 / max(1.0, np.mean((self.amplitude / self.deviation) ** 2) - told))
+        return float(np.mean((self.amplitude / self.deviation) ** 2)), float(told)
 
     def likelihood_ratio(self, prior: float | np.ndarray) -> np.ndarray:
         """Return log p(A | member) − log p(A | non-member), (n,): H (A − (½ − π) H) / σ²."""

@@ -23,6 +23,7 @@ from attacks.rounds import experiment as simulated
 from attacks.rounds import knowledge as owned
 from attacks.rounds.channel import Intercepts, Products, Reading, read_rows, read_targets
 from attacks.rounds.experiment import Experiment
+from attacks.rounds.knowledge import Knowledge
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.suite import federation_plan
@@ -71,7 +72,8 @@ class Effort:
 class Outcome:
     """What was found, and what it cost.
 
-    scores: (n,) float64, mean over the kinds of signature of ``ratios``, (n,) log likelihood ratios each
+    scores: (n,) float64, mean over the kinds of signature of ``ratios``, (n,) log likelihood ratios each,
+        times one number where no member is unknown, see `_stretching`
     readings: by kind of signature, one in all or one a round
     rounds: those read; cost: in whole federations
     """
@@ -159,7 +161,8 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
     }
     ratios = {kind: _ratio(experiment, found) for kind, found in readings.items()}
     scores = np.mean(list(ratios.values()), axis=0) if ratios else np.zeros(len(candidates))
-    of_candidates = {kind: [reading for reading, _ in found] for kind, found in readings.items()}
+    scores = _stretching(known, [each for found in readings.values() for each in found]) * scores
+    of_candidates = {kind: [each.reading for each in found] for kind, found in readings.items()}
     return Outcome(scores, ratios, of_candidates, rounds, spent)
 
 
@@ -236,13 +239,19 @@ class Gathered:
         return Gathered(parts, self.scale if self.parts else scale)
 
 
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """The candidates' reading, and from the rows' `Reading.tempering` and `Reading.stretching`."""
+
+    reading: Reading
+    tempering: float
+    stretching: float
+
+
 def readings_of(
     experiment: Experiment, kind: str, gathered: Gathered, rows: np.ndarray, targets: np.ndarray
-) -> list[tuple[Reading, float]]:
-    """Return the candidates' reading and its tempering, in all rounds at once.
-
-    In each round alone where parties come and go.
-    """
+) -> list[Calibrated]:
+    """Return the candidates' reading in all rounds at once; in each alone where parties come and go."""
     noise = experiment.noise * gathered.scale
     centres = simulated.intercepts(experiment, kind, rows, targets)
     return [_best(experiment, part, centres, rows, targets, noise) for part in gathered.parts]
@@ -261,21 +270,21 @@ def _best(
     rows: np.ndarray,
     targets: np.ndarray,
     noise: float,
-) -> tuple[Reading, float]:
-    """Return the candidates' reading and its tempering, by the λ of the rows' largest predicted separation.
+) -> Calibrated:
+    """Return the candidates' reading by the λ of the rows' largest predicted separation.
 
-    That needs no truth. Both are found from the rows, so that nothing said of a record that is decoded alone
+    That needs no truth. All is found from the rows, so that nothing said of a record that is decoded alone
     depends on the others that are.
     """
     spread = simulated.variances(experiment, rows, noise)
     read = {ridge: read_rows(products, spread, ridge, len(rows), centres) for ridge in RIDGES}
     ridge = max(RIDGES, key=lambda ridge: float(read[ridge].separation.mean()))
     inside = np.flatnonzero(rows < experiment.knowledge.candidates)
-    found, tempering = read[ridge].taken(inside), read[ridge].tempering(_priors(experiment, rows))
+    found, priors = read[ridge].taken(inside), _priors(experiment, rows)
     if len(targets):
         both = Reading.joined([found, read_targets(products, spread, ridge, centres)])
         found = both.taken(np.argsort(np.concatenate([rows[inside], targets])))
-    return found, tempering
+    return Calibrated(found, read[ridge].tempering(priors), read[ridge].stretching(priors))
 
 
 def _priors(experiment: Experiment, records: np.ndarray) -> np.ndarray:
@@ -287,10 +296,21 @@ def _priors(experiment: Experiment, records: np.ndarray) -> np.ndarray:
     return experiment.active * known.prior * known.asked[records]
 
 
-def _ratio(experiment: Experiment, readings: list[tuple[Reading, float]]) -> np.ndarray:
+def _ratio(experiment: Experiment, readings: list[Calibrated]) -> np.ndarray:
     """Return the log likelihood ratio of membership, (n,): Σ_t log(ρ exp(ratio of being in U_t) + 1 − ρ)."""
     active, priors = experiment.active, _priors(experiment, np.arange(experiment.knowledge.candidates))
-    ratios = (tempering * reading.likelihood_ratio(priors) for reading, tempering in readings)
+    ratios = (each.tempering * each.reading.likelihood_ratio(priors) for each in readings)
     if active == 1:
         return np.sum(list(ratios), axis=0)
     return np.sum([np.logaddexp(np.log(active) + each, np.log1p(-active)) for each in ratios], axis=0)
+
+
+def _stretching(knowledge: Knowledge, readings: list[Calibrated]) -> float:
+    """Return what all scores are multiplied by, so that `combined` may add them to others' log-odds.
+
+    1 where members are unknown: what spreads further than predicted is then mostly they, and was tempered.
+    Else simulated rounds say all of the noise, and it is gain. No order among candidates depends on it.
+    """
+    if not readings or any(knowledge.unknown(*population) >= 1 for population in knowledge.populations()):
+        return 1.0
+    return float(np.mean([each.stretching / each.tempering for each in readings]))

@@ -196,10 +196,9 @@ def variances(experiment: Experiment, rows: np.ndarray, noise: float) -> Varianc
     left_out = (known.asked.sum() - asked.sum()) / max(1, len(rows))
     sampled = np.full(len(rows), effective * (1 - effective) * left_out)
     for members, parties in known.populations():
-        unknown = known.sizes[list(parties)].sum() - known.prior * known.asked[members].sum()
         inside = np.isin(rows, members)
         inside = inside if inside.any() else np.ones(len(rows), bool)
-        number = active * max(0.0, float(unknown))
+        number = active * known.unknown(members, parties)
         # Their mean is estimated from these rows: its error counts once for each of them, all alike.
         sampled[inside] += number * (1 + number / inside.sum()) / inside.sum()
     counts = {k: int((sets.party == k).sum()) for k in known.others}

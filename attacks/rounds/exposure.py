@@ -114,7 +114,7 @@ def read(experiment: Experiment, kind: str, evidence: Evidence) -> Reading:
     targets = np.setdiff1d(np.arange(experiment.knowledge.candidates), rows)
     products = simulated.products(experiment, evidence, rows, targets)
     gathered = decoding.Gathered([]).with_round(experiment, products, len(rows))
-    return decoding.readings_of(experiment, kind, gathered, rows, targets)[0][0]
+    return decoding.readings_of(experiment, kind, gathered, rows, targets)[0].reading
 
 
 def _plain(view: ParticipantView) -> bool:

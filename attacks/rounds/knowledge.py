@@ -64,6 +64,11 @@ class Knowledge:
             return [(np.flatnonzero(self.drawable), self.others)]
         return [(self.eligible(k), (k,)) for k in self.others]
 
+    def unknown(self, members: np.ndarray, parties: tuple[int, ...]) -> float:
+        """Return how many members of a population's parties are expected to be none of its rows."""
+        asked = self.prior * self.asked[members].sum()
+        return max(0.0, float(self.sizes[list(parties)].sum() - asked))
+
 
 def of_view(view: ParticipantView, candidates: Records, prior: float = 0.5) -> Knowledge:
     """Return what a participant knows, by what it is assumed to own (adversary.auxiliary).

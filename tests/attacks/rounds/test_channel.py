@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -240,3 +242,14 @@ def test_noise_of_known_variance_lowers_the_separation() -> None:
     for noisy, silent in pairs:
         np.testing.assert_allclose(noisy.gain, silent.gain)
         assert (noisy.deviation > silent.deviation).all()
+
+
+@pytest.mark.parametrize("stretched", [1.0, 1.5, 4.0])
+def test_a_gain_that_is_larger_than_predicted_is_seen_where_all_the_noise_is_known(stretched: float) -> None:
+    stream, n, separation = np.random.default_rng(0), 50_000, 1.4
+    member = stream.random(n) < PRIOR
+    amplitude = stretched * separation**2 * (member - PRIOR) + separation * stream.normal(size=n)
+    reading = Reading(amplitude, np.full(n, separation**2), np.full(n, separation))
+    assert reading.stretching(PRIOR) == pytest.approx(stretched, rel=0.05)
+    narrow = replace(reading, deviation=2 * reading.deviation)
+    assert narrow.stretching(PRIOR) == 1 or stretched > 2, "what spreads less than said is not stretched"

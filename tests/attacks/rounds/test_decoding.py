@@ -46,6 +46,24 @@ def auc(worlds: list[World], effort: Effort = QUICK) -> float:
     return float(np.mean(areas))
 
 
+def test_scores_are_stretched_alike_and_only_where_no_member_is_unknown() -> None:
+    given = world()
+    count = len(given.candidates)
+    others = owned.of_view(given.view, given.candidates).others
+    beside = Pool(records(np.random.default_rng(50), count), np.resize(others, count))
+
+    def factor(view: ParticipantView, unknown: float) -> np.ndarray:
+        known = owned.of_view(view, given.candidates)
+        assert sum(known.unknown(*population) for population in known.populations()) == unknown
+        outcome = decode(view, given.candidates, 9, QUICK)
+        return np.asarray(outcome.scores / np.mean(list(outcome.ratios.values()), axis=0))
+
+    np.testing.assert_allclose(factor(given.view, SIZE), 1)
+    stretched = factor(replace(given.view, auxiliary=beside), 0)
+    np.testing.assert_allclose(stretched, stretched[0])
+    assert stretched[0] > 1
+
+
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("repeats", [0, 1])
 def test_it_finds_what_was_learnt_by_heart(told: bool, repeats: int) -> None:
