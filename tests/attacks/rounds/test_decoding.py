@@ -49,8 +49,7 @@ def auc(worlds: list[World], effort: Effort = QUICK) -> float:
 def test_scores_are_stretched_alike_and_only_where_no_member_is_unknown() -> None:
     given = world()
     count = len(given.candidates)
-    others = owned.of_view(given.view, given.candidates).others
-    beside = Pool(records(np.random.default_rng(50), count), np.resize(others, count))
+    beside = Pool(records(np.random.default_rng(50), count), np.full(count, -1))
 
     def factor(view: ParticipantView, unknown: float) -> np.ndarray:
         known = owned.of_view(view, given.candidates)
