@@ -297,6 +297,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def end_with_starter() -> None:
+    """Have this process end with the SuperExec that started it, where fedsim started that one.
+
+    Else a ServerApp goes on asking a SuperLink that has been killed, for minutes.
+    """
+    if MARK in os.environ:
+        end_with_parent()
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports of this machine's loopback that nothing listens on."""
     with contextlib.ExitStack() as on_exit:

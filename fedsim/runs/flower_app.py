@@ -21,6 +21,7 @@ from fedsim.core.errors import InputError, suggestion
 from fedsim.core.parallel import cores
 from fedsim.core.run_directory import RunDirectory
 from fedsim.core.scenario.reading import load
+from fedsim.engines import flower_cli
 from fedsim.engines.bounded_grid import BoundedGrid
 from fedsim.runs import play, prepare
 from fedsim.runs.prepare import Prepared
@@ -36,6 +37,7 @@ log = logging.getLogger("flwr")  # what `flwr run --stream` shows
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one game of the run that is named, or all of a scenario."""
+    flower_cli.end_with_starter()
     grid = BoundedGrid(grid)
     if context.run_config.get("run"):
         run = RunDirectory.open(run_folder(context))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -74,3 +78,27 @@ def test_a_failed_run_on_superlink_says_why_and_leaves_nothing(tmp_path: Path, h
     with pytest.raises(FedsimError, match=r"did not start: .*name"):
         superlink.run_game(run, 0)
     assert not of_home(homes) and not list(homes.glob("fedsim-flower-*"))
+
+
+def test_a_run_on_superlink_that_is_killed_leaves_no_process(tmp_path: Path, homes: Path) -> None:
+    run = prepared_run(tmp_path, federation={"rounds": 500})
+    code = (
+        "from pathlib import Path; from fedsim.core.run_directory import RunDirectory; "
+        "from fedsim.runs import play; "
+        f"play.federate(RunDirectory.open(Path({str(run.path)!r})), engine='superlink')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(homes)})
+    try:
+        assert within(180, lambda: any((run.path / "models").rglob("*.safetensors"))), "a round is over"
+        assert of_home(homes)
+    finally:
+        process.kill()
+        process.wait()
+    assert within(15, lambda: not of_home(homes)), "of itself a ServerApp asks a dead SuperLink for minutes"
+
+
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not (happened := happens()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return happened
