@@ -24,6 +24,7 @@ from attacks.rounds import knowledge as owned
 from attacks.rounds.channel import Intercepts, Products, Reading, read_rows, read_targets
 from attacks.rounds.experiment import Experiment
 from attacks.rounds.knowledge import Knowledge
+from attacks.rounds.noise import noise_in_update
 from attacks.rounds.updates import others_update, readable
 from attacks.shadows.plan import FederationPlan
 from attacks.shadows.suite import federation_plan
@@ -33,6 +34,9 @@ from fedsim.core.data.records import Records
 from fedsim.core.scenario.adversary import AdversarySettings
 
 NAME = "round-decoding"
+
+ROUNDS = (1, 2, 3, 5)
+"""t of the updates that are read where the training is without noise: later ones tell little more."""
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """λ to choose from, by the largest predicted separation, in units of a signature's mean square."""
@@ -47,7 +51,10 @@ class Effort:
 
     prior: π, the share of members among the candidates
     rounds: t ≥ 1 of the updates that are read, as long as they are seen and ``federations`` are not spent
+    noisy_rounds: the same where a party adds the noise of DP-SGD: it is drawn anew in every round, so that
+        each tells as much as the first. Not where parties come and go, of which each is kept by itself
     sets: simulated party-rounds whose residuals are the noise
+    noisy_sets: the same where every party adds the noise of DP-SGD, which is known and hides the rest
     repeats: pairs of contexts in which a signature is measured; 0: none is
     gradients: whether signatures by gradients are read as well, where they apply
     federations: work of all rounds, in whole federations, a quarter of what LiRA trains by default; the first
@@ -59,8 +66,10 @@ class Effort:
     """
 
     prior: float = 0.5
-    rounds: tuple[int, ...] = (1, 2, 3, 5)
+    rounds: tuple[int, ...] = ROUNDS
+    noisy_rounds: tuple[int, ...] = tuple(range(1, 21))
     sets: int = 600
+    noisy_sets: int = 150
     repeats: int = 1
     gradients: bool = True
     federations: float = 64.0
@@ -116,7 +125,8 @@ def effort_of(settings: AdversarySettings) -> Effort:
     effort = Effort(prior=settings.prior)
     if settings.decoded_rounds is None:
         return effort
-    return replace(effort, rounds=effort.rounds[: settings.decoded_rounds], federations=math.inf)
+    rounds = effort.rounds[: settings.decoded_rounds]
+    return replace(effort, rounds=rounds, noisy_rounds=rounds, federations=math.inf)
 
 
 def decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort | None = None) -> Outcome:
@@ -136,7 +146,9 @@ def planned_cost(view: ParticipantView, candidates: Records, effort: Effort | No
 def _experiment(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Experiment:
     plan = federation_plan(view, view.settings.rounds)
     known = owned.of_view(view, candidates, effort.prior)
-    return Experiment.draw(plan, known, effort.sets, effort.repeats, chance_of_others(view), seed)
+    noisy = all(noise_in_update(plan, [k]) > 0 for k in known.others)
+    sets = min(effort.sets, effort.noisy_sets) if noisy else effort.sets
+    return Experiment.draw(plan, known, sets, effort.repeats, chance_of_others(view), seed)
 
 
 def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effort) -> Outcome:
@@ -146,7 +158,7 @@ def _decode(view: ParticipantView, candidates: Records, seed: int, effort: Effor
     rounds, kinds, spent = _affordable(view, experiment, effort)
     rows = drawn_rows(experiment, effort.rows)
     targets = np.setdiff1d(np.arange(known.candidates), rows)
-    weights = min(effort.weights, max(1024, ENTRIES // (len(known) + effort.sets)))
+    weights = min(effort.weights, max(1024, ENTRIES // (len(known) + len(experiment.sets))))
     gathered = {kind: Gathered([]) for kind in kinds}
     for t in rounds:
         start = view.initial if t == 1 else view.models[t - 1]
@@ -191,11 +203,13 @@ def _affordable(
 ) -> tuple[list[int], list[str], float]:
     """Return the rounds to read, by which kinds of signature, and what that costs.
 
-    Signatures are measured in pairs where all rounds can be paid for so, or gradients do not apply.
+    Signatures are measured in pairs where so many rounds as are read without noise can be paid for so, or
+    gradients do not apply.
     """
-    seen = readable(view, experiment.plan, effort.rounds)
+    noisy = experiment.noise > 0 and experiment.active == 1
+    seen = readable(view, experiment.plan, effort.noisy_rounds if noisy else effort.rounds)
     plain = effort.gradients and follow_gradients(experiment.plan, experiment.knowledge.others)
-    affordable = experiment.cost(True) * len(seen) <= effort.federations
+    affordable = experiment.cost(True) * min(len(seen), len(effort.rounds)) <= effort.federations
     measured = effort.repeats > 0 and (affordable or not plain)
     kinds = ["paired"] * measured + ["gradient"] * plain
     price = experiment.cost(measured)

@@ -95,6 +95,21 @@ def test_noise_of_dp_lowers_what_it_finds_and_what_it_predicts() -> None:
     assert separations[1] < 0.7 * separations[0]
 
 
+def test_more_rounds_are_read_where_noise_is_drawn_anew_in_each() -> None:
+    effort = replace(QUICK, rounds=(1,), noisy_rounds=(1, 2), noisy_sets=30)
+    plain = decode(world().view, world().candidates, 9, effort)
+    assert plain.rounds == [1]
+    noisy = world(privacy=dp(8.0))
+    both = decode(noisy.view, noisy.candidates, 9, effort)
+    assert both.rounds == [1, 2]
+    assert both.cost < plain.cost * 2, "fewer residuals are simulated"
+    first = decode(noisy.view, noisy.candidates, 9, replace(effort, noisy_rounds=(1,)))
+    told = [each.readings["paired"][0].separation.mean() for each in (first, both)]
+    assert told[1] > 1.2 * told[0]
+    some = world(privacy=dp(8.0), participants=2)
+    assert decode(some.view, some.candidates, 9, effort).rounds == [1], "every round would be kept by itself"
+
+
 @pytest.mark.parametrize("optimizer", [{"optimizer": "adam", "lr": 0.01}, {"momentum": 0.8, "lr": 0.05}])
 def test_other_optimizers_are_read_by_paired_signatures_alone(optimizer: dict) -> None:
     training = TrainingSettings(batch=4, epochs=4, **optimizer)
