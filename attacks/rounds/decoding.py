@@ -44,6 +44,9 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ENTRIES = 2**27
 """Coordinates of all records and sets, beyond which updates are projected: half a GiB of each kind."""
 
+LABOUR = 2**29
+"""Coordinates of all records in all rounds, beyond which not all noisy rounds are read: minutes of a core."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -206,8 +209,11 @@ def _affordable(
     Signatures are measured in pairs where so many rounds as are read without noise can be paid for so, or
     gradients do not apply.
     """
-    noisy = experiment.noise > 0 and experiment.active == 1
-    seen = readable(view, experiment.plan, effort.noisy_rounds if noisy else effort.rounds)
+    wanted = effort.rounds
+    if experiment.noise and experiment.active == 1:
+        coordinates = len(experiment.knowledge) * sum(array.size for array in view.initial.values())
+        wanted = effort.noisy_rounds[: max(len(effort.rounds), LABOUR // coordinates)]
+    seen = readable(view, experiment.plan, wanted)
     plain = effort.gradients and follow_gradients(experiment.plan, experiment.knowledge.others)
     affordable = experiment.cost(True) * min(len(seen), len(effort.rounds)) <= effort.federations
     measured = effort.repeats > 0 and (affordable or not plain)
