@@ -274,8 +274,10 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     Student's t with G − 1 degrees of freedom on the G values, whose variance s² holds both what games differ
     by and what each is uncertain by; w² / 20 is added, w² the mean squared standard error of the games' own
     intervals on that side, so that equal values do not make the mean certain. The reach is taken on the
-    logit scale: near 1 the values are skewed, and a symmetric interval misses on one side. Of one game it is
-    that game's. Simulated coverage: `experiments/results/coverage.md`.
+    logit scale: near 1 the values are skewed, and a symmetric interval misses on one side. Where the games
+    differ by next to nothing of what they are uncertain by (s² < w²/10), a reach on that scale has no bounds
+    near 1, and no end lies further away than that of `mean`. Of one game it is that game's. Simulated
+    coverage: `experiments/results/coverage.md`.
     """
     from scipy.special import expit, logit
     from scipy.stats import norm, t
@@ -288,12 +290,16 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     centre = float(value.mean())
     if centre in (0.0, 1.0):  # every game perfect: no logit
         return replace(mean(estimates, error), note=note)
-    ends = []
+    spread, ends = float(value.var(ddof=1)), []
     for sign, end in ((-1, low), (1, high)):
         within = float(np.mean(((value - end) / norm.isf(error / 2)) ** 2))
-        deviation = math.sqrt((value.var(ddof=1) + WITHIN * within) / len(known))
+        deviation = math.sqrt((spread + WITHIN * within) / len(known))
         reach = t.isf(error / 2, len(known) - 1) * deviation / (centre * (1 - centre))
-        ends.append(float(expit(logit(centre) + sign * reach)))
+        furthest = float(expit(logit(centre) + sign * reach))
+        if len(known) > 2 and spread < within / 10:  # of two games the spread is not known so well
+            straight = centre + sign * _half_width(spread, within, len(known), error)
+            furthest = max(furthest, straight) if sign < 0 else min(furthest, straight)
+        ends.append(furthest)
     return Estimate(centre, ends[0], ends[1], note)
 
 

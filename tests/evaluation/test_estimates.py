@@ -268,6 +268,22 @@ def test_a_mean_auc_by_hand() -> None:
     assert perfect.value == 1 and perfect.low < 1
 
 
+def test_games_that_are_nearly_all_perfect_say_something() -> None:
+    """Seven games of ten members and ten others in perfect order, and one with a single pair out of order."""
+    perfect = estimates.auc(np.arange(10.0) + 10, np.arange(10.0))
+    nearly = estimates.auc(np.append(np.arange(9.0) + 10, 8.5), np.arange(10.0))
+    assert nearly.value == 0.99
+    found = estimates.mean_auc([perfect] * 7 + [nearly])
+    assert 0.85 < found.low < 0.95 and 0.999 < found.high < 1
+    stream, n = np.random.default_rng(0), 10
+
+    def draw() -> Estimate:
+        games = [(stream.normal(3.64, 1, n), stream.normal(0, 1, n)) for _ in range(5)]
+        return estimates.mean_auc([estimates.auc(*game) for game in games])
+
+    assert coverage(float(norm.cdf(3.64 / math.sqrt(2))), draw, draws=250) >= 0.93
+
+
 def test_the_mean_of_rare_rates_over_games_keeps_an_interval() -> None:
     stream, truth, games, n = np.random.default_rng(0), 0.005, 4, 20
 
