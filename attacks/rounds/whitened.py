@@ -29,6 +29,7 @@ import numpy as np
 from attacks.declaration import FIRST_MODELS, attack
 from attacks.rounds import knowledge as owned
 from attacks.rounds.coordinates import Sketch
+from attacks.rounds.decoding import ROUNDS
 from attacks.rounds.party_rounds import Compress
 from attacks.rounds.signatures import GRADIENT_BYTES, record_gradients
 from attacks.views.participant import ParticipantView
@@ -37,8 +38,6 @@ from fedsim.core.data.records import Records
 if TYPE_CHECKING:
     import torch
 
-ROUNDS = (1, 2, 3, 5)
-"""Updates that are read, the same as by round decoding."""
 RECORDS_A_DIRECTION = 2
 """Records that tell each principal component: members show in all directions, not in the widest alone."""
 RESOLVED = 1e-10

@@ -129,7 +129,8 @@ class AdversarySettings(Settings):
     decoded_rounds: Annotated[int, Field(ge=1, le=4)] | None = Field(
         None,
         description="updates that round decoding reads, of rounds 1, 2, 3 and 5, whatever they cost; "
-        "default: as many as what 64 shadow federations cost pays for, of longer federations more",
+        "default: as many as what 64 shadow federations cost pays for, of longer federations more, and under "
+        "DP-SGD of the first 20",
     )
     memory: Positive = Field(
         1.0, description="GiB that training them takes, about; with less, fewer are trained at a time"
