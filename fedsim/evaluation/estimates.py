@@ -275,7 +275,7 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     by and what each is uncertain by; w² / 20 is added, w² the mean squared standard error of the games' own
     intervals on that side, so that equal values do not make the mean certain. The reach is taken on the
     logit scale: near 1 the values are skewed, and a symmetric interval misses on one side. Where the games
-    differ by next to nothing of what they are uncertain by (s² < w²/10), a reach on that scale has no bounds
+    differ by next to nothing of what they are uncertain by (s² < w²/30), a reach on that scale has no bounds
     near 1, and no end lies further away than that of `mean`. Of one game it is that game's. Simulated
     coverage: `experiments/results/coverage.md`.
     """
@@ -296,7 +296,7 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
         deviation = math.sqrt((spread + WITHIN * within) / len(known))
         reach = t.isf(error / 2, len(known) - 1) * deviation / (centre * (1 - centre))
         furthest = float(expit(logit(centre) + sign * reach))
-        if len(known) > 2 and spread < within / 10:  # of two games the spread is not known so well
+        if len(known) > 2 and spread < within / 30:  # of two games the spread is not known so well
             straight = centre + sign * _half_width(spread, within, len(known), error)
             furthest = max(furthest, straight) if sign < 0 else min(furthest, straight)
         ends.append(furthest)
