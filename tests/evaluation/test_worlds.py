@@ -22,7 +22,7 @@ def records(n: int, share: float, parties: int, stream: np.random.Generator) -> 
 
 
 @given(
-    n=st.integers(60, 200),
+    n=st.integers(240, 400),  # of fewer, one in ten may be members alone, or others, which is refused
     beside=st.sampled_from([0, 7, 90]),
     parties=st.integers(1, 4),
     share=st.sampled_from([0.3, 0.5, 0.7]),
