@@ -186,10 +186,9 @@ def against_guarantee(found: pd.DataFrame) -> pd.DataFrame:
     rates = {f"tpr_at_fpr_{rate}": rate for rate in RATES}
     rows = overall[(overall["kind"] == "leakage") & overall["metric"].isin(list(rates))]
     rows = rows.dropna(subset=["value"]).assign(rate=rows["metric"].map(rates))
-    rows = rows.drop_duplicates(["cell", "attack", "world", "party", "metric"])
     rows = rows.join(guarantees, on=["cell", "party"])
     rows = rows[np.isfinite(rows["epsilon"]) & rows["delta"].notna()]
-    # Two sweeps' cells may hold the same games, attacked by other attacks beside this one.
+    # Two sweeps share cells, or have cells of the same games that other attacks stand beside this one in.
     same = ["scenario", "attack", "world", "party", "rate", "epsilon", "delta", "value", "low", "high"]
     rows = rows.drop_duplicates(same)
     arguments = list(zip(rows["rate"], rows["epsilon"], rows["delta"], strict=True))

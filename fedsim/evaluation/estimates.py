@@ -288,8 +288,9 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
     note = "" if len(known) == len(estimates) else f"{len(known)} of {len(estimates)} games"
     value, low, high = np.array([(estimate.value, estimate.low, estimate.high) for estimate in known]).T
     centre = float(value.mean())
+    straight = mean(known, error)
     if centre in (0.0, 1.0):  # every game perfect: no logit
-        return replace(mean(estimates, error), note=note)
+        return replace(straight, note=note)
     spread, ends = float(value.var(ddof=1)), []
     for sign, end in ((-1, low), (1, high)):
         within = float(np.mean(((value - end) / norm.isf(error / 2)) ** 2))
@@ -297,8 +298,7 @@ def mean_auc(estimates: Sequence[Estimate], error: float = ERROR) -> Estimate:
         reach = t.isf(error / 2, len(known) - 1) * deviation / (centre * (1 - centre))
         furthest = float(expit(logit(centre) + sign * reach))
         if len(known) > 2 and spread < within / 30:  # of two games the spread is not known so well
-            straight = centre + sign * _half_width(spread, within, len(known), error)
-            furthest = max(furthest, straight) if sign < 0 else min(furthest, straight)
+            furthest = max(furthest, straight.low) if sign < 0 else min(furthest, straight.high)
         ends.append(furthest)
     return Estimate(centre, ends[0], ends[1], note)
 

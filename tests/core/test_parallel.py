@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.waiting import eventually
 
 from fedsim.core.errors import FedsimError, InputError, plainly
 from fedsim.core.parallel import TaskLate, WorkerDied, Workers, in_threads, stop_signals
@@ -176,13 +176,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def eventually(what: Callable[[], Any], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(what())
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")

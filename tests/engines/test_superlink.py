@@ -7,13 +7,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from support.runs import final_sha, finished_run, prepared_run
+from support.waiting import eventually
 
 from fedsim.core.errors import FedsimError
 from fedsim.engines import flower_cli
@@ -89,16 +88,11 @@ def test_a_run_on_superlink_that_is_killed_leaves_no_process(tmp_path: Path, hom
     )
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(homes)})
     try:
-        assert within(180, lambda: any((run.path / "models").rglob("*.safetensors"))), "a round is over"
+        assert eventually(lambda: any((run.path / "models").rglob("*.safetensors")), 180), "a round is over"
         assert of_home(homes)
     finally:
         process.kill()
         process.wait()
-    assert within(15, lambda: not of_home(homes)), "of itself a ServerApp asks a dead SuperLink for minutes"
-
-
-def within(seconds: float, happens: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not (happened := happens()) and time.monotonic() < end:
-        time.sleep(0.2)
-    return happened
+    assert eventually(lambda: not of_home(homes), 15), (
+        "of itself a ServerApp asks a dead SuperLink for minutes"
+    )
